@@ -1,0 +1,174 @@
+"""Who may read whom: the rules, written once, for numpy and torch alike.
+
+Every rule is a test on pairs of labels. A label says where a token or a summary stands: piece in
+the row (-1 padding), bar in the piece (-1 prefix), instrument (0 header tokens, i.e. the bar
+token, metre and tempo; 1.. instruments; -1 prefix), index in the bar (0 is the bar token) and time
+(the position in the row before any reordering). The operators used here work elementwise on
+arrays of both libraries and on the scalars of a FlexAttention mask function.
+
+Sources: the bar distances of `museformer` are those of Museformer (Yu et al. 2022, section 3.2).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from meloformer.errors import ConfigError
+
+Order = Literal["bar", "instrument"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where every token and every summary of a batch stands; numpy arrays or torch tensors.
+
+    Args:
+        piece_BT: piece of the row, 0.. in order; -1 padding.
+        bar_BT: bar in its window, 0..; -1 prefix and padding.
+        instrument_BT: 0 header tokens, 1 + instrument of midi/grid.py otherwise; -1 prefix, padding.
+        onset_BT: steps from the bar line of the onset in force, 0 where there is none.
+        index_BT: position inside the bar (bar token = 0) or inside the prefix.
+        piece_BS: piece of each summary; -1 padding.
+        bar_BS: bar of each summary; 0 for padding.
+    """
+
+    piece_BT: Any
+    bar_BT: Any
+    instrument_BT: Any
+    onset_BT: Any
+    index_BT: Any
+    piece_BS: Any
+    bar_BS: Any
+
+
+class TokenLabel(NamedTuple):
+    """Labels of tokens, broadcastable against another set."""
+
+    piece: Any
+    bar: Any
+    instrument: Any
+    index: Any
+    time: Any
+
+
+class SummaryLabel(NamedTuple):
+    """Labels of summaries; `slot` is the position in the row's summary stream."""
+
+    piece: Any
+    bar: Any
+    slot: Any
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """Some key/value heads, the tokens that they read and the order in which they are stored.
+
+    Args:
+        same_instrument: read the own instrument in any earlier bar.
+        bar_distances: read everything at these bar distances; None reads every earlier bar.
+        order: storage order inside the attention call: time, or instrument by instrument.
+        share: relative number of key/value heads.
+    """
+
+    same_instrument: bool
+    bar_distances: tuple[int, ...] | None
+    order: Order = "bar"
+    share: int = 1
+
+
+Rule = tuple[HeadGroup, ...]
+
+NEAR_BARS = (0, 1, 2, 4)
+MUSEFORMER_BARS = (0, 1, 2, 4, 8, 12, 16, 24, 32)
+
+RULES: dict[str, Rule] = {
+    "museformer": (HeadGroup(False, MUSEFORMER_BARS),),
+    "hid": (HeadGroup(True, NEAR_BARS, "instrument"),),
+    "halves": (HeadGroup(True, (), "instrument"), HeadGroup(False, NEAR_BARS)),
+    "full": (HeadGroup(False, None),),
+}
+
+
+def rule_of(name: str) -> Rule:
+    """The rule of a preset name."""
+    if name not in RULES:
+        raise ConfigError(f"attention rule {name!r} is unknown; allowed: {', '.join(RULES)}")
+    return RULES[name]
+
+
+def split_heads(rule: Rule, num_kv_heads: int) -> tuple[slice, ...]:
+    """Key/value heads of each group.
+
+    >>> split_heads(RULES["halves"], 4)
+    (slice(0, 2, None), slice(2, 4, None))
+    """
+    shares = sum(group.share for group in rule)
+    if num_kv_heads % shares:
+        raise ConfigError(
+            f"{num_kv_heads} key/value heads cannot be shared out over {shares} parts of the rule; "
+            f"allowed: multiples of {shares}"
+        )
+    edges = np.cumsum([0] + [group.share * num_kv_heads // shares for group in rule])
+    return tuple(slice(int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False))
+
+
+def _in_distances(distance: Any, bar_distances: tuple[int, ...]) -> Any:
+    hit = distance == bar_distances[0] if bar_distances else distance != distance
+    for value in bar_distances[1:]:
+        hit = hit | (distance == value)
+    return hit
+
+
+def token_reads_token(group: HeadGroup, q: TokenLabel, k: TokenLabel) -> Any:
+    """Fine rule: own piece, not later, and prefix, own bar token, or what the group reads.
+
+    A padding token reads itself alone, so that no softmax is empty.
+    """
+    chosen = (k.bar < 0) | ((k.bar == q.bar) & (k.index == 0))
+    if group.bar_distances is None:
+        chosen = chosen | (k.time <= q.time)
+    else:
+        chosen = chosen | _in_distances(q.bar - k.bar, group.bar_distances)
+        if group.same_instrument:
+            chosen = chosen | (k.instrument == q.instrument)
+    same_piece = (k.piece == q.piece) & (q.piece >= 0)
+    return (same_piece & (k.time <= q.time) & chosen) | (k.time == q.time)
+
+
+def token_reads_summary(q: TokenLabel, k: SummaryLabel) -> Any:
+    """Coarse rule: own piece, strictly finished bars.
+
+    `<` and not `<=`: a bar's summary has read the bar's last token, so a token that read its own
+    bar's summary would see its own future.
+    """
+    return (k.piece == q.piece) & (q.piece >= 0) & (k.bar < q.bar)
+
+
+def summary_reads_token(q: SummaryLabel, k: TokenLabel) -> Any:
+    """A summary gathers the prefix and the tokens of its own bar."""
+    return (k.piece == q.piece) & (q.piece >= 0) & ((k.bar < 0) | (k.bar == q.bar))
+
+
+def summary_reads_summary(q: SummaryLabel, k: SummaryLabel) -> Any:
+    """A summary reads itself and the summaries of earlier bars; padding reads itself alone."""
+    return ((k.piece == q.piece) & (q.piece >= 0) & (k.bar <= q.bar)) | (k.slot == q.slot)
+
+
+def num_summaries(seq_len: int) -> int:
+    """Summary capacity S of a row of `seq_len` tokens: a bar per 16 tokens, in blocks of 128.
+
+    >>> num_summaries(1024), num_summaries(8192)
+    (128, 512)
+    """
+    return -(-max(seq_len // 16, 1) // 128) * 128
+
+
+def instrument_order(piece_T: np.ndarray, instrument_T: np.ndarray) -> np.ndarray:
+    """Storage order: piece by piece, instrument by instrument, in time; padding last.
+
+    Returns:
+        (T,) int32: entry i is the time index of the token stored at i.
+    """
+    last = np.where(piece_T < 0, np.iinfo(np.int32).max, piece_T)
+    return np.lexsort((np.arange(len(piece_T)), instrument_T, last)).astype(np.int32)
