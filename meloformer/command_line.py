@@ -1,0 +1,67 @@
+"""How every recipe of launch/ reads its flags and ends: one dataclass in, one line out on refusal."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from meloformer.errors import MeloFormerError
+
+Config = TypeVar("Config")
+
+EXIT_REFUSED = 2
+
+
+def parse_flags(
+    config_class: type[Config],
+    arguments: Sequence[str] | None = None,
+    *,
+    description: str | None = None,
+) -> Config:
+    """Read command line flags into a frozen dataclass; nested dataclasses lose their prefix.
+
+    Args:
+        config_class: its fields are the flags and its defaults the only defaults.
+        arguments: flags without the program's name; None takes those of this process.
+        description: what `--help` says above the flags.
+
+    Raises:
+        SystemExit: code 2 for an unknown flag or an impossible value, 0 after `--help`.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    return tyro.cli(
+        config_class,
+        # The deepspeed launcher adds it first; ranks come from the environment.
+        args=[flag for flag in given if not re.fullmatch(r"--local[_-]rank=-?\d+", flag)],
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+        use_underscores=True,
+    )
+
+
+def run_recipe(
+    function: Callable[[Config], int | None],
+    config_class: type[Config],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Parse flags, call the recipe, and end the process with its status.
+
+    Args:
+        function: takes the parsed config; returns an exit status, None for success. The docstring
+            of its module is what `--help` says.
+        config_class: see `parse_flags`.
+        arguments: see `parse_flags`.
+
+    Raises:
+        SystemExit: always, unless the recipe raises something that is not a MeloFormerError. A
+            MeloFormerError becomes one line on stderr and code 2.
+    """
+    try:
+        description = sys.modules[function.__module__].__doc__
+        status = function(parse_flags(config_class, arguments, description=description))
+    except MeloFormerError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
+    sys.exit(status or 0)

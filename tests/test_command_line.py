@@ -1,0 +1,65 @@
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from meloformer.command_line import parse_flags, run_recipe
+from meloformer.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    learning_rate: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of a recipe."""
+
+    output: str = "here"
+    pedal: Literal["on", "off"] = "on"
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_flags_of_nested_dataclasses_need_no_prefix_and_keep_underscores() -> None:
+    flags = parse_flags(Flags, ["--learning_rate", "2", "--pedal", "off"])
+    assert (flags.inner.learning_rate, flags.pedal) == (2.0, "off")
+
+
+def test_the_launchers_local_rank_is_dropped_wherever_it_stands() -> None:
+    assert parse_flags(Flags, ["--local_rank=3", "--output", "x"]).output == "x"
+    assert parse_flags(Flags, ["--output", "x", "--local_rank=0"]).output == "x"
+
+
+@pytest.mark.parametrize("arguments", [["--no_such_flag", "1"], ["--pedal", "maybe"]])
+def test_an_unknown_flag_or_value_ends_with_exit_code_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_flags(Flags, arguments)
+    assert ended.value.code == 2
+
+
+def test_a_refusal_is_one_line_on_stderr_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(flags: Flags) -> None:
+        raise ConfigError(f"found {flags.output},\n  allowed: there")
+
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(refuse, Flags, [])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: found here, allowed: there\n"
+
+
+def test_the_recipes_status_is_the_exit_code() -> None:
+    for status, code in ((None, 0), (1, 1)):
+        with pytest.raises(SystemExit) as ended:
+            run_recipe(lambda flags, status=status: status, Flags, [])  # type: ignore[misc]
+        assert ended.value.code == code
+
+
+def test_an_error_that_is_not_the_users_keeps_its_traceback() -> None:
+    def fail(flags: Flags) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(fail, Flags, [])
