@@ -1,4 +1,4 @@
-"""How every recipe of launch/ reads its flags and ends: one dataclass in, one line out on refusal."""
+"""How every recipe of launch/ reads its flags and ends: one dataclass in, one line on refusal."""
 
 import re
 import sys
@@ -62,6 +62,6 @@ def run_recipe(
         description = sys.modules[function.__module__].__doc__
         status = function(parse_flags(config_class, arguments, description=description))
     except MeloFormerError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(EXIT_REFUSED)
     sys.exit(status or 0)
