@@ -42,22 +42,18 @@ class Layout:
     bar_BS: Any
 
 
-class TokenLabel(NamedTuple):
-    """Labels of tokens, broadcastable against another set."""
+class Label(NamedTuple):
+    """Labels of some tokens or summaries, broadcastable against another set.
+
+    A summary has `is_summary` set, its slot as `time`, and no instrument or index (-1).
+    """
 
     piece: Any
     bar: Any
     instrument: Any
     index: Any
     time: Any
-
-
-class SummaryLabel(NamedTuple):
-    """Labels of summaries; `slot` is the position in the row's summary stream."""
-
-    piece: Any
-    bar: Any
-    slot: Any
+    is_summary: Any
 
 
 @dataclass(frozen=True)
@@ -120,39 +116,41 @@ def _in_distances(distance: Any, bar_distances: tuple[int, ...]) -> Any:
     return hit
 
 
-def token_reads_token(group: HeadGroup, q: TokenLabel, k: TokenLabel) -> Any:
-    """Fine rule: own piece, not later, and prefix, own bar token, or what the group reads.
-
-    A padding token reads itself alone, so that no softmax is empty.
-    """
+def _token_reads_token(group: HeadGroup, q: Label, k: Label) -> Any:
+    """Fine rule: not later, and prefix, own bar token, or what the group reads."""
     chosen = (k.bar < 0) | ((k.bar == q.bar) & (k.index == 0))
     if group.bar_distances is None:
-        chosen = chosen | (k.time <= q.time)
+        chosen = chosen | (k.bar >= 0)
     else:
         chosen = chosen | _in_distances(q.bar - k.bar, group.bar_distances)
         if group.same_instrument:
             chosen = chosen | (k.instrument == q.instrument)
-    same_piece = (k.piece == q.piece) & (q.piece >= 0)
-    return (same_piece & (k.time <= q.time) & chosen) | (k.time == q.time)
+    return chosen & (k.time <= q.time)
 
 
-def token_reads_summary(q: TokenLabel, k: SummaryLabel) -> Any:
-    """Coarse rule: own piece, strictly finished bars.
+def token_reads(group: HeadGroup, q: Label, k: Label) -> Any:
+    """UPDATE: does token q read token or summary k?
 
-    `<` and not `<=`: a bar's summary has read the bar's last token, so a token that read its own
-    bar's summary would see its own future.
+    Coarse rule, over summaries: strictly finished bars. `<` and not `<=`: a bar's summary has read
+    the bar's last token, so a token that read its own bar's summary would see its own future.
+    Padding reads itself alone, so that no softmax is empty.
     """
-    return (k.piece == q.piece) & (q.piece >= 0) & (k.bar < q.bar)
+    same_piece = (k.piece == q.piece) & (q.piece >= 0)
+    coarse = k.is_summary & (k.bar < q.bar)
+    fine = ~k.is_summary & _token_reads_token(group, q, k)
+    return (same_piece & (coarse | fine)) | (~k.is_summary & (k.time == q.time))
 
 
-def summary_reads_token(q: SummaryLabel, k: TokenLabel) -> Any:
-    """A summary gathers the prefix and the tokens of its own bar."""
-    return (k.piece == q.piece) & (q.piece >= 0) & ((k.bar < 0) | (k.bar == q.bar))
+def summary_reads(q: Label, k: Label) -> Any:
+    """SUMMARIZE: does summary q read token or summary k?
 
-
-def summary_reads_summary(q: SummaryLabel, k: SummaryLabel) -> Any:
-    """A summary reads itself and the summaries of earlier bars; padding reads itself alone."""
-    return ((k.piece == q.piece) & (q.piece >= 0) & (k.bar <= q.bar)) | (k.slot == q.slot)
+    It gathers the prefix and the tokens of its own bar, itself and the summaries of earlier bars.
+    Padding reads itself alone.
+    """
+    same_piece = (k.piece == q.piece) & (q.piece >= 0)
+    coarse = k.is_summary & (k.bar <= q.bar)
+    fine = ~k.is_summary & ((k.bar < 0) | (k.bar == q.bar))
+    return (same_piece & (coarse | fine)) | (k.is_summary & (k.time == q.time))
 
 
 def num_summaries(seq_len: int) -> int:
@@ -172,3 +170,28 @@ def instrument_order(piece_T: np.ndarray, instrument_T: np.ndarray) -> np.ndarra
     """
     last = np.where(piece_T < 0, np.iinfo(np.int32).max, piece_T)
     return np.lexsort((np.arange(len(piece_T)), instrument_T, last)).astype(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageBlocks:
+    """Which blocks of one attention call hold allowed pairs; int32 arrays of either library.
+
+    Args:
+        kv_num_BQ: number of partly allowed key blocks of each query block.
+        kv_index_BQN: their indices, first `kv_num` of each list.
+        full_num_BQ: number of wholly allowed key blocks.
+        full_index_BQN: their indices.
+    """
+
+    kv_num_BQ: Any
+    kv_index_BQN: Any
+    full_num_BQ: Any
+    full_index_BQN: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Block lists of a batch: one call for SUMMARIZE, one per head group for UPDATE."""
+
+    summarize: StageBlocks
+    update: tuple[StageBlocks, ...]

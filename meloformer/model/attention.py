@@ -1,0 +1,207 @@
+"""One attention call, two backends: `flex` (block-sparse, CUDA) and `dense` (the oracle, any device).
+
+Both take the same plan, made from the same rule: `dense` as a bool mask, `flex` as block lists plus
+the rule as a mask function.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from meloformer.errors import ConfigError
+from meloformer.model import masks
+from meloformer.model.masks import Blocks, Label, Layout, Rule, StageBlocks
+
+Backend = Literal["dense", "flex"]
+BLOCK_SIZE = 128
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """One attention call: which pairs count, and the storage order of its tokens.
+
+    Args:
+        mask: (B, 1, Q, N) bool, or a BlockMask.
+        order_BT: time index of the token stored at each place; None where that is time itself.
+        inverse_BT: place of each token in that order.
+    """
+
+    mask: Tensor | BlockMask
+    order_BT: Tensor | None = None
+    inverse_BT: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The calls of every layer: one SUMMARIZE, one UPDATE per head group of the rule."""
+
+    summarize: CallPlan
+    update: tuple[CallPlan, ...]
+    rule: Rule
+    precision: torch.dtype | None = None
+
+
+def build_plan(
+    layout: Layout,
+    rule: Rule,
+    backend: Backend = "dense",
+    blocks: Blocks | None = None,
+    precision: torch.dtype | None = None,
+) -> AttentionPlan:
+    """Everything about a batch that attention has to know, for all layers.
+
+    Args:
+        layout: labels of tokens and summaries, torch int32.
+        rule: head groups.
+        backend: `dense` or `flex`.
+        blocks: block lists of the batch, required by `flex`.
+        precision: dtype to run the call in; None keeps that of the inputs.
+    """
+    if backend == "flex" and blocks is None:
+        raise ConfigError("the flex backend needs the block lists of its batch; found none")
+    tokens, summaries = _labels(layout)
+    summarize_keys = _concatenate(summaries, tokens)
+    summarize = CallPlan(
+        _mask(masks.summary_reads, summaries, summarize_keys, blocks and blocks.summarize)
+    )
+    update = []
+    for index, group in enumerate(rule):
+        order_BT = inverse_BT = None
+        queries = tokens
+        if group.order == "instrument":
+            order_BT = _instrument_order(layout)
+            inverse_BT = torch.argsort(order_BT, dim=1)
+            queries = Label(*(torch.gather(field, 1, order_BT) for field in tokens))
+        reads = functools.partial(masks.token_reads, group)
+        keys = _concatenate(summaries, queries)
+        stage = blocks.update[index] if blocks else None
+        update.append(CallPlan(_mask(reads, queries, keys, stage), order_BT, inverse_BT))
+    return AttentionPlan(summarize, tuple(update), rule, precision)
+
+
+def summarize(q_BHSK: Tensor, k_BGNK: Tensor, v_BGNK: Tensor, plan: AttentionPlan) -> Tensor:
+    """Summaries read summaries and tokens; N = S + T, summaries first. Returns (B, H, S, K)."""
+    return _attend(q_BHSK, k_BGNK, v_BGNK, plan.summarize.mask, plan.precision)
+
+
+def update(q_BHTK: Tensor, k_BGNK: Tensor, v_BGNK: Tensor, plan: AttentionPlan) -> Tensor:
+    """Tokens read summaries and tokens, each head group in its own order. Returns (B, H, T, K)."""
+    num_kv_heads, queries_per_kv = k_BGNK.shape[1], q_BHTK.shape[1] // k_BGNK.shape[1]
+    outputs = []
+    for heads, call in zip(masks.split_heads(plan.rule, num_kv_heads), plan.update, strict=True):
+        q = q_BHTK[:, heads.start * queries_per_kv : heads.stop * queries_per_kv]
+        k, v = k_BGNK[:, heads], v_BGNK[:, heads]
+        if call.order_BT is None or call.inverse_BT is None:
+            outputs.append(_attend(q, k, v, call.mask, plan.precision))
+            continue
+        num_slots = k.shape[2] - q.shape[2]
+        q = _take(q, call.order_BT)
+        k = torch.cat([k[:, :, :num_slots], _take(k[:, :, num_slots:], call.order_BT)], dim=2)
+        v = torch.cat([v[:, :, :num_slots], _take(v[:, :, num_slots:], call.order_BT)], dim=2)
+        outputs.append(_take(_attend(q, k, v, call.mask, plan.precision), call.inverse_BT))
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask, precision: torch.dtype | None
+) -> Tensor:
+    dtype = v.dtype
+    # Norms and rotary may hand over another dtype than the projections; one kernel needs one.
+    q, k, v = (x.to(precision or dtype) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    if isinstance(mask, BlockMask):
+        if q.device.type == "cpu" and q.requires_grad:
+            raise ConfigError(
+                "flex attention has no backward on the CPU; use the dense backend, or no_grad"
+            )
+        return compiled_flex()(q, k, v, block_mask=mask, enable_gqa=grouped).to(dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).to(dtype)
+
+
+@functools.cache
+def compiled_flex() -> Callable[..., Tensor]:
+    """The one compiled kernel of the process: an uncompiled call would be dense attention.
+
+    Static shapes: a length that was not declared compiles anew instead of falling back.
+    """
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def _take(x_BHTK: Tensor, order_BT: Tensor) -> Tensor:
+    index = order_BT[:, None, :, None].expand(-1, x_BHTK.shape[1], -1, x_BHTK.shape[3])
+    return torch.gather(x_BHTK, 2, index)
+
+
+def _labels(layout: Layout) -> tuple[Label, Label]:
+    """Labels of tokens (B, T) and of summaries (B, S)."""
+    piece_BT, piece_BS = layout.piece_BT, layout.piece_BS
+    time_BT = torch.arange(piece_BT.shape[1], device=piece_BT.device, dtype=torch.int32)
+    slot_BS = torch.arange(piece_BS.shape[1], device=piece_BS.device, dtype=torch.int32)
+    absent_BS = torch.full_like(piece_BS, -1)
+    tokens = Label(
+        piece_BT,
+        layout.bar_BT,
+        layout.instrument_BT,
+        layout.index_BT,
+        time_BT.expand_as(piece_BT),
+        torch.zeros_like(piece_BT, dtype=torch.bool),
+    )
+    summaries = Label(
+        piece_BS,
+        layout.bar_BS,
+        absent_BS,
+        absent_BS,
+        slot_BS.expand_as(piece_BS),
+        torch.ones_like(piece_BS, dtype=torch.bool),
+    )
+    return tokens, summaries
+
+
+def _concatenate(first: Label, second: Label) -> Label:
+    return Label(*(torch.cat(pair, dim=1) for pair in zip(first, second, strict=True)))
+
+
+def _instrument_order(layout: Layout) -> Tensor:
+    """(B, T) int64: piece by piece, instrument by instrument, in time; padding last."""
+    piece_BT = layout.piece_BT.long()
+    last = piece_BT.amax(dim=1, keepdim=True) + 1
+    piece_BT = torch.where(piece_BT < 0, last, piece_BT)
+    # Instruments are small non-negative numbers once the prefix (-1) is shifted to 0.
+    instrument_BT = layout.instrument_BT.long() + 1
+    key_BT = piece_BT * (instrument_BT.max() + 1) + instrument_BT
+    return torch.argsort(key_BT, dim=1, stable=True)
+
+
+def _mask(
+    reads: Callable[[Label, Label], Tensor], q: Label, k: Label, blocks: StageBlocks | None
+) -> Tensor | BlockMask:
+    if blocks is None:
+        rows = Label(*(field[:, None, :, None] for field in q))
+        columns = Label(*(field[:, None, None, :] for field in k))
+        return reads(rows, columns)
+
+    # The closure holds tensors alone: a captured Python number would compile anew at each value.
+    q_fields = [field.contiguous() for field in q]
+    k_fields = [field.contiguous() for field in k]
+
+    def mask_mod(b: Tensor, h: Tensor, q_index: Tensor, kv_index: Tensor) -> Tensor:
+        return reads(
+            Label(*(field[b, q_index] for field in q_fields)),
+            Label(*(field[b, kv_index] for field in k_fields)),
+        )
+
+    return BlockMask.from_kv_blocks(
+        blocks.kv_num_BQ.unsqueeze(1),
+        blocks.kv_index_BQN.unsqueeze(1),
+        blocks.full_num_BQ.unsqueeze(1),
+        blocks.full_index_BQN.unsqueeze(1),
+        BLOCK_SIZE=BLOCK_SIZE,
+        mask_mod=mask_mod,
+        seq_lengths=(q.piece.shape[1], k.piece.shape[1]),
+    )

@@ -1,0 +1,105 @@
+"""The model's settings and the four sizes."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from meloformer.errors import CheckpointError, ConfigError
+from meloformer.model import masks
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuseFormerConfig:
+    """Everything that decides the function which the weights compute.
+
+    Args:
+        vocab_size: tokens V.
+        num_onsets: grid steps in the longest bar, plus nothing: onset 0 serves tokens without one.
+        num_instruments: instruments of the grid; header tokens and the prefix come on top.
+        max_seq_len: context length in tokens that the model was trained for.
+        rule: name of the attention rule, a key of masks.RULES.
+        rotary_base: wave-length base of both halves of the rotary pairs.
+    """
+
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_width: int
+    vocab_size: int
+    num_onsets: int
+    num_instruments: int
+    max_seq_len: int = 8192
+    rule: str = "halves"
+    rotary_base: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads or self.head_width % 4:
+            raise ConfigError(
+                f"width {self.width} over {self.num_heads} heads: found head width "
+                f"{self.width / self.num_heads:g}, allowed multiples of 4 (rotary pairs, half by "
+                "bar and half by index)"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"{self.num_heads} query heads over {self.num_kv_heads} key/value heads: allowed "
+                "are divisors of the query heads"
+            )
+        masks.split_heads(masks.rule_of(self.rule), self.num_kv_heads)
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    def save(self, folder: Path) -> None:
+        """Write config.json."""
+        text = json.dumps(
+            {"model_type": "museformer", **dataclasses.asdict(self)}, indent=2, sort_keys=True
+        )
+        (folder / "config.json").write_text(text + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "MuseFormerConfig":
+        """Read config.json.
+
+        Raises:
+            CheckpointError: no such file, or not a MuseFormer's.
+        """
+        path = folder / "config.json"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path}: no such file; expected a folder with a MuseFormer model"
+            )
+        values = json.loads(path.read_text())
+        if values.pop("model_type", None) != "museformer":
+            raise CheckpointError(f"{path}: model_type is not museformer; expected one of ours")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if set(values) - known:
+            raise CheckpointError(
+                f"{path}: unknown settings {sorted(set(values) - known)}; allowed {sorted(known)}; "
+                "was it written by a newer version?"
+            )
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Depth and widths of a preset."""
+
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_width: int
+
+
+SIZES: dict[str, Size] = {
+    "tiny": Size(4, 128, 2, 2, 384),
+    "small": Size(8, 512, 8, 8, 1408),
+    "base": Size(12, 768, 12, 12, 2048),
+    "large": Size(24, 1024, 16, 16, 4096),
+}

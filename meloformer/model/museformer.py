@@ -1,0 +1,174 @@
+"""MuseFormer: tokens and one summary per bar, sharing projections and feed-forward weights.
+
+Source: Yu et al. 2022, "Museformer: Transformer with Fine- and Coarse-Grained Attention for Music
+Generation", sections 3.1-3.3. Differences: summaries read earlier summaries, tokens read the
+prefix and their own bar token, rules are data, positions are rotary, weights are shared between
+the streams except the keys and values that tokens read from summaries.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from meloformer.model import attention
+from meloformer.model.attention import AttentionPlan
+from meloformer.model.config import MuseFormerConfig
+from meloformer.model.masks import Layout
+from meloformer.model.rotary import rotary_angles, rotate
+
+
+class Layer(nn.Module):
+    """SUMMARIZE, then UPDATE, then the feed-forward network on both streams."""
+
+    def __init__(self, config: MuseFormerConfig, *, is_last: bool) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_width = config.head_width
+        self.is_last = is_last
+        kv_width = config.num_kv_heads * config.head_width
+
+        self.attention_norm = nn.RMSNorm(config.width)
+        self.query = nn.Linear(config.width, config.width, bias=False)
+        self.key_value = nn.Linear(config.width, 2 * kv_width, bias=False)
+        self.query_norm = nn.RMSNorm(config.head_width)
+        self.key_norm = nn.RMSNorm(config.head_width)
+        self.attention_out = nn.Linear(config.width, config.width, bias=False)
+
+        # K2, V2: what tokens read of the summaries of finished bars.
+        self.coarse_norm = nn.RMSNorm(config.width)
+        self.coarse_key_value = nn.Linear(config.width, 2 * kv_width, bias=False)
+        self.coarse_key_norm = nn.RMSNorm(config.head_width)
+
+        self.ffn_norm = nn.RMSNorm(config.width)
+        self.ffn_in = nn.Linear(config.width, 2 * config.ffn_width, bias=False)
+        self.ffn_out = nn.Linear(config.ffn_width, config.width, bias=False)
+
+    def queries(self, normed_BND: Tensor, angles: Tensor) -> Tensor:
+        """(B, H, N, K) queries of normed states."""
+        q_BHNK = self.query(normed_BND).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return rotate(self.query_norm(q_BHNK), angles)
+
+    def keys_values(self, normed_BND: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, G, N, K) keys and values of normed states."""
+        k_BGNK, v_BGNK = self._split(self.key_value(normed_BND))
+        return rotate(self.key_norm(k_BGNK), angles), v_BGNK
+
+    def coarse_keys_values(self, s_BSD: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, G, S, K) keys and values that tokens read, of summaries after SUMMARIZE."""
+        k_BGSK, v_BGSK = self._split(self.coarse_key_value(self.coarse_norm(s_BSD)))
+        return rotate(self.coarse_key_norm(k_BGSK), angles), v_BGSK
+
+    def add_attention(self, x_BND: Tensor, heads_BHNK: Tensor) -> Tensor:
+        """Residual of an attention call."""
+        return x_BND + self.attention_out(heads_BHNK.transpose(1, 2).flatten(2))
+
+    def add_ffn(self, x_BND: Tensor) -> Tensor:
+        """Residual of the feed-forward network (SwiGLU, Shazeer 2020)."""
+        gate_BNF, value_BNF = self.ffn_in(self.ffn_norm(x_BND)).chunk(2, dim=-1)
+        return x_BND + self.ffn_out(F.silu(gate_BNF) * value_BNF)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        s_BSD: Tensor,
+        token_angles: Tensor,
+        summary_angles: Tensor,
+        plan: AttentionPlan,
+    ) -> tuple[Tensor, Tensor]:
+        """One layer of both streams.
+
+        Args:
+            x_BTD: token stream.
+            s_BSD: summary stream.
+            token_angles: (B, 1, T, K/2).
+            summary_angles: (B, 1, S, K/2).
+            plan: who reads whom.
+        """
+        normed_BTD, normed_BSD = self.attention_norm(x_BTD), self.attention_norm(s_BSD)
+        k_BGTK, v_BGTK = self.keys_values(normed_BTD, token_angles)
+        k_BGSK, v_BGSK = self.keys_values(normed_BSD, summary_angles)
+        gathered_BHSK = attention.summarize(
+            self.queries(normed_BSD, summary_angles),
+            torch.cat([k_BGSK, k_BGTK], dim=2),
+            torch.cat([v_BGSK, v_BGTK], dim=2),
+            plan,
+        )
+        s_BSD = self.add_attention(s_BSD, gathered_BHSK)
+
+        k2_BGSK, v2_BGSK = self.coarse_keys_values(s_BSD, summary_angles)
+        read_BHTK = attention.update(
+            self.queries(normed_BTD, token_angles),
+            torch.cat([k2_BGSK, k_BGTK], dim=2),
+            torch.cat([v2_BGSK, v_BGTK], dim=2),
+            plan,
+        )
+        x_BTD = self.add_ffn(self.add_attention(x_BTD, read_BHTK))
+        # Nobody reads the summaries after the last layer's UPDATE.
+        return x_BTD, s_BSD if self.is_last else self.add_ffn(s_BSD)
+
+    def _split(self, kv_BNE: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = kv_BNE.unflatten(-1, (2, self.num_kv_heads, self.head_width)).unbind(2)
+        return k.transpose(1, 2), v.transpose(1, 2)
+
+
+class MuseFormer(nn.Module):
+    """The language model: ids and their layout in, logits of the next token out."""
+
+    def __init__(self, config: MuseFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.onset_embedding = nn.Embedding(config.num_onsets, config.width)
+        # Prefix and padding (-1) first, header tokens (0) next, then the instruments.
+        self.instrument_embedding = nn.Embedding(config.num_instruments + 2, config.width)
+        self.summary_start = nn.Parameter(torch.empty(config.width))
+        self.layers = nn.ModuleList(
+            Layer(config, is_last=index == config.num_layers - 1)
+            for index in range(config.num_layers)
+        )
+        self.final_norm = nn.RMSNorm(config.width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal weights; what ends in a residual is scaled by depth (Radford et al. 2019)."""
+        std = 0.02
+        residual_std = std / (2 * self.config.num_layers) ** 0.5
+        for name, parameter in self.named_parameters():
+            if "norm" in name:
+                nn.init.ones_(parameter)
+            elif name.endswith(("attention_out.weight", "ffn_out.weight")):
+                nn.init.normal_(parameter, std=residual_std)
+            else:
+                nn.init.normal_(parameter, std=std)
+
+    def embed(self, ids_BT: Tensor, onset_BT: Tensor, instrument_BT: Tensor) -> Tensor:
+        """(B, T, D) token stream before the first layer."""
+        return (
+            self.token_embedding(ids_BT)
+            + self.onset_embedding(onset_BT.long())
+            + self.instrument_embedding(instrument_BT.long() + 1)
+        )
+
+    def unembed(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, V) logits, with the embedding as head."""
+        return F.linear(self.final_norm(x_BTD), self.token_embedding.weight)
+
+    def angles(self, bar: Tensor, index: Tensor) -> Tensor:
+        """Rotary angles of tokens, or of summaries with index 0."""
+        return rotary_angles(bar, index, self.config.head_width, self.config.rotary_base)
+
+    def forward(self, ids_BT: Tensor, layout: Layout, plan: AttentionPlan) -> Tensor:
+        """Logits of the next token, (B, T, V).
+
+        Args:
+            ids_BT: token ids, int64.
+            layout: where each token and summary stands, torch int32.
+            plan: `attention.build_plan(layout, rule, ...)`.
+        """
+        x_BTD = self.embed(ids_BT, layout.onset_BT, layout.instrument_BT)
+        s_BSD = self.summary_start.expand(*layout.piece_BS.shape, -1)
+        token_angles = self.angles(layout.bar_BT, layout.index_BT)
+        summary_angles = self.angles(layout.bar_BS, torch.zeros_like(layout.bar_BS))
+        for layer in self.layers:
+            x_BTD, s_BSD = layer(x_BTD, s_BSD, token_angles, summary_angles, plan)
+        return self.unembed(x_BTD)
