@@ -1,0 +1,84 @@
+"""What a MIDI file must satisfy to be used at all: the single home of sizes and ranges."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from meloformer.errors import MidiError
+from meloformer.midi.grid import MAX_BAR_STEPS, STEPS_PER_QUARTER
+
+if TYPE_CHECKING:
+    from meloformer.midi.piece import Piece, Track
+
+MAX_FILE_BYTES = 64 * 2**20
+MAX_TICKS = 2**31 - 1
+MAX_TICKS_PER_QUARTER = 2**15 - 1  # the field has fifteen bits
+MAX_NOTES = 200_000
+MAX_BARS = 4096
+MAX_QUARTERS = MAX_BARS * MAX_BAR_STEPS // STEPS_PER_QUARTER
+# Wider than the tempo table, whose ends take what lies outside it.
+MIN_TEMPO_BPM = 5.0
+MAX_TEMPO_BPM = 1000.0
+
+
+def check_piece(piece: Piece) -> None:
+    """Refuse values that no music has and sizes that no row takes.
+
+    Raises:
+        MidiError: with one reason per kind of fault.
+    """
+    if not 1 <= piece.ticks_per_quarter <= MAX_TICKS_PER_QUARTER:
+        found = f"{piece.ticks_per_quarter} ticks per quarter"
+        raise MidiError("ticks_per_quarter", f"{found}; allowed 1..{MAX_TICKS_PER_QUARTER}")
+    num_notes = sum(len(track.notes) for track in piece.tracks)
+    if num_notes == 0:
+        raise MidiError("no_notes", f"{len(piece.tracks)} tracks without a note")
+    if num_notes > MAX_NOTES:
+        raise MidiError("too_many_notes", f"{num_notes} notes; allowed {MAX_NOTES}")
+    for track in piece.tracks:
+        if len(track.notes):
+            _check_track(track, piece.ticks_per_quarter)
+    _check_tempos(piece)
+    _check_metres(piece)
+
+
+def _check_track(track: Track, ticks_per_quarter: int) -> None:
+    notes = track.notes
+    if not 0 <= track.program <= 127:
+        raise MidiError("program_range", f"program {track.program}; allowed 0..127")
+    _check_range("pitch_range", "pitch", notes.pitch, 0, 127)
+    _check_range("velocity_range", "velocity", notes.velocity, 0, 127)
+    _check_range("negative_time", "onset in ticks", notes.onset_ticks, 0, MAX_TICKS)
+    _check_range("negative_duration", "duration in ticks", notes.duration_ticks, 1, MAX_TICKS)
+    num_quarters = int(notes.onset_ticks.max()) // ticks_per_quarter
+    if num_quarters > MAX_QUARTERS:
+        raise MidiError("too_long", f"{num_quarters} quarters; allowed {MAX_QUARTERS}")
+
+
+def _check_range(reason: str, what: str, values: np.ndarray, low: int, high: int) -> None:
+    smallest, largest = int(values.min()), int(values.max())
+    if smallest < low or largest > high:
+        found = smallest if smallest < low else largest
+        raise MidiError(reason, f"{what} {found}; allowed {low}..{high}")
+
+
+def _check_tempos(piece: Piece) -> None:
+    bpm = piece.tempos.bpm
+    is_bad = ~((bpm >= MIN_TEMPO_BPM) & (bpm <= MAX_TEMPO_BPM))  # also true for nan
+    if is_bad.any():
+        found = f"{bpm[is_bad][0]:g} quarters per minute"
+        raise MidiError(
+            "impossible_tempo", f"{found}; allowed {MIN_TEMPO_BPM:g}..{MAX_TEMPO_BPM:g}"
+        )
+
+
+def _check_metres(piece: Piece) -> None:
+    metres = piece.time_signatures
+    power_of_two = (metres.denominator > 0) & (metres.denominator & (metres.denominator - 1) == 0)
+    is_bad = (metres.numerator < 1) | ~power_of_two
+    if is_bad.any():
+        found = f"metre {metres.numerator[is_bad][0]}/{metres.denominator[is_bad][0]}"
+        allowed = "allowed numerator from 1, denominator a power of two"
+        raise MidiError("impossible_metre", f"{found}; {allowed}")
