@@ -1,0 +1,51 @@
+"""The corpus that needs no download: scores that the PyPI package music21 carries.
+
+Only its files are used; the package itself, slow to import and to parse, is not.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from meloformer.errors import ConfigError
+from meloformer.midi.musicxml import read_musicxml
+from meloformer.midi.write import midi_bytes
+
+# Chorales, then string quartets. The same chorales in Humdrum are copies and stay out.
+_PATTERNS = (
+    "bach/bwv*.mxl",
+    "bach/bwv*.xml",
+    "haydn/opus*/movement*.mxl",
+    "mozart/k[0-9]*/movement[0-9].mxl",
+    "beethoven/opus*.mxl",
+    "beethoven/opus*/movement*.mxl",
+    "schumann_robert/opus41no1/movement*.mxl",
+)
+_NOT_CHORALES = {"bwv846"}  # a prelude for keyboard
+
+
+def default_corpus_paths() -> list[Path]:
+    """Every Bach chorale and string quartet movement of the installed music21, sorted.
+
+    Raises:
+        ConfigError: music21 is not installed.
+    """
+    package = find_spec("music21")
+    if package is None or package.origin is None:
+        raise ConfigError(
+            "default corpus: package music21 not found; it carries the scores; "
+            "install the extra `shards`, or name a folder of MIDI files"
+        )
+    corpus = Path(package.origin).parent / "corpus"
+    paths = (path for pattern in _PATTERNS for path in corpus.glob(pattern))
+    return sorted(path for path in paths if path.stem not in _NOT_CHORALES)
+
+
+def score_to_midi(path: Path) -> bytes:
+    """A score as the bytes of a MIDI file; the same bytes for the same score.
+
+    Raises:
+        MidiError: the score cannot be read.
+    """
+    return midi_bytes(read_musicxml(path))
