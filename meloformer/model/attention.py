@@ -1,4 +1,4 @@
-"""One attention call, two backends: `flex` (block-sparse, CUDA) and `dense` (the oracle, any device).
+"""One attention call, two backends: `flex` (block-sparse, CUDA) and `dense` (the oracle).
 
 Both take the same plan, made from the same rule: `dense` as a bool mask, `flex` as block lists plus
 the rule as a mask function.
@@ -68,7 +68,7 @@ def build_plan(
     tokens, summaries = _labels(layout)
     summarize_keys = _concatenate(summaries, tokens)
     summarize = CallPlan(
-        _mask(masks.summary_reads, summaries, summarize_keys, blocks and blocks.summarize)
+        _mask(masks.summary_reads, summaries, summarize_keys, blocks.summarize if blocks else None)
     )
     update = []
     for index, group in enumerate(rule):

@@ -9,6 +9,7 @@ arrays of both libraries and on the scalars of a FlexAttention mask function.
 Sources: the bar distances of `museformer` are those of Museformer (Yu et al. 2022, section 3.2).
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +27,7 @@ class Layout:
     Args:
         piece_BT: piece of the row, 0.. in order; -1 padding.
         bar_BT: bar in its window, 0..; -1 prefix and padding.
-        instrument_BT: 0 header tokens, 1 + instrument of midi/grid.py otherwise; -1 prefix, padding.
+        instrument_BT: 0 header tokens, 1 + instrument of midi/grid.py; -1 prefix and padding.
         onset_BT: steps from the bar line of the onset in force, 0 where there is none.
         index_BT: position inside the bar (bar token = 0) or inside the prefix.
         piece_BS: piece of each summary; -1 padding.
@@ -106,7 +107,7 @@ def split_heads(rule: Rule, num_kv_heads: int) -> tuple[slice, ...]:
             f"allowed: multiples of {shares}"
         )
     edges = np.cumsum([0] + [group.share * num_kv_heads // shares for group in rule])
-    return tuple(slice(int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False))
+    return tuple(slice(int(a), int(b)) for a, b in itertools.pairwise(edges))
 
 
 def _in_distances(distance: Any, bar_distances: tuple[int, ...]) -> Any:

@@ -77,3 +77,49 @@ def check_state(model: MuseFormer, state: dict[str, torch.Tensor], source: Path)
             f"{found.get(name, 'none')}, expected {expected.get(name, 'none')}; "
             "the weights belong to another model size"
         )
+
+
+def find_model_folder(path: Path) -> Path:
+    """The model of a run folder, of a step folder, or the folder itself.
+
+    Args:
+        path: what `--checkpoint` says.
+
+    Raises:
+        CheckpointError: none of the three holds a model.
+    """
+    steps = sorted(path.glob("checkpoints/step-*"), key=step_of, reverse=True)
+    for folder in (path, path / "model", *(step / "model" for step in steps)):
+        if (folder / "config.json").is_file() and (folder / WEIGHTS_NAME).is_file():
+            return folder
+    found = "no such folder" if not path.is_dir() else f"found {_listing(path)}"
+    raise CheckpointError(
+        f"{path}: {found}; expected a run folder, a checkpoints/step-N folder or a model folder "
+        f"(config.json and {WEIGHTS_NAME}); train one with `make train`"
+    )
+
+
+def newest_run(runs: Path = Path("runs")) -> Path:
+    """The run whose folder changed last; what an ungiven `--checkpoint` means.
+
+    Raises:
+        CheckpointError: there is none with a model.
+    """
+    found = [folder for folder in runs.glob("*") if next(folder.glob("**/config.json"), None)]
+    if not found:
+        raise CheckpointError(
+            f"{runs}/: no run with a model; name one with --checkpoint, or train one with "
+            "`make train`"
+        )
+    return max(found, key=lambda folder: folder.stat().st_mtime)
+
+
+def step_of(folder: Path) -> int:
+    """N of step-N; -1 for any other name."""
+    number = folder.name.removeprefix("step-")
+    return int(number) if number.isdigit() else -1
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing in it"

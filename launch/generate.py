@@ -1,0 +1,100 @@
+"""Sample pieces from a trained MuseFormer and write each as MIDI and as a piano-roll picture.
+
+python launch/generate.py --checkpoint runs/<name> --output out.mid --bars 16 --tempo 120 \
+    --time_signature 4/4 --seed 0
+python launch/generate.py --num_samples 20 --key "C major" --instruments 40 41 42 --output out.mid
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+from meloformer.command_line import run_recipe
+from meloformer.errors import GenerationError
+from meloformer.generation.controls import ControlConfig
+from meloformer.generation.generate import generate
+from meloformer.generation.sampling import SamplingConfig
+from meloformer.midi.piano_roll import save_piano_roll
+from meloformer.midi.render import to_piece
+from meloformer.midi.write import write_midi
+from meloformer.model.weights import find_model_folder, load_model, newest_run
+from meloformer.tokens.hid import decode
+
+console = Console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Flags of launch/generate.py.
+
+    Args:
+        checkpoint: run folder, step folder or model folder; the newest run if not given.
+        output: the MIDI file; several samples are numbered. The picture takes the same name.
+        num_samples: pieces, sampled as one batch.
+        seed: the same seed gives the same pieces on the same device.
+        device: where the model runs.
+        controls: wishes for the piece.
+        sampling: how bold the choice of a token is.
+    """
+
+    checkpoint: Path | None = None
+    output: Path = Path("out.mid")
+    num_samples: int = 1
+    seed: int = 0
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    controls: ControlConfig = field(default_factory=ControlConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise GenerationError(f"--num_samples {self.num_samples}: allowed are 1 and above")
+        if self.output.suffix.lower() not in (".mid", ".midi"):
+            raise GenerationError(f"--output {self.output}: allowed are names that end in .mid")
+
+
+def main(config: GenerateConfig) -> None:
+    """Load, sample, decode, write."""
+    folder = find_model_folder(config.checkpoint or newest_run())
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(folder, device)
+    console.print(f"{folder}: {config.controls.describe()}, {config.num_samples} to sample")
+
+    started = time.perf_counter()
+    columns = (TextColumn("{task.completed} tokens"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("sampling", total=None)
+        pieces = generate(
+            model,
+            config.controls,
+            config.sampling,
+            num_samples=config.num_samples,
+            seed=config.seed,
+            on_token=lambda count: progress.update(task, completed=count),
+        )
+    elapsed_seconds = time.perf_counter() - started
+
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    digits = len(str(config.num_samples - 1))
+    for index, ids in enumerate(pieces):
+        number = f"-{index:0{digits}}" if config.num_samples > 1 else ""
+        midi_path = config.output.with_stem(config.output.stem + number)
+        piece = decode(ids)
+        write_midi(to_piece(piece), midi_path)
+        save_piano_roll(piece, midi_path.with_suffix(".png"), title=config.controls.describe())
+        console.print(
+            f"{midi_path} and .png: {piece.num_bars} bars, {piece.num_notes} notes, "
+            f"{len(ids)} tokens"
+        )
+    num_tokens = sum(map(len, pieces))
+    console.print(f"{num_tokens / elapsed_seconds:.0f} tokens/s, {elapsed_seconds:.1f} s in all")
+
+
+if __name__ == "__main__":
+    run_recipe(main, GenerateConfig)

@@ -1,0 +1,218 @@
+"""Decode one token at a time: cached keys and values of tokens, summaries of finished bars.
+
+Adding tokens and closing bars through the cache computes what the parallel forward pass computes;
+storage orders do not matter here, since attention does not depend on the order of its keys.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meloformer.model import masks
+from meloformer.model.masks import Label
+from meloformer.model.museformer import Layer, MuseFormer
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one layer; the first axis is the row.
+
+    Args:
+        token: (2, B, G, T, K) of the token stream.
+        summary: (2, B, G, S, K) of the summary stream, read by later summaries.
+        coarse: (2, B, G, S, K) of finished summaries, read by tokens (K2 and V2).
+    """
+
+    token: Tensor
+    summary: Tensor
+    coarse: Tensor
+
+
+class DecodeCache:
+    """State of B sequences that grow together, one token a row and step.
+
+    Args:
+        model: in evaluation mode.
+        num_rows: B.
+    """
+
+    def __init__(self, model: MuseFormer, num_rows: int) -> None:
+        self.model = model
+        config = model.config
+        weight = model.token_embedding.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.num_tokens = 0
+        self.num_slots = 0
+        self._groups = list(
+            zip(
+                masks.rule_of(config.rule),
+                masks.split_heads(masks.rule_of(config.rule), config.num_kv_heads),
+                strict=True,
+            )
+        )
+        empty = (2, num_rows, config.num_kv_heads, 0, config.head_width)
+
+        def allocate() -> Tensor:
+            return torch.zeros(empty, device=self.device, dtype=self.dtype)
+
+        self.layers = [
+            LayerCache(allocate(), allocate(), allocate()) for _ in range(config.num_layers)
+        ]
+        # Rows: piece, bar, instrument, index; absent tokens and summaries are padding (-1).
+        self._token_labels = torch.full((4, num_rows, 0), -1, device=self.device)
+        self._slot_piece_BS = torch.full((num_rows, 0), -1, device=self.device)
+
+    @torch.no_grad()
+    def add(self, ids_BN: Tensor, labels: "TokenLabels", active_B: Tensor) -> Tensor:
+        """Append N tokens to every row; those of one call lie in one bar or in the prefix.
+
+        Args:
+            ids_BN: token ids.
+            labels: where they stand, each (B, N).
+            active_B: bool; rows that have ended are fed padding.
+
+        Returns:
+            (B, V) logits after the last token.
+        """
+        num_new = ids_BN.shape[1]
+        start, stop = self.num_tokens, self.num_tokens + num_new
+        self._reserve(stop, self.num_slots)
+        piece_BN = torch.where(active_B, 0, -1)[:, None].expand(-1, num_new)
+        new_labels = torch.stack([piece_BN, labels.bar, labels.instrument, labels.index])
+        self._token_labels[:, :, start:stop] = new_labels
+        self.num_tokens = stop
+
+        time_N = torch.arange(start, stop, device=self.device)
+        piece, bar, instrument, index = new_labels[:, :, :, None]
+        is_summary = torch.zeros((), dtype=torch.bool, device=self.device)
+        queries = Label(piece, bar, instrument, index, time_N[None, :, None], is_summary)
+        keys = Label(*(field[:, None, :] for field in self._keys()))
+        mask_BHNN = self._token_mask(queries, keys)
+
+        x_BND = self.model.embed(ids_BN, labels.onset, labels.instrument)
+        angles = self.model.angles(labels.bar, labels.index)
+        for layer, cache in zip(self.model.layers, self.layers, strict=True):
+            assert isinstance(layer, Layer)
+            normed_BND = layer.attention_norm(x_BND)
+            cache.token[:, :, :, start:stop] = torch.stack(layer.keys_values(normed_BND, angles))
+            k, v = torch.cat(
+                [cache.coarse[:, :, :, : self.num_slots], cache.token[:, :, :, :stop]], dim=3
+            )
+            read = _attend(layer.queries(normed_BND, angles), k, v, mask_BHNN)
+            x_BND = layer.add_ffn(layer.add_attention(x_BND, read))
+        return self.model.unembed(x_BND[:, -1:])[:, 0]
+
+    @torch.no_grad()
+    def close_bar(self, rows_R: Tensor, bar_R: Tensor) -> None:
+        """Compute the summaries of bars that have ended, so that later tokens can read them.
+
+        Args:
+            rows_R: rows whose newest bar ends.
+            bar_R: its number, which is also its summary slot.
+        """
+        if not len(rows_R):
+            return
+        self._reserve(self.num_tokens, int(bar_R.max()) + 1)
+        self._slot_piece_BS[rows_R, bar_R] = 0
+        keys = Label(*(field[rows_R][:, None, :] for field in self._keys()))
+        queries = Label(
+            torch.zeros_like(bar_R)[:, None, None],
+            bar_R[:, None, None],
+            keys.instrument,
+            keys.index,
+            bar_R[:, None, None],
+            torch.ones((), dtype=torch.bool, device=self.device),
+        )
+        mask_R1N = masks.summary_reads(queries, keys)[:, None]
+        angles = self.model.angles(bar_R[:, None], torch.zeros_like(bar_R)[:, None])
+        s_R1D = self.model.summary_start.expand(len(rows_R), 1, -1)
+        for layer, cache in zip(self.model.layers, self.layers, strict=True):
+            assert isinstance(layer, Layer)
+            normed_R1D = layer.attention_norm(s_R1D)
+            own = torch.stack(layer.keys_values(normed_R1D, angles))
+            cache.summary[:, rows_R, :, bar_R] = own[:, :, :, 0].permute(1, 0, 2, 3)
+            k, v = torch.cat(
+                [
+                    cache.summary[:, rows_R, :, : self.num_slots],
+                    cache.token[:, rows_R, :, : self.num_tokens],
+                ],
+                dim=3,
+            )
+            read = _attend(layer.queries(normed_R1D, angles), k, v, mask_R1N)
+            s_R1D = layer.add_attention(s_R1D, read)
+            coarse = torch.stack(layer.coarse_keys_values(s_R1D, angles))
+            cache.coarse[:, rows_R, :, bar_R] = coarse[:, :, :, 0].permute(1, 0, 2, 3)
+            if not layer.is_last:
+                s_R1D = layer.add_ffn(s_R1D)
+
+    def _token_mask(self, queries: Label, keys: Label) -> Tensor:
+        """(B, H, N, S + T) bool, each head group under its own rule."""
+        config = self.model.config
+        queries_per_kv = config.num_heads // config.num_kv_heads
+        return torch.cat(
+            [
+                masks.token_reads(group, queries, keys)[:, None].expand(
+                    -1, (heads.stop - heads.start) * queries_per_kv, -1, -1
+                )
+                for group, heads in self._groups
+            ],
+            dim=1,
+        )
+
+    def _keys(self) -> Label:
+        """Labels (B, S + T) of all keys, summaries first."""
+        num_rows = self._slot_piece_BS.shape[0]
+        slot_BS = torch.arange(self.num_slots, device=self.device).expand(num_rows, -1)
+        time_BT = torch.arange(self.num_tokens, device=self.device).expand(num_rows, -1)
+        piece, bar, instrument, index = self._token_labels[:, :, : self.num_tokens]
+        absent = torch.full_like(slot_BS, -1)
+        summaries = (self._slot_piece_BS[:, : self.num_slots], slot_BS, absent, absent, slot_BS)
+        is_summary = torch.zeros(
+            (num_rows, self.num_slots + self.num_tokens), dtype=torch.bool, device=self.device
+        )
+        is_summary[:, : self.num_slots] = True
+        tokens = (piece, bar, instrument, index, time_BT)
+        piece, bar, instrument, index, time = (
+            torch.cat(pair, dim=1) for pair in zip(summaries, tokens, strict=True)
+        )
+        return Label(piece, bar, instrument, index, time, is_summary)
+
+    def _reserve(self, num_tokens: int, num_slots: int) -> None:
+        """Make room, doubling, so that growth costs constant time per token."""
+        tokens, slots = self._token_labels.shape[2], self._slot_piece_BS.shape[1]
+        if num_tokens > tokens:
+            extra = max(num_tokens, 2 * tokens, 256) - tokens
+            for cache in self.layers:
+                cache.token = F.pad(cache.token, (0, 0, 0, extra))
+            self._token_labels = F.pad(self._token_labels, (0, extra), value=-1)
+        if num_slots > slots:
+            extra = max(num_slots, 2 * slots, 32) - slots
+            for cache in self.layers:
+                cache.summary = F.pad(cache.summary, (0, 0, 0, extra))
+                cache.coarse = F.pad(cache.coarse, (0, 0, 0, extra))
+            self._slot_piece_BS = F.pad(self._slot_piece_BS, (0, extra), value=-1)
+        self.num_slots = max(self.num_slots, num_slots)
+
+
+@dataclass(frozen=True)
+class TokenLabels:
+    """Where N new tokens of every row stand, each (B, N) int64; see masks.Layout."""
+
+    bar: Tensor
+    instrument: Tensor
+    index: Tensor
+    onset: Tensor
+
+    @classmethod
+    def from_numpy(cls, labels: np.ndarray, device: torch.device) -> "TokenLabels":
+        """Of a (4, B, N) array in the order of the fields."""
+        return cls(*torch.from_numpy(labels).to(device).unbind(0))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]
+    )
