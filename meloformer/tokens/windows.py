@@ -1,0 +1,116 @@
+"""Windows: whole bars of a piece with a prefix of their own, so that they read like a piece."""
+
+import numpy as np
+
+from meloformer.errors import TokenError
+from meloformer.tokens.vocabulary import CONTINUE, EOS, INDEX_OF, KIND_OF, OFFSET, Kind, length_bin
+
+
+def bar_starts(ids: np.ndarray) -> np.ndarray:
+    """Token offsets of the bars.
+
+    Returns:
+        (num_bars + 1,) int32; the last entry is the end of the last bar, EOS left out.
+    """
+    end = len(ids) - int(len(ids) > 0 and ids[-1] == EOS)
+    return np.append(np.flatnonzero(KIND_OF[ids] == Kind.BAR), end).astype(np.int32)
+
+
+def state_of_bar(ids: np.ndarray, starts: np.ndarray, bar: int) -> tuple[int, int]:
+    """Metre and tempo index that hold in a bar.
+
+    Args:
+        ids: (T,) a checked sequence.
+        starts: its `bar_starts`.
+        bar: 0..num_bars - 1.
+    """
+    body = ids[starts[0] : starts[bar + 1]]
+    kind = KIND_OF[body]
+    metre = body[np.flatnonzero(kind == Kind.METRE)[-1]]
+    tempo = body[np.flatnonzero(kind == Kind.TEMPO)[-1]]
+    return int(INDEX_OF[metre]), int(INDEX_OF[tempo])
+
+
+def cut_window(ids: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Bars first..last - 1 of a whole piece as a sequence that decodes alone.
+
+    The prefix says the metre and tempo of the window's first bar and the bars that remain to the
+    end of the piece; what the piece's prefix leaves out stays out. EOS stands only in a window
+    that ends the piece.
+
+    Args:
+        ids: (T,) a whole piece, BOS to EOS.
+        first: first bar, 0..num_bars - 1.
+        last: one past the last bar, first + 1..num_bars.
+
+    Raises:
+        TokenError: these bars are not there, or `ids` is itself a window.
+    """
+    starts = bar_starts(ids)
+    num_bars = len(starts) - 1
+    if not 0 <= first < last <= num_bars:
+        raise TokenError(
+            f"window of bars {first}..{last}: the piece has {num_bars}; allowed: "
+            f"0 <= first < last <= {num_bars}"
+        )
+    if ids[0] == CONTINUE or ids[-1] != EOS:
+        raise TokenError(
+            "a window was to be cut out of a window: the bars that remain are unknown; "
+            "allowed: a whole piece, BOS to EOS; cut the piece itself"
+        )
+    end = len(ids) if last == num_bars else int(starts[last])
+    if first == 0:
+        return ids[:end].copy()
+
+    state = state_of_bar(ids, starts, first)
+    prefix = ids[: starts[0]].copy()
+    prefix[0] = CONTINUE
+    said = {
+        Kind.METRE: state[0],
+        Kind.TEMPO: state[1],
+        Kind.LENGTH: int(length_bin(num_bars - first)),
+    }
+    kind = KIND_OF[prefix]
+    for attribute, index in said.items():
+        prefix[kind == attribute] = OFFSET[attribute] + index
+    return np.concatenate([prefix, _restated(ids[starts[first] : end], state)])
+
+
+def cut_bar(ids: np.ndarray, bar: int) -> np.ndarray:
+    """One bar of a piece or of a window, with CONTINUE for its prefix; never with EOS."""
+    starts = bar_starts(ids)
+    if not 0 <= bar < len(starts) - 1:
+        raise TokenError(f"bar {bar}: allowed 0..{len(starts) - 2}, the bars of this sequence")
+    body = _restated(ids[starts[bar] : starts[bar + 1]], state_of_bar(ids, starts, bar))
+    return np.concatenate([np.array([CONTINUE], dtype=ids.dtype), body])
+
+
+def window_length(
+    prefix_length: int, bar_starts: np.ndarray, first: int | np.ndarray, last: int | np.ndarray
+) -> int | np.ndarray:
+    """Most tokens that `cut_window` can return, without reading any; exact for a whole piece.
+
+    Args:
+        prefix_length: tokens of the piece's prefix.
+        bar_starts: of the piece.
+        first: first bar, or (N,) of them.
+        last: one past the last bar, or (N,) of them.
+
+    >>> starts = np.array([10, 30, 40])
+    >>> window_length(10, starts, 0, 2), window_length(10, starts, 1, 2)
+    (41, 23)
+    """
+    restated = 2 * (np.asarray(first) > 0)
+    has_eos = np.asarray(last) == len(bar_starts) - 1
+    length = prefix_length + bar_starts[last] - bar_starts[first] + restated + has_eos
+    return int(length) if np.ndim(length) == 0 else length
+
+
+def _restated(bars: np.ndarray, state: tuple[int, int]) -> np.ndarray:
+    """Let the first of some bars state its metre and tempo."""
+    header_kinds = KIND_OF[bars[1:3]]
+    num_stated = 0
+    while num_stated < len(header_kinds) and header_kinds[num_stated] in (Kind.METRE, Kind.TEMPO):
+        num_stated += 1
+    header = [bars[0], OFFSET[Kind.METRE] + state[0], OFFSET[Kind.TEMPO] + state[1]]
+    return np.concatenate([np.array(header, dtype=bars.dtype), bars[1 + num_stated :]])
