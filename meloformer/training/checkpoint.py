@@ -1,0 +1,237 @@
+"""Checkpoints that are whole or absent: written aside, summed, synced, renamed, checked on load.
+
+checkpoints/step-1000/
+  manifest.json   sha256 and size of every other file
+  state.json      step, data position, settings, format, tokenizer, number of ranks
+  deepspeed/      weights, optimizer state, one part per rank
+  model/          config.json, model.safetensors: what others load
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from meloformer.errors import CheckpointError
+
+FORMAT_VERSION = 1
+FOLDER_NAME = "checkpoints"
+MANIFEST_NAME, STATE_NAME = "manifest.json", "state.json"
+DEEPSPEED_NAME, MODEL_NAME = "deepspeed", "model"
+_STEP_FOLDER = re.compile(r"step-(\d+)")
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """Everything about a moment of a run that is not a weight; plain data.
+
+    Args:
+        run_id: of the run folder, so that no run goes on from another's weights.
+        step: optimizer steps done.
+        cursor: data position after them, `Cursor.to_json()`.
+        tokens_seen: targets trained on so far, over all ranks.
+        skipped_steps: steps whose gradients were dropped.
+        world_size: ranks that wrote the deepspeed folder.
+        ds_config: the partitioning they used.
+        tokenizer_fingerprint: of the vocabulary.
+        settings: resolved settings of the run.
+        format_version: of this folder's layout.
+    """
+
+    run_id: str
+    step: int
+    cursor: dict[str, Any]
+    tokens_seen: int
+    skipped_steps: int
+    world_size: int
+    ds_config: dict[str, Any]
+    tokenizer_fingerprint: str
+    settings: dict[str, Any]
+    format_version: int = FORMAT_VERSION
+
+    def save(self, folder: Path) -> None:
+        """Write state.json."""
+        (folder / STATE_NAME).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "TrainingState":
+        """Read state.json.
+
+        Raises:
+            CheckpointError: no such file, not JSON, or of another format.
+        """
+        path = folder / STATE_NAME
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: cannot be read ({error}); expected a state; take another checkpoint"
+            ) from error
+        if data.get("format_version") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: found format {data.get('format_version')!r}, expected {FORMAT_VERSION}; "
+                "resume with the release that wrote it"
+            )
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise CheckpointError(
+                f"{path}: found other fields than expected ({error}); take another checkpoint"
+            ) from error
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step stands."""
+    return run / FOLDER_NAME / f"step-{step}"
+
+
+def step_folders(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    found = {}
+    for folder in (run / FOLDER_NAME).glob("step-*"):
+        name = _STEP_FOLDER.fullmatch(folder.name)
+        if name and folder.is_dir():
+            found[int(name[1])] = folder
+    return [found[step] for step in sorted(found)]
+
+
+def begin_checkpoint(run: Path, step: int) -> Path:
+    """Make the empty folder that a checkpoint is written into, and sweep up abandoned ones."""
+    for abandoned in (run / FOLDER_NAME).glob(".step-*"):
+        shutil.rmtree(abandoned)
+    folder = run / FOLDER_NAME / f".step-{step}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def finish_checkpoint(folder: Path, *, keep_last: int) -> Path:
+    """Sum up, sync, and put a complete folder in place; then remove the oldest ones.
+
+    Args:
+        folder: from `begin_checkpoint`, written in full.
+        keep_last: checkpoints to keep; 0 keeps all.
+
+    Returns:
+        The folder under its final name.
+    """
+    manifest = {"format_version": FORMAT_VERSION, "files": sum_files(folder)}
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+    final = folder.with_name(folder.name.removeprefix("."))
+    folder.rename(final)
+    _sync(final.parent)
+    if keep_last:
+        for old in step_folders(final.parent.parent)[:-keep_last]:
+            shutil.rmtree(old)
+    return final
+
+
+def set_aside_later(run: Path, step: int) -> list[Path]:
+    """Rename checkpoints of steps that a resumed run will train again; they no longer count."""
+    renamed = []
+    for folder in step_folders(run):
+        if int(folder.name.removeprefix("step-")) > step:
+            target = folder.with_name(f"{folder.name}.superseded")
+            if target.exists():
+                shutil.rmtree(target)
+            renamed.append(folder.rename(target))
+    return renamed
+
+
+def sum_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file, by path relative to the folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    # Hashing releases the interpreter's lock: threads share out the large parts.
+    with ThreadPoolExecutor() as pool:
+        sums = list(pool.map(_sha256, paths))
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, sums, strict=True)
+    }
+
+
+def check_files(folder: Path) -> None:
+    """Compare a checkpoint with its manifest, byte for byte.
+
+    Raises:
+        CheckpointError: a file is missing, cut, changed, or unknown to the manifest.
+    """
+    remedy = "take another checkpoint (--resume PATH)"
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such checkpoint; expected a step folder; {remedy}")
+    try:
+        expected = json.loads(path.read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error!r}); expected a manifest; {remedy}"
+        ) from error
+    for name, facts in expected.items():
+        size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if size != facts["bytes"]:
+            found = "no such file" if size is None else f"{size} bytes"
+            raise CheckpointError(
+                f"{folder / name}: found {found}, expected {facts['bytes']} bytes; {remedy}"
+            )
+    found_sums = sum_files(folder)
+    found_sums.pop(MANIFEST_NAME)
+    for name, facts in found_sums.items():
+        wanted = expected.get(name, {"sha256": "no such file"})["sha256"]
+        if facts["sha256"] != wanted:
+            raise CheckpointError(
+                f"{folder / name}: found sha256 {facts['sha256']}, expected {wanted}; {remedy}"
+            )
+
+
+def check_owner(state: TrainingState, folder: Path, run_id: str, fingerprint: str) -> None:
+    """Refuse a checkpoint of another run or another vocabulary.
+
+    Raises:
+        CheckpointError: names both.
+    """
+    if state.run_id != run_id:
+        raise CheckpointError(
+            f"{folder}: found a checkpoint of run {state.run_id}, expected {run_id}; "
+            "weights of another run enter through --init_from"
+        )
+    if state.tokenizer_fingerprint != fingerprint:
+        raise CheckpointError(
+            f"{folder}: found tokenizer {state.tokenizer_fingerprint[:12]}, expected "
+            f"{fingerprint[:12]}; resume with the release that wrote it"
+        )
+
+
+def newest_intact(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and why each newer one was passed over."""
+    passed_over = []
+    for folder in reversed(step_folders(run)):
+        try:
+            check_files(folder)
+        except CheckpointError as error:
+            passed_over.append(str(error))
+            continue
+        return folder, passed_over
+    return None, passed_over
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,172 @@
+"""The processes of a run: who am I, what do all of us know, what does only the first one do.
+
+torchrun, the deepspeed launcher and accelerate all say it in the environment; plain python gets
+the same variables for a world of one, so nothing after this module asks how it was started.
+"""
+
+import os
+import socket
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from meloformer.errors import ConfigError, MeloFormerError, TrainingError
+
+DeviceName = Literal["auto", "cuda", "mps", "cpu"]
+Result = TypeVar("Result")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a first step may compile for minutes on one rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """One process among all of a run.
+
+    Args:
+        rank: 0 .. world_size - 1 over all hosts.
+        local_rank: 0 .. on this host; also the index of the device.
+        world_size: number of processes.
+        device: where this process computes.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sum each value over all ranks, in float64; not finite on one rank is so on all."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        return self.sum_tensor(total).tolist()
+
+    def sum_tensor(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def on_first(self, function: Callable[[], Result]) -> Result:
+        """Run a function on the first rank; every rank gets its result, or its failure.
+
+        Raises:
+            MeloFormerError: what the function raised, on all ranks.
+            TrainingError: on the other ranks, where the function failed in another way.
+        """
+        if self.world_size == 1:
+            return function()
+        outcome: list = [None, None]
+        failure: Exception | None = None
+        if self.is_first:
+            try:
+                outcome[0] = function()
+            except MeloFormerError as error:
+                outcome[1] = failure = error
+            except Exception as error:
+                # Told to the others first: a rank that dies silently leaves them waiting.
+                outcome[1] = TrainingError(f"the first rank failed: {error!r}")
+                failure = error
+        dist.broadcast_object_list(outcome, src=0, device=self.device)
+        if outcome[1] is not None:
+            raise failure or outcome[1]
+        return outcome[0]
+
+
+def choose_device(wanted: DeviceName) -> str:
+    """Type of the device to compute on.
+
+    Raises:
+        ConfigError: a device was asked for that this machine does not have.
+    """
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return "cuda" if present["cuda"] else "cpu"
+    if not present[wanted]:
+        allowed = ", ".join(name for name, here in present.items() if here)
+        raise ConfigError(
+            f"--device {wanted}: none found on this machine; allowed: auto, {allowed}"
+        )
+    return wanted
+
+
+def start_ranks(wanted: DeviceName, environment: MutableMapping[str, str] = os.environ) -> Ranks:
+    """Read the launcher's variables, check them against the machine and join the other processes.
+
+    Raises:
+        ConfigError: the device is absent, or there are more ranks on this host than GPUs.
+    """
+    device_type = choose_device(wanted)
+    rank, local_rank, world_size = (
+        int(environment.get(name, default))
+        for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+    )
+    if device_type == "cuda":
+        local_size = int(environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", 1)))
+        check_gpus(max(local_size, local_rank + 1), torch.cuda.device_count())
+        torch.cuda.set_device(local_rank)
+    defaults = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+    }
+    for name, value in defaults.items():
+        environment.setdefault(name, value)
+    if "MASTER_PORT" not in environment:
+        environment["MASTER_PORT"] = str(_free_port())
+    # Before deepspeed is imported: otherwise it takes the first accelerator that it finds.
+    environment["DS_ACCELERATOR"] = device_type
+
+    device = torch.device(device_type, local_rank) if device_type == "cuda" else device_type
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if device_type == "cuda" else "gloo",
+            rank=rank,
+            world_size=world_size,
+            timeout=COLLECTIVE_TIMEOUT,
+        )
+    return Ranks(
+        rank=rank, local_rank=local_rank, world_size=world_size, device=torch.device(device)
+    )
+
+
+def check_gpus(num_ranks: int, num_gpus: int) -> None:
+    """Refuse more ranks on this host than it has GPUs.
+
+    Raises:
+        ConfigError: names the command that fits.
+    """
+    if num_ranks > num_gpus:
+        raise ConfigError(
+            f"{num_ranks} ranks on a host with {num_gpus} GPU(s); allowed: one rank per GPU; "
+            f"start with: torchrun --nproc_per_node {num_gpus} launch/train.py ..."
+        )
+
+
+def stop_ranks() -> None:
+    """Leave the process group, where there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
