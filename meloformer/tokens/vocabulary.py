@@ -8,9 +8,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
+from meloformer.errors import TokenError
 from meloformer.midi import grid
 
 PITCH_CLASSES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
@@ -164,7 +167,63 @@ def vocabulary_json() -> dict:
     }
 
 
+@cache
 def fingerprint() -> str:
     """sha256 of the vocabulary; stands in manifests and checkpoints."""
-    text = json.dumps(vocabulary_json(), sort_keys=True, separators=(",", ":"))
+    return _fingerprint_of(vocabulary_json())
+
+
+def check_fingerprint(found: str, source: str) -> None:
+    """Refuse what was written with another vocabulary.
+
+    Args:
+        found: the fingerprint that stands there.
+        source: what carries it, for the message.
+
+    Raises:
+        TokenError: it is not `fingerprint()`.
+    """
+    if found != fingerprint():
+        raise TokenError(
+            f"{source} holds tokens of another vocabulary: found fingerprint {found}, allowed "
+            f"{fingerprint()}; build it again with this version, or install the version that "
+            "wrote it"
+        )
+
+
+def save_vocabulary(path: str | Path) -> None:
+    """Write the vocabulary and its fingerprint as JSON."""
+    document = {"fingerprint": fingerprint(), **vocabulary_json()}
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def load_vocabulary(path: str | Path) -> dict:
+    """Read a saved vocabulary, which must be this one.
+
+    Returns:
+        What `vocabulary_json` returns.
+
+    Raises:
+        TokenError: no vocabulary stands there, it is damaged, or it is another one.
+    """
+    remedy = "write it with `python -m meloformer.tokens --output FILE`"
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TokenError(f"{path} is no vocabulary: {error}; {remedy}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("fingerprint"), str):
+        raise TokenError(f"{path} is no vocabulary: found no fingerprint; {remedy}")
+    said = document.pop("fingerprint")
+    check_fingerprint(said, str(path))
+    if _fingerprint_of(document) != said:
+        raise TokenError(
+            f"{path} is damaged: its tokens have fingerprint {_fingerprint_of(document)}, allowed "
+            f"the one that it states, {said}; {remedy}"
+        )
+    return document
+
+
+def _fingerprint_of(document: dict) -> str:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
