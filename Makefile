@@ -1,0 +1,57 @@
+# MeloFormer: every target does its own set-up and needs no GPU, no account, and no network beyond
+# the package index.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PYTEST ?= $(BIN)/python -m pytest
+
+# make shard-data MIDI=<folder|.zip|.tar(.gz)|list file> OUT=data_shards/<name> WORKERS=<n>
+MIDI    ?= default
+OUT     ?= data_shards/default
+WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+ARGS    ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format shard-data train generate tensorboard
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(BIN)/.ready ## make .venv with every pinned dependency
+
+$(BIN)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint constraints.txt --editable '.[shards,train,dev]'
+	@touch $@
+
+demo: setup ## real scores to shards to a trained tiny model to MIDI, with every promise checked (10 minutes on 2 cores)
+	$(BIN)/python launch/tools/end_to_end.py $(ARGS)
+
+test: setup ## all tests but the slow ones and those for a GPU (under 15 minutes on 2 cores)
+	$(PYTEST) -m 'not slow and not gpu' $(ARGS)
+
+test-all: setup ## every test, slow ones and those for a GPU included
+	$(PYTEST) $(ARGS)
+
+lint: setup ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## let ruff write the format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+shard-data: setup ## MIDI=<input> OUT=<folder> WORKERS=<n>: MIDI files to shards; default: music21's scores, all cores
+	$(BIN)/python launch/shard_data.py --midi '$(MIDI)' --output '$(OUT)' --num_workers $(WORKERS) $(ARGS)
+
+train: setup ## ARGS='--model_size small ...': train on the newest shards, in one process
+	$(BIN)/python launch/train.py $(ARGS)
+
+generate: setup ## ARGS='--bars 16 --tempo 120 ...': sample from the newest run
+	$(BIN)/python launch/generate.py $(ARGS)
+
+tensorboard: setup ## the curves of all runs, at localhost:6006
+	$(BIN)/tensorboard --logdir runs
