@@ -46,10 +46,14 @@ def ids_to_npy(ids: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def stored_bytes(ids_npy_size: int, facts_json_size: int) -> int:
-    """Bytes that a piece takes in a tar: two headers and two padded files."""
-    block = tarfile.BLOCKSIZE
-    return 2 * block + sum(-(-size // block) * block for size in (ids_npy_size, facts_json_size))
+def stored_bytes(file_size: np.ndarray) -> np.ndarray:
+    """Bytes that files of these sizes take in a tar: a header each, and whole blocks.
+
+    >>> stored_bytes(np.array([1, 512, 513])).tolist()
+    [1024, 1024, 1536]
+    """
+    num_blocks = 1 + -(-file_size.astype(np.int64) // tarfile.BLOCKSIZE)
+    return num_blocks * tarfile.BLOCKSIZE
 
 
 def shard_stem(number: int) -> str:

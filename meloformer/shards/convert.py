@@ -1,0 +1,93 @@
+"""One MIDI file to one piece: a pure function of its bytes and the settings."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from meloformer.midi.grid import METRE_STEPS, METRES, STEPS_PER_QUARTER, TEMPOS_BPM
+from meloformer.midi.quantise import QuantiseCounts, quantise_counted
+from meloformer.midi.quantised import QuantisedPiece
+from meloformer.midi.read import read_midi
+from meloformer.shards.content import note_key, tune_hash
+from meloformer.shards.manifest import ShardSettings
+from meloformer.shards.tars import StoredPiece, ids_to_npy
+from meloformer.tokens.attributes import read_prefix
+from meloformer.tokens.hid import encode
+from meloformer.tokens.vocabulary import instrument_name, key_name
+from meloformer.tokens.windows import bar_starts
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ConvertedPiece:
+    """A file as a piece, with what the build needs to know of it.
+
+    Args:
+        stored: as it will lie in a shard.
+        tune: hash that decides the split.
+        counts: what quantising cost.
+    """
+
+    stored: StoredPiece
+    tune: int
+    counts: dict[str, int]
+
+
+def convert_midi(data: bytes, name: str, settings: ShardSettings) -> ConvertedPiece:
+    """Read, quantise, encode and describe one MIDI file.
+
+    Args:
+        data: bytes of the file.
+        name: where it came from, for the facts.
+        settings: settings of the build.
+
+    Raises:
+        MidiError: the file cannot become a piece.
+    """
+    quantised, counts = quantise_counted(read_midi(data), pedal=settings.pedal == "on")
+    ids = encode(quantised)
+    tune = tune_hash(quantised)
+    flat_counts = _flat(counts)
+    facts = describe(quantised, ids) | {
+        "source": name,
+        "tune": f"{tune:016x}",
+        "quantised": flat_counts,
+    }
+    stored = StoredPiece(
+        key=note_key(quantised),
+        ids_npy=ids_to_npy(ids),
+        facts_json=json.dumps(facts, ensure_ascii=False, sort_keys=True).encode(),
+        num_tokens=len(ids),
+        num_notes=quantised.num_notes,
+        bar_starts=bar_starts(ids),
+    )
+    return ConvertedPiece(stored=stored, tune=tune, counts=flat_counts)
+
+
+def describe(quantised: QuantisedPiece, ids: np.ndarray) -> dict[str, Any]:
+    """Facts of a piece that follow from its notes."""
+    bpm = TEMPOS_BPM[quantised.bar_tempo]
+    _, first_bar = np.unique(quantised.bar_metre, return_index=True)
+    key = read_prefix(ids).key
+    return {
+        "num_tokens": len(ids),
+        "num_bars": quantised.num_bars,
+        "num_notes": quantised.num_notes,
+        "instruments": [instrument_name(i) for i in np.unique(quantised.instrument).tolist()],
+        "metres": ["{}/{}".format(*METRES[m]) for m in quantised.bar_metre[np.sort(first_bar)]],
+        "tempo_bpm": [float(bpm.min()), float(bpm.max())],
+        "key": None if key is None else key_name(key),
+        "duration_seconds": round(duration_seconds(quantised), 3),
+    }
+
+
+def duration_seconds(quantised: QuantisedPiece) -> float:
+    """Time from the first bar line to the last."""
+    quarters = METRE_STEPS[quantised.bar_metre] / STEPS_PER_QUARTER
+    return float((quarters * 60.0 / TEMPOS_BPM[quantised.bar_tempo]).sum())
+
+
+def _flat(counts: QuantiseCounts) -> dict[str, int]:
+    flat = asdict(counts)
+    return flat | flat.pop("bars")
