@@ -1,0 +1,135 @@
+"""The model itself: rotation, sizes, gradients, the compiled kernel against the dense oracle."""
+
+import pytest
+import torch
+from layouts import as_torch, random_layout, tiny_config
+
+from meloformer.batches.block_plans import build_blocks
+from meloformer.errors import CheckpointError, ConfigError
+from meloformer.model import attention, masks
+from meloformer.model.config import SIZES, MuseFormerConfig
+from meloformer.model.counts import num_parameters
+from meloformer.model.museformer import MuseFormer
+from meloformer.model.rotary import rotary_angles, rotate
+from meloformer.model.weights import load_model, save_model
+
+
+def test_rotation_keeps_lengths_and_only_differences_reach_a_score() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 1, 1, 16, dtype=torch.float64, generator=generator) for _ in range(2))
+
+    def turned(x: torch.Tensor, bar: int, index: int) -> torch.Tensor:
+        angles = rotary_angles(torch.tensor([[bar]]), torch.tensor([[index]]), 16, 10_000.0)
+        return rotate(x, angles.double())
+
+    assert torch.allclose(turned(q, 7, 31).norm(), q.norm())
+    score = (turned(q, 9, 40) * turned(k, 4, 15)).sum()
+    shifted = (turned(q, 19, 45) * turned(k, 14, 20)).sum()
+    assert torch.allclose(score, shifted, atol=1e-6)
+    assert not torch.allclose(score, (turned(q, 9, 41) * turned(k, 4, 15)).sum(), atol=1e-3)
+    assert not torch.allclose(score, (turned(q, 10, 40) * turned(k, 4, 15)).sum(), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_parameters_are_counted_exactly_by_formula(size) -> None:
+    config = tiny_config(**vars(SIZES[size]))
+    with torch.device("meta"):
+        model = MuseFormer(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters(config)
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"), [("tiny", 1.2), ("small", 30.6), ("base", 100), ("large", 454)]
+)
+def test_the_sizes_are_those_that_are_promised(size, millions) -> None:
+    count = num_parameters(tiny_config(**vars(SIZES[size]))) / 1e6
+    assert count == pytest.approx(millions, rel=0.03)
+
+
+@pytest.mark.parametrize("rule", masks.RULES)
+def test_every_parameter_gets_a_gradient(rule) -> None:
+    layout = as_torch(random_layout(seed=1))
+    torch.manual_seed(0)
+    model = MuseFormer(tiny_config(rule=rule))
+    ids = torch.randint(0, 976, layout.piece_BT.shape)
+    logits = model(ids, layout, attention.build_plan(layout, masks.RULES[rule]))
+    logits.logsumexp(-1).sum().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def flex_difference(rule: str, layout, config: MuseFormerConfig) -> float:
+    torch.manual_seed(0)
+    model = MuseFormer(config).eval()
+    tensors = as_torch(layout)
+    ids = torch.randint(0, 976, tensors.piece_BT.shape)
+    blocks = as_torch(build_blocks(layout, masks.RULES[rule]))
+    with torch.no_grad():
+        dense = model(ids, tensors, attention.build_plan(tensors, masks.RULES[rule]))
+        plan = attention.build_plan(tensors, masks.RULES[rule], "flex", blocks)
+        flex = model(ids, tensors, plan)
+    return (dense - flex).abs().max().item()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["halves", *(pytest.param(r, marks=pytest.mark.slow) for r in masks.RULES if r != "halves")],
+)
+def test_compiled_flex_equals_dense(rule) -> None:
+    config = tiny_config(rule=rule, num_layers=2)
+    assert flex_difference(rule, random_layout(seed=2), config) < 1e-5
+
+
+def test_twenty_packed_batches_take_the_declared_number_of_graphs() -> None:
+    """SUMMARIZE and the two calls of halves: three graphs, whatever the music is."""
+    torch._dynamo.reset()
+    attention.compiled_flex.cache_clear()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    config = tiny_config(num_layers=2)
+    for seed in range(20):
+        assert flex_difference("halves", random_layout(seed=seed), config) < 1e-5
+    assert counters["stats"]["unique_graphs"] == 3
+
+
+def test_flex_on_the_cpu_refuses_to_train() -> None:
+    layout = random_layout(seed=0)
+    tensors = as_torch(layout)
+    rule = masks.RULES["halves"]
+    plan = attention.build_plan(tensors, rule, "flex", as_torch(build_blocks(layout, rule)))
+    model = MuseFormer(tiny_config())
+    with pytest.raises(ConfigError, match="no backward on the CPU"):
+        model(torch.zeros_like(tensors.piece_BT).long(), tensors, plan)
+
+
+def test_a_model_folder_comes_back_bit_for_bit(tmp_path) -> None:
+    model = MuseFormer(tiny_config())
+    save_model(tmp_path, model.config, model.state_dict())
+    loaded = load_model(tmp_path)
+    assert loaded.config == model.config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_weights_of_another_size_are_refused(tmp_path) -> None:
+    model = MuseFormer(tiny_config())
+    save_model(tmp_path, tiny_config(width=64), model.state_dict())
+    with pytest.raises(CheckpointError, match="another model size"):
+        load_model(tmp_path)
+
+
+def test_damaged_weights_are_refused(tmp_path) -> None:
+    model = MuseFormer(tiny_config())
+    save_model(tmp_path, model.config, model.state_dict())
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_heads": 3}, {"num_kv_heads": 3}, {"rule": "dense"}, {"num_heads": 64}]
+)
+def test_settings_that_contradict_each_other_are_refused(changes) -> None:
+    with pytest.raises(ConfigError):
+        tiny_config(**changes)

@@ -1,0 +1,102 @@
+"""Who may import whom, and what the core runs without."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "meloformer"
+
+# A stage may import itself and what stands here; errors are everybody's.
+ALLOWED = {
+    "midi": set(),
+    "tokens": {"midi"},
+    "shards": {"midi", "tokens"},
+    "batches": {"midi", "tokens", "shards"},
+    "model": set(),
+    "training": {"midi", "tokens", "shards", "batches", "model"},
+    "bridge": {"midi", "tokens", "shards", "batches", "model"},
+    "generation": {"midi", "tokens", "model", "bridge"},
+    "evaluation": {"midi", "tokens", "shards", "batches", "model", "bridge", "generation"},
+    "demo": {"midi", "tokens", "model", "bridge", "generation", "evaluation"},
+}
+# batches reads the rules to build block plans, and nothing else of the model.
+EXCEPTIONS = {("batches", "meloformer.model.masks"), ("batches", "meloformer.model")}
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.add(node.module)
+            if node.module.count(".") == 1:  # from meloformer.model import masks
+                modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
+
+
+@pytest.mark.parametrize("stage", sorted(p.name for p in PACKAGE.iterdir() if p.is_dir()))
+def test_imports_run_one_way(stage: str) -> None:
+    if stage.startswith("__"):
+        return
+    assert stage in ALLOWED, f"{stage} has no place in the order of stages"
+    for path in (PACKAGE / stage).rglob("*.py"):
+        for module in imported_modules(path):
+            parts = module.split(".")
+            if parts[0] != "meloformer" or len(parts) < 2:
+                continue
+            other = parts[1]
+            if other in (stage, "errors", "command_line") or other in ALLOWED[stage]:
+                continue
+            only_masks = (stage, module) in EXCEPTIONS or module.startswith(
+                "meloformer.model.masks."
+            )
+            assert only_masks, f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_batches_take_nothing_but_the_masks_of_the_model() -> None:
+    for path in (PACKAGE / "batches").rglob("*.py"):
+        of_model = {m for m in imported_modules(path) if m.startswith("meloformer.model.")}
+        assert all(m.startswith("meloformer.model.masks") for m in of_model), (path, of_model)
+
+
+def test_only_the_engine_and_the_checkpoint_converter_import_deepspeed() -> None:
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if any(m.split(".")[0] == "deepspeed" for m in imported_modules(path))
+    }
+    assert users <= {"training/engine.py", "training/convert.py"}
+
+
+@pytest.mark.parametrize("arguments", [["-c", "import meloformer"], ["launch/generate.py", "-h"]])
+def test_the_core_runs_without_the_extras(arguments: list[str], tmp_path: Path) -> None:
+    """An import hook refuses the packages of every extra, as a core installation would."""
+    extras = ("deepspeed", "webdataset", "music21", "accelerate", "tensorboard", "psutil")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {extras!r}:\n"
+        "            raise ModuleNotFoundError('extra, not installed: ' + name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+    )
+    # torch itself may look for tensorboard and accelerate lazily; importing must not need them.
+    outcome = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_files_stay_readable() -> None:
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "launch").rglob("*.py")]:
+        length = len(path.read_text().splitlines())
+        assert length <= 400, f"{path.relative_to(ROOT)}: {length} lines, allowed 400"
