@@ -15,6 +15,7 @@ from meloformer.tokens.vocabulary import (
     KIND_OF,
     Kind,
     density_bin,
+    is_kind,
     length_bin,
     token_id,
 )
@@ -99,7 +100,7 @@ def read_prefix(ids: np.ndarray) -> Attributes:
         key=said.get(Kind.KEY),
         length=said.get(Kind.LENGTH),
         density=said.get(Kind.DENSITY),
-        instruments=tuple(index[kind == Kind.INSTRUMENT].tolist()),
+        instruments=tuple(index[is_kind(kind, Kind.INSTRUMENT)].tolist()),
     )
 
 
@@ -107,7 +108,7 @@ def prefix_length(ids: np.ndarray) -> int:
     """Number of tokens before the first bar token; all of them where there is no bar."""
     # The longest prefix says everything once, so the search never reads a whole piece.
     longest = 1 + len(ATTRIBUTE_KINDS) + NUM_INSTRUMENTS
-    is_bar = KIND_OF[ids[:longest]] == Kind.BAR
+    is_bar = is_kind(KIND_OF.take(ids[:longest]), Kind.BAR)
     return int(is_bar.argmax()) if is_bar.any() else len(ids)
 
 

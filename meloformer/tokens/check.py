@@ -14,6 +14,7 @@ from meloformer.tokens.vocabulary import (
     OFFSET,
     VOCAB_SIZE,
     Kind,
+    is_kind,
 )
 
 # (12, 12) bool: [kind before, kind] inside the bars.
@@ -56,9 +57,8 @@ def first_violation(ids: np.ndarray) -> int | None:
     if not (end and ids_T[-1] == EOS):
         # A sequence without EOS is finished where another bar could begin.
         ids_T = np.append(ids_T, OFFSET[Kind.BAR])
-    kind, index = KIND_OF[ids_T], INDEX_OF[ids_T]
-    is_bar = kind == Kind.BAR
-    bars = np.flatnonzero(is_bar)
+    kind, index = KIND_OF.take(ids_T), INDEX_OF.take(ids_T)
+    bars = np.flatnonzero(is_kind(kind, Kind.BAR))
     body = int(bars[0]) if len(bars) else len(ids_T)
 
     bad = np.zeros(len(ids_T), dtype=bool)
@@ -76,16 +76,17 @@ def first_violation(ids: np.ndarray) -> int | None:
 def _check_prefix(bad: np.ndarray, kind: np.ndarray, index: np.ndarray) -> None:
     """Each attribute once and in order; instruments ascending."""
     before, now = kind[:-1], kind[1:]
-    ascends = (now == Kind.INSTRUMENT) & (before == Kind.INSTRUMENT) & (index[1:] > index[:-1])
-    bad |= ~((now > before) & (now <= Kind.INSTRUMENT) | ascends)
+    both_instruments = is_kind(now, Kind.INSTRUMENT) & is_kind(before, Kind.INSTRUMENT)
+    ascends = (now > before) | (both_instruments & (index[1:] > index[:-1]))
+    bad |= ~ascends | (now > int(Kind.INSTRUMENT))
 
 
 def _check_bars(bad: np.ndarray, ids: np.ndarray, kind: np.ndarray, index: np.ndarray) -> None:
     """Everything from the first bar token on."""
     bad[1:] |= ~_FOLLOWS[kind[:-1], kind[1:]]
-    bad |= (kind == Kind.CONTROL) & (ids != EOS)
+    bad |= is_kind(kind, Kind.CONTROL) & (ids != EOS)
 
-    at = {k: np.flatnonzero(kind == k) for k in Kind if k in FOLLOWS}
+    at = {k: np.flatnonzero(is_kind(kind, k)) for k in FOLLOWS}
     segments, onsets, metres = at[Kind.INSTRUMENT], at[Kind.ONSET], at[Kind.METRE]
     # What the first bar, and the first note of a segment, must say.
     first_bar = np.zeros(1, dtype=np.int64)
@@ -96,7 +97,7 @@ def _check_bars(bad: np.ndarray, ids: np.ndarray, kind: np.ndarray, index: np.nd
         (segments, 4, Kind.VELOCITY),
     ):
         there = starts[starts < len(kind) - distance] + distance
-        bad[there] |= kind[there] != due
+        bad[there] |= ~is_kind(kind[there], due)
 
     # Order and change, each inside the unit whose statement it is.
     for k, units, must_ascend in (

@@ -19,7 +19,7 @@ from meloformer.midi.harmony import bar_chords, estimate_key
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.tokens.attributes import attributes_of, prefix_length, write_prefix
 from meloformer.tokens.check import check
-from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, OFFSET, Kind
+from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, OFFSET, Kind, is_kind
 from meloformer.tokens.windows import cut_bar
 
 _BAR_COLUMNS = (Kind.BAR, Kind.METRE, Kind.TEMPO)
@@ -101,17 +101,17 @@ def decode(ids: np.ndarray) -> QuantisedPiece:
     """
     ids = np.asarray(ids)
     check(ids)
-    kind, index = KIND_OF[ids], INDEX_OF[ids]
+    kind, index = KIND_OF.take(ids), INDEX_OF.take(ids)
     # Metre and tempo of the prefix are conditions, not music.
-    kind = np.where(np.arange(len(ids)) < prefix_length(ids), Kind.CONTROL, kind)
-    where = {k: np.flatnonzero(kind == k) for k in _BAR_COLUMNS + _NOTE_COLUMNS}
+    kind[: prefix_length(ids)] = Kind.CONTROL
+    where = {k: np.flatnonzero(is_kind(kind, k)) for k in _BAR_COLUMNS + _NOTE_COLUMNS}
 
     bars, notes = where[Kind.BAR], where[Kind.PITCH]
     bar_end = np.append(bars[1:], len(ids)) - 1
     # A note owns the tokens up to the next one that is neither its duration nor its velocity.
-    kind_after = np.append(kind, (Kind.CONTROL, Kind.CONTROL))
-    note_end = notes + (kind_after[notes + 1] == Kind.DURATION)
-    note_end += kind_after[note_end + 1] == Kind.VELOCITY
+    kind_after = np.append(kind[1:], int(Kind.CONTROL))
+    note_end = notes + is_kind(kind_after[notes], Kind.DURATION)
+    note_end += is_kind(kind_after[note_end], Kind.VELOCITY)
 
     piece = QuantisedPiece(
         bar_metre=index[_last_at(where[Kind.METRE], bar_end)],

@@ -4,10 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, Kind
+from meloformer.tokens.vocabulary import INDEX_OF, KIND_OF, Kind, is_kind
 
 HEADER = 0  # instrument label of bar, metre and tempo tokens and of EOS
 PREFIX = -1  # bar and instrument label of the prefix
+
+# (V,) What each token says of the instrument and the onset, and whether it does. A control token
+# or a bar token ends both, an instrument token the onset.
+_STATES_INSTRUMENT = np.isin(KIND_OF, (Kind.CONTROL, Kind.BAR, Kind.INSTRUMENT))
+_INSTRUMENT_LABEL = np.where(KIND_OF == Kind.INSTRUMENT, 1 + INDEX_OF, HEADER).astype(np.int32)
+_STATES_ONSET = _STATES_INSTRUMENT | (KIND_OF == Kind.ONSET)
+_ONSET_LABEL = np.where(KIND_OF == Kind.ONSET, INDEX_OF, 0).astype(np.int32)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,32 +48,29 @@ def token_labels(ids: np.ndarray) -> TokenLabels:
     >>> labels.bar.tolist(), labels.instrument.tolist()
     ([-1, 0, 0, 0, 0, 0, 0], [-1, 0, 0, 0, 1, 1, 1])
     """
-    kind = KIND_OF[ids]
-    position = np.arange(len(ids), dtype=np.int32)
-    is_bar = kind == Kind.BAR
-    bar = np.cumsum(is_bar, dtype=np.int32) - 1
-    bar_start = last_position(is_bar, position)
+    kind = KIND_OF.take(ids)
+    length = len(ids)
+    # The prefix is held from position 0 on, like a bar.
+    starts = np.concatenate([[0], np.flatnonzero(is_kind(kind, Kind.BAR))])
+    num_bars = len(starts) - 1
+    bar = _hold(np.arange(PREFIX, num_bars, dtype=np.int32), starts, length)
+    index = np.arange(length, dtype=np.int32) - _hold(starts.astype(np.int32), starts, length)
 
-    # Every statement holds until the next of its kind, or until what is above it starts anew.
-    states_instrument = is_bar | (kind == Kind.INSTRUMENT) | (ids == EOS)
-    instrument_there = np.where(kind == Kind.INSTRUMENT, 1 + INDEX_OF[ids], HEADER)
-    instrument = instrument_there[last_position(states_instrument, position)]
-    states_onset = states_instrument | (kind == Kind.ONSET)
-    onset_there = np.where(kind == Kind.ONSET, INDEX_OF[ids], 0)
-    onset = onset_there[last_position(states_onset, position)]
-    return TokenLabels(
-        kind=kind,
-        bar=bar,
-        instrument=np.where(bar < 0, PREFIX, instrument).astype(np.int32, copy=False),
-        onset=onset.astype(np.int32, copy=False),
-        index=position - bar_start,
-    )
+    states_instrument = np.flatnonzero(_STATES_INSTRUMENT.take(ids))
+    instrument = _hold(_INSTRUMENT_LABEL.take(ids[states_instrument]), states_instrument, length)
+    instrument[: starts[1] if num_bars else length] = PREFIX
+    states_onset = np.flatnonzero(_STATES_ONSET.take(ids))
+    onset = _hold(_ONSET_LABEL.take(ids[states_onset]), states_onset, length)
+    return TokenLabels(kind=kind, bar=bar, instrument=instrument, onset=onset, index=index)
 
 
-def last_position(is_statement: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Position of the last statement at or before each token; 0 where there is none yet.
+def _hold(values: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """Let each value last from its start to the next one, the last one to the end.
 
-    >>> last_position(np.array([False, True, False, True]), np.arange(4)).tolist()
-    [0, 1, 1, 3]
+    >>> _hold(np.array([7, 8]), np.array([0, 3]), 5).tolist()
+    [7, 7, 7, 8, 8]
     """
-    return np.maximum.accumulate(np.where(is_statement, position, 0))
+    num_held = np.empty(len(starts), dtype=np.int64)
+    num_held[:-1] = starts[1:] - starts[:-1]
+    num_held[-1] = length - starts[-1]
+    return np.repeat(values, num_held)

@@ -17,6 +17,7 @@ from meloformer.tokens.vocabulary import (
     PITCH_CLASSES,
     VOCAB_SIZE,
     Kind,
+    is_kind,
 )
 
 
@@ -59,7 +60,7 @@ def transpositions(ids: np.ndarray) -> tuple[int, int]:
 def _melodic_pitches(ids: np.ndarray) -> np.ndarray:
     """Positions of the pitch tokens that are not the drum kit's."""
     is_melodic = token_labels(ids).instrument != 1 + DRUMS
-    return np.flatnonzero((KIND_OF[ids] == Kind.PITCH) & is_melodic)
+    return np.flatnonzero(is_kind(KIND_OF.take(ids), Kind.PITCH) & is_melodic)
 
 
 def _permutation(semitones: int) -> np.ndarray:

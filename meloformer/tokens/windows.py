@@ -3,7 +3,16 @@
 import numpy as np
 
 from meloformer.errors import TokenError
-from meloformer.tokens.vocabulary import CONTINUE, EOS, INDEX_OF, KIND_OF, OFFSET, Kind, length_bin
+from meloformer.tokens.vocabulary import (
+    CONTINUE,
+    EOS,
+    INDEX_OF,
+    KIND_OF,
+    OFFSET,
+    Kind,
+    is_kind,
+    length_bin,
+)
 
 
 def bar_starts(ids: np.ndarray) -> np.ndarray:
@@ -13,7 +22,8 @@ def bar_starts(ids: np.ndarray) -> np.ndarray:
         (num_bars + 1,) int32; the last entry is the end of the last bar, EOS left out.
     """
     end = len(ids) - int(len(ids) > 0 and ids[-1] == EOS)
-    return np.append(np.flatnonzero(KIND_OF[ids] == Kind.BAR), end).astype(np.int32)
+    bars = np.flatnonzero(is_kind(KIND_OF.take(ids), Kind.BAR))
+    return np.concatenate([bars, [end]], dtype=np.int32, casting="same_kind")
 
 
 def state_of_bar(ids: np.ndarray, starts: np.ndarray, bar: int) -> tuple[int, int]:
@@ -25,9 +35,9 @@ def state_of_bar(ids: np.ndarray, starts: np.ndarray, bar: int) -> tuple[int, in
         bar: 0..num_bars - 1.
     """
     body = ids[starts[0] : starts[bar + 1]]
-    kind = KIND_OF[body]
-    metre = body[np.flatnonzero(kind == Kind.METRE)[-1]]
-    tempo = body[np.flatnonzero(kind == Kind.TEMPO)[-1]]
+    kind = KIND_OF.take(body)
+    metre = body[np.flatnonzero(is_kind(kind, Kind.METRE))[-1]]
+    tempo = body[np.flatnonzero(is_kind(kind, Kind.TEMPO))[-1]]
     return int(INDEX_OF[metre]), int(INDEX_OF[tempo])
 
 
@@ -70,9 +80,9 @@ def cut_window(ids: np.ndarray, first: int, last: int) -> np.ndarray:
         Kind.TEMPO: state[1],
         Kind.LENGTH: int(length_bin(num_bars - first)),
     }
-    kind = KIND_OF[prefix]
+    kind = KIND_OF.take(prefix)
     for attribute, index in said.items():
-        prefix[kind == attribute] = OFFSET[attribute] + index
+        prefix[is_kind(kind, attribute)] = OFFSET[attribute] + index
     return np.concatenate([prefix, _restated(ids[starts[first] : end], state)])
 
 
@@ -108,9 +118,7 @@ def window_length(
 
 def _restated(bars: np.ndarray, state: tuple[int, int]) -> np.ndarray:
     """Let the first of some bars state its metre and tempo."""
-    header_kinds = KIND_OF[bars[1:3]]
-    num_stated = 0
-    while num_stated < len(header_kinds) and header_kinds[num_stated] in (Kind.METRE, Kind.TEMPO):
-        num_stated += 1
+    states = np.isin(KIND_OF[bars[1:3]], (Kind.METRE, Kind.TEMPO))
+    num_stated = int(np.logical_and.accumulate(states).sum())
     header = [bars[0], OFFSET[Kind.METRE] + state[0], OFFSET[Kind.TEMPO] + state[1]]
     return np.concatenate([np.array(header, dtype=bars.dtype), bars[1 + num_stated :]])
