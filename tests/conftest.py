@@ -1,0 +1,54 @@
+"""What several test suites share: real shards, made once, and the corpora beside the project."""
+
+import fcntl
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from meloformer.midi.default_corpus import default_corpus_paths
+from meloformer.shards.build import build_shards
+from meloformer.shards.manifest import ShardSettings
+from meloformer.shards.reader import ShardFolder
+from meloformer.shards.sources import score_source
+from meloformer.tokens import vocabulary
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CACHE = REPOSITORY / ".cache" / "tests"
+NUM_CHORALES = 40
+
+
+def _sum_of_sources() -> str:
+    """Changes with every line that can change a shard."""
+    digest = hashlib.sha256(vocabulary.fingerprint().encode())
+    for stage in ("midi", "tokens", "shards"):
+        for path in sorted((REPOSITORY / "meloformer" / stage).rglob("*.py")):
+            digest.update(path.read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def chorale_shards() -> Path:
+    """A shard folder of real chorales: several shards, and no split is empty."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    folder = CACHE / f"chorales-{_sum_of_sources()}"
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs at once make them once
+        if not folder.exists():
+            chorales = [path for path in default_corpus_paths() if path.parent.name == "bach"]
+            settings = ShardSettings(valid_share=0.15, test_share=0.1, pieces_per_shard=8)
+            source = score_source(chorales[:NUM_CHORALES])
+            build_shards(source, folder, settings, num_workers=2)
+    shards = ShardFolder.open(folder)
+    assert all(shards.split(split).num_pieces for split in ("train", "valid", "test"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_corpora() -> Path:
+    """Folder of real corpora, one .tar.gz each; skips where it is not there."""
+    folder = REPOSITORY.parent / "shared" / "corpora"
+    if not folder.is_dir():
+        pytest.skip("needs the corpora in ../shared/corpora, which are not part of the project")
+    return folder
