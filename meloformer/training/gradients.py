@@ -8,6 +8,8 @@ compare every stage with plain autograd.
 
 from typing import Any, Protocol
 
+import torch
+
 
 class Gradients(Protocol):
     """The accumulated gradients of one step, partitioned or not."""
@@ -94,11 +96,10 @@ class WholeGradients(_Taken):
         self._engine.buffered_allreduce_fallback()
 
     def norms(self) -> list[float]:
-        from deepspeed.runtime.utils import get_global_norm_of_tensors
-
         self.finish()
-        local, _ = self._zero.get_grads_for_norm()
-        return [float(get_global_norm_of_tensors(local, mpu=None, norm_type=2))]
+        whole, _ = self._zero.get_grads_for_norm()
+        norm = torch.stack([gradient.float().norm() for gradient in whole]).norm()
+        return [float(norm) if torch.isfinite(norm) else -1.0]
 
     def _clear_accumulated(self) -> None:
         self._zero.clear_hp_grads()

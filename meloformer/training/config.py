@@ -1,0 +1,185 @@
+"""The flags of launch/train.py, and what they become once the machine is known."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from meloformer.batches.plan import Collate
+from meloformer.errors import ConfigError
+from meloformer.midi import grid
+from meloformer.model.config import SIZES, MuseFormerConfig, Precision
+from meloformer.tokens.vocabulary import VOCAB_SIZE
+from meloformer.training.ds_config import DEFAULT_DS_CONFIG
+from meloformer.training.optimizer import OptimizerConfig
+from meloformer.training.ranks import DeviceName
+from meloformer.training.schedule import ScheduleConfig
+
+ModelSize = Literal["tiny", "small", "base", "large"]
+Attention = Literal["museformer", "hid", "halves", "full"]
+OnOff = Literal["on", "off"]
+
+SHARDS_FOLDER = Path("data_shards")
+UNGIVEN: dict[str, dict[str, Any]] = {
+    "cuda": {"model_size": "small", "max_seq_len": 8192},
+    "cpu": {"model_size": "tiny", "max_seq_len": 1024},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Flags of launch/train.py.
+
+    Args:
+        config: ds_configs file: how to partition.
+        data: shard folder; the newest of data_shards/ if not given.
+        output: run folder; runs/<size>-<UTC time> if not given.
+        model_size: small on CUDA and tiny elsewhere if not given.
+        batch_size: rows per rank and micro-step.
+        gradient_accumulation_steps: micro-steps per optimizer step at the first start; later
+            starts follow the number of ranks, so that an optimizer step keeps its rows.
+        max_seq_len: tokens of the longest row; 8,192 on CUDA and 1,024 elsewhere if not given.
+        num_workers: data processes per rank.
+        epochs: passes over the training pieces.
+        max_steps: optimizer steps; beats --epochs.
+        seed: of weights, plan and attribute dropout.
+        collate: whole pieces in rows of few lengths, or full rows of one length.
+        attention: which tokens a token reads.
+        attention_precision: dtype of the attention call; auto probes the device.
+        phases: start with small micro-batches; on in bucket mode on CUDA if not given.
+        save_every: optimizer steps between checkpoints; 0 saves at the end only.
+        validate_every: optimizer steps between validations; 0 validates at the end only.
+        validation_rows: rows of a validation over all ranks; the same ones every time.
+        keep_last: checkpoints to keep; 0 keeps all.
+        resume: none, auto (newest intact checkpoint of --output) or one of its checkpoints. Auto
+            if not given and a launcher has restarted the run, none otherwise.
+        init_from: start from the weights of a run, step or model folder.
+        dry_run: say what would be done, and stop.
+        device: where to compute.
+        schedule: learning rate.
+        optimizer: AdamW.
+    """
+
+    config: Path = DEFAULT_DS_CONFIG
+    data: Path | None = None
+    output: Path | None = None
+    model_size: ModelSize | None = None
+    batch_size: int = 6
+    gradient_accumulation_steps: int = 8
+    max_seq_len: int | None = None
+    num_workers: int = 8
+    epochs: int = 3
+    max_steps: int | None = None
+    seed: int = 0
+    collate: Collate = "bucket"
+    attention: Attention = "halves"
+    attention_precision: Precision = "auto"
+    phases: OnOff | None = None
+    save_every: int = 500
+    validate_every: int = 500
+    validation_rows: int = 512
+    keep_last: int = 3
+    resume: str | None = None
+    init_from: Path | None = None
+    dry_run: bool = False
+    device: DeviceName = "auto"
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        lowest = {
+            "batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "max_seq_len": 16,
+            "num_workers": 0,
+            "epochs": 1,
+            "max_steps": 1,
+            "seed": 0,
+            "save_every": 0,
+            "validate_every": 0,
+            "validation_rows": 1,
+            "keep_last": 0,
+        }
+        for name, allowed in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < allowed:
+                raise ConfigError(f"--{name} {value}: allowed: {allowed} or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(TrainConfig):
+    """Flags with nothing left open; same fields as `TrainConfig`."""
+
+    data: Path
+    output: Path
+    model_size: ModelSize
+    max_seq_len: int
+    phases: OnOff
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, paths as they were typed."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self).items()
+        }
+
+
+def resolve(
+    flags: TrainConfig, device_type: str, *, time_utc: str
+) -> tuple[ResolvedConfig, list[str]]:
+    """Settle what was not given.
+
+    Args:
+        flags: as typed.
+        device_type: where the run computes.
+        time_utc: names a run folder that was not given.
+
+    Returns:
+        The settled flags, and a line for each choice that the user should know of.
+
+    Raises:
+        ConfigError: no data.
+    """
+    lines = []
+    ungiven = UNGIVEN["cuda" if device_type == "cuda" else "cpu"]
+    chosen: dict[str, Any] = {
+        name: value for name, value in ungiven.items() if getattr(flags, name) is None
+    }
+    if chosen and device_type != "cuda":
+        words = ", ".join(f"--{name} {value}" for name, value in chosen.items())
+        lines.append(f"no CUDA device: {words} (give the flags to choose otherwise)")
+    if flags.phases is None:
+        on = device_type == "cuda" and flags.collate == "bucket"
+        chosen["phases"] = "on" if on else "off"
+    flags = replace(flags, **chosen)
+    data = flags.data or newest_shards()
+    output = flags.output or Path("runs") / f"{flags.model_size}-{time_utc}"
+    values: dict[str, Any] = {item.name: getattr(flags, item.name) for item in fields(flags)}
+    return ResolvedConfig(**{**values, "data": data, "output": output}), lines
+
+
+def newest_shards(folder: Path = SHARDS_FOLDER) -> Path:
+    """The shard folder that was made last.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    manifests = list(folder.glob("*/manifest.json"))
+    if not manifests:
+        raise ConfigError(
+            f"--data was not given and {folder}/ holds no shards; allowed: a folder with a "
+            "manifest.json; make one with: make shard-data"
+        )
+    return max(manifests, key=lambda path: path.stat().st_mtime).parent
+
+
+def model_config(config: ResolvedConfig) -> MuseFormerConfig:
+    """The model that the flags ask for."""
+    assert config.model_size in get_args(ModelSize)
+    return MuseFormerConfig(
+        **asdict(SIZES[config.model_size]),
+        vocab_size=VOCAB_SIZE,
+        num_onsets=grid.MAX_BAR_STEPS,
+        num_instruments=grid.NUM_INSTRUMENTS,
+        max_seq_len=config.max_seq_len,
+        rule=config.attention,
+    )

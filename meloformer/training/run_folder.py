@@ -1,0 +1,177 @@
+"""A run's folder: made once, found again on resume, never taken over by another run."""
+
+import json
+import os
+import platform
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meloformer.errors import CheckpointError, ConfigError
+from meloformer.training.checkpoint import check_files, newest_intact, step_folders
+
+RUN_NAME = "run.json"
+FORMAT_VERSION = 1
+RESTART_COUNTERS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+LIBRARIES = ("meloformer", "torch", "deepspeed", "numpy", "safetensors", "transformers")
+
+# A resumed run with another of these would train on other rows, or another function.
+FIXED_SETTINGS = ("model_size", "max_seq_len", "seed", "collate", "attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What run.json says.
+
+    Args:
+        run_id: random; stands in every checkpoint.
+        settings: resolved flags of the latest start.
+        global_batch: rows of an optimizer step, fixed at the first start.
+        num_steps: optimizer steps of the whole run, of the latest start.
+        manifest_sha256: of the shard folder's manifest.
+        starts: one entry per start: command, ranks, hardware, versions, the step it began at.
+        notes: choices made for the user.
+    """
+
+    run_id: str
+    settings: dict[str, Any]
+    global_batch: int
+    num_steps: int
+    manifest_sha256: str
+    starts: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+    format_version: int = FORMAT_VERSION
+
+    def save(self, folder: Path) -> None:
+        """Write run.json whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{RUN_NAME}.tmp"
+        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        temporary.replace(folder / RUN_NAME)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Run":
+        """Read run.json.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or of another format.
+        """
+        path = folder / RUN_NAME
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{path}: cannot be read ({error}); expected the facts of a run; "
+                "start anew with another --output"
+            ) from error
+
+
+def new_run_id() -> str:
+    """Random name of a run."""
+    return uuid.uuid4().hex
+
+
+def wanted_resume(resume: str | None, environment: Mapping[str, str] = os.environ) -> str:
+    """What --resume means: as given, or auto where a launcher has restarted the run."""
+    if resume is not None:
+        return resume
+    restarted = any(int(environment.get(name) or 0) > 0 for name in RESTART_COUNTERS)
+    return "auto" if restarted else "none"
+
+
+def find_checkpoint(output: Path, resume: str) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, verified byte for byte; None starts at step 0.
+
+    Args:
+        output: the run folder.
+        resume: `none`, `auto`, or a step folder of the run.
+
+    Returns:
+        The checkpoint, and a line for each one that was passed over.
+
+    Raises:
+        ConfigError: the folder holds a run and nothing asks to go on with it.
+        CheckpointError: the named checkpoint is missing, damaged, or not of this run.
+    """
+    holds_run = (output / RUN_NAME).exists() or bool(step_folders(output))
+    if resume == "none":
+        if holds_run:
+            raise ConfigError(
+                f"--output {output} holds a run; allowed: a new folder, or --resume auto to go on"
+            )
+        return None, []
+    if resume == "auto":
+        if not holds_run:
+            return None, []
+        found, passed_over = newest_intact(output)
+        return found, [f"passed over {reason}" for reason in passed_over]
+    folder = Path(resume)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"--resume {folder}: no such folder; allowed: none, auto, or one of "
+            f"{[str(path) for path in step_folders(output)]}"
+        )
+    if folder.resolve() not in [path.resolve() for path in step_folders(output)]:
+        raise CheckpointError(
+            f"--resume {folder}: found no checkpoint of --output {output}; allowed: one of its "
+            "checkpoints/step-N; weights of another run enter through --init_from"
+        )
+    check_files(folder)
+    return folder, []
+
+
+def check_same_run(run: Run, settings: dict[str, Any], manifest_sha256: str) -> None:
+    """Refuse to go on with settings under which the plan or the model is another one.
+
+    Raises:
+        ConfigError: names the setting and both values.
+    """
+    for name in FIXED_SETTINGS:
+        if run.settings[name] != settings[name]:
+            raise ConfigError(
+                f"--{name} {settings[name]}: the run in --output was started with "
+                f"{run.settings[name]}; allowed: the same, or another --output"
+            )
+    if run.manifest_sha256 != manifest_sha256:
+        raise ConfigError(
+            f"--data: found manifest {manifest_sha256[:12]}, the run was started with "
+            f"{run.manifest_sha256[:12]}; allowed: the same shards, or another --output"
+        )
+
+
+def accumulation_for(global_batch: int, micro_batch_rows: int, world_size: int) -> int:
+    """Micro-steps that hold an optimizer step's rows; the last may have zero-weight rows.
+
+    >>> accumulation_for(48, 6, 1), accumulation_for(48, 6, 3)
+    (8, 3)
+    """
+    return -(-global_batch // (micro_batch_rows * world_size))
+
+
+def start_facts(command: list[str], world_size: int, device: torch.device, step: int) -> dict:
+    """What to know of a start when its numbers are compared with another's."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    hardware: dict[str, Any] = {"cpu_cores": os.cpu_count(), "machine": platform.machine()}
+    if device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(device)
+        hardware["cuda"] = torch.version.cuda
+    return {
+        "step": step,
+        # The program's own path may lie under somebody's home.
+        "command": [Path(command[0]).name, *command[1:]],
+        "world_size": world_size,
+        "device": device.type,
+        "python": platform.python_version(),
+        "versions": versions,
+        "hardware": hardware,
+    }
