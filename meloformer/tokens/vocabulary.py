@@ -197,10 +197,20 @@ def check_fingerprint(found: str, source: str) -> None:
 
 
 def save_vocabulary(path: str | Path) -> None:
-    """Write the vocabulary and its fingerprint as JSON."""
+    """Write the vocabulary and its fingerprint as JSON.
+
+    Raises:
+        TokenError: it cannot be written there.
+    """
     document = {"fingerprint": fingerprint(), **vocabulary_json()}
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-    Path(path).write_text(text, encoding="utf-8")
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise TokenError(
+            f"the vocabulary cannot be written to {path}: {error.strerror}; allowed: a file in a "
+            "folder that exists and can be written"
+        ) from error
 
 
 def load_vocabulary(path: str | Path) -> dict:
