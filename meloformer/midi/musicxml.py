@@ -15,7 +15,7 @@ import numpy as np
 from meloformer.errors import MidiError
 from meloformer.midi.grid import DENOMINATORS
 from meloformer.midi.limits import MAX_TEMPO_BPM, MIN_TEMPO_BPM
-from meloformer.midi.piece import Pedal, Piece, Track, build_piece, build_track
+from meloformer.midi.piece import Piece, Track, build_piece, build_track
 
 TICKS_PER_QUARTER = 10_080  # every tuplet of 3, 5, 7 and 9 down to 128th notes is exact
 
@@ -253,7 +253,6 @@ def _read_direction(
 
 def _tracks(root: Element, parts: list[_Part]) -> Iterator[Track]:
     declared = {element.get("id"): element for element in root.iterfind("part-list/score-part")}
-    no_pedal = Pedal(start_ticks=np.zeros(0, np.int64), end_ticks=np.zeros(0, np.int64))
     for element, part in zip(root.iterfind("part"), parts, strict=True):
         declaration = declared.get(element.get("id"), element)
         name = " ".join(declaration.findtext("part-name", "").split())
@@ -263,7 +262,6 @@ def _tracks(root: Element, parts: list[_Part]) -> Iterator[Track]:
             is_drum=declaration.findtext("midi-instrument/midi-channel") == "10",
             name=name,
             columns=(columns[0], columns[1], columns[2], columns[3]),
-            pedal=no_pedal,
         )
 
 

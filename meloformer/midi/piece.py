@@ -13,7 +13,8 @@ from meloformer.midi import limits
 if TYPE_CHECKING:
     import miditoolkit
 
-SUSTAIN_PEDAL = 64  # controller number; values from 64 up mean "down"
+SUSTAIN_PEDAL = 64  # controller number
+PEDAL_DOWN = 64  # least controller value that means so
 
 
 class _Columns:
@@ -100,8 +101,7 @@ class TimeSignatures(_Columns):
         return len(self.onset_ticks)
 
 
-def _no_pedal() -> Pedal:
-    return Pedal(start_ticks=np.zeros(0, np.int64), end_ticks=np.zeros(0, np.int64))
+NO_PEDAL = Pedal(start_ticks=np.zeros(0, np.int64), end_ticks=np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class Track:
     is_drum: bool
     name: str
     notes: Notes
-    pedal: Pedal = field(default_factory=_no_pedal)
+    pedal: Pedal = field(default_factory=lambda: NO_PEDAL)
     num_bends: int = 0
     num_controllers: int = 0
     num_zero_length: int = 0
@@ -206,20 +206,20 @@ class Piece:
                 [(n.start, n.end - n.start, n.pitch, n.velocity) for n in instrument.notes],
                 dtype=np.int64,
             ).reshape(-1, 4)
-            pedal_changes = [
-                (c.time, c.value >= 64)
-                for c in instrument.control_changes
-                if c.number == SUSTAIN_PEDAL
-            ]
+            changes = [c for c in instrument.control_changes if c.number == SUSTAIN_PEDAL]
+            changes.sort(key=lambda change: change.time)
             tracks.append(
                 build_track(
                     program=instrument.program,
                     is_drum=instrument.is_drum,
                     name=instrument.name,
                     columns=(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3]),
-                    pedal=_pedal_of_changes(pedal_changes),
+                    pedal=build_pedal(
+                        np.array([change.time for change in changes], np.int64),
+                        np.array([change.value for change in changes], np.int64),
+                    ),
                     num_bends=len(instrument.pitch_bends),
-                    num_controllers=len(instrument.control_changes) - len(pedal_changes),
+                    num_controllers=len(instrument.control_changes) - len(changes),
                 )
             )
         tempos = np.array([(t.time, t.tempo) for t in midi.tempo_changes]).reshape(-1, 2)
@@ -240,7 +240,7 @@ def build_track(
     is_drum: bool,
     name: str,
     columns: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-    pedal: Pedal,
+    pedal: Pedal | None = None,
     num_bends: int = 0,
     num_controllers: int = 0,
 ) -> Track:
@@ -251,7 +251,7 @@ def build_track(
         is_drum: plays on the drum channel.
         name: as the file says.
         columns: onset, duration, pitch, velocity, any integer type.
-        pedal: when the sustain pedal is down.
+        pedal: when the sustain pedal is down; None: never.
         num_bends: pitch bend events.
         num_controllers: controller events other than the sustain pedal.
     """
@@ -267,7 +267,7 @@ def build_track(
             pitch=pitch,
             velocity=velocity,
         ),
-        pedal=pedal,
+        pedal=pedal or NO_PEDAL,
         num_bends=num_bends,
         num_controllers=num_controllers,
         num_zero_length=int(np.count_nonzero(zero_length)),
@@ -323,14 +323,16 @@ def _last_of_each_tick(ticks: np.ndarray, *values: np.ndarray) -> list[np.ndarra
     return [ticks[is_last], *(column[order][is_last] for column in values)]
 
 
-def _pedal_of_changes(changes: list[tuple[int, bool]]) -> Pedal:
-    """Intervals from (tick, is down) events; a pedal that is never released is left out."""
-    starts, ends, down_since = [], [], None
-    for tick, is_down in changes:
-        if is_down and down_since is None:
-            down_since = tick
-        elif not is_down and down_since is not None:
-            starts.append(down_since)
-            ends.append(tick)
-            down_since = None
-    return Pedal(start_ticks=np.array(starts, np.int64), end_ticks=np.array(ends, np.int64))
+def build_pedal(ticks: np.ndarray, values: np.ndarray) -> Pedal:
+    """Intervals from the pedal's controller events; one that is never released is left out.
+
+    Args:
+        ticks: (N,) ascending.
+        values: (N,) 0..127, 64 and up mean down.
+
+    >>> build_pedal(np.array([5, 6, 9, 20]), np.array([90, 127, 0, 64]))
+    Pedal(start_ticks=array([5]), end_ticks=array([9]))
+    """
+    turns = np.diff((values >= PEDAL_DOWN).astype(np.int8), prepend=0)
+    ends = ticks[turns < 0].astype(np.int64)
+    return Pedal(start_ticks=ticks[turns > 0][: len(ends)].astype(np.int64), end_ticks=ends)

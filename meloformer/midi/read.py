@@ -9,7 +9,15 @@ from symusic import core
 
 from meloformer.errors import MidiError
 from meloformer.midi import limits
-from meloformer.midi.piece import SUSTAIN_PEDAL, Pedal, Piece, Track, build_piece, build_track
+from meloformer.midi.piece import (
+    NO_PEDAL,
+    SUSTAIN_PEDAL,
+    Piece,
+    Track,
+    build_pedal,
+    build_piece,
+    build_track,
+)
 
 _MICROSECONDS_PER_MINUTE = 60_000_000
 
@@ -53,19 +61,19 @@ def _file_bytes(path: Path) -> bytes:
 
 def _track(track: core.TrackTick) -> Track:
     notes = track.notes.numpy()
-    pedal = track.pedals.numpy()
-    num_pedal_events = 0
+    pedal, num_pedal_events = NO_PEDAL, 0
     if len(track.controls):
-        num_pedal_events = int(np.count_nonzero(track.controls.numpy()["number"] == SUSTAIN_PEDAL))
+        controls = track.controls.numpy()
+        is_pedal = controls["number"] == SUSTAIN_PEDAL
+        num_pedal_events = int(np.count_nonzero(is_pedal))
+        # Not `track.pedals`: from the second track on its starts can be another track's.
+        pedal = build_pedal(controls["time"][is_pedal], controls["value"][is_pedal])
     return build_track(
         program=track.program,
         is_drum=track.is_drum,
         name=track.name,
         columns=(notes["time"], notes["duration"], notes["pitch"], notes["velocity"]),
-        pedal=Pedal(
-            start_ticks=pedal["time"].astype(np.int64),
-            end_ticks=pedal["time"].astype(np.int64) + pedal["duration"],
-        ),
+        pedal=pedal,
         num_bends=len(track.pitch_bends),
         num_controllers=len(track.controls) - num_pedal_events,
     )

@@ -1,0 +1,34 @@
+from pathlib import Path
+
+from matplotlib.image import imread
+
+from meloformer.midi.piano_roll import save_piano_roll
+from tests.midi.pieces import canonical_piece
+
+
+def test_a_longer_piece_gives_a_wider_picture_up_to_a_limit(tmp_path: Path):
+    widths = []
+    for num_bars in (1, 30, 4000):
+        notes = [(num_bars - 1, 0, 0, 38, 24, 66), (0, 41, 0, 60, 48, 126)]
+        piece = canonical_piece([0] * num_bars, [40] * num_bars, notes)
+        save_piano_roll(piece, tmp_path / "roll.png", title="a title")
+        widths.append(imread(tmp_path / "roll.png").shape[1])
+    assert widths[0] < widths[1] < widths[2] < 6000
+
+
+def test_every_instrument_has_a_colour_of_its_own(tmp_path: Path):
+    colours = []
+    for instruments in ([1, 1, 1], [1, 2, 3]):
+        notes = [(0, inst, 0, 40 + 20 * n, 96, 126) for n, inst in enumerate(instruments)]
+        save_piano_roll(canonical_piece([3], [40], notes), tmp_path / "roll.png")
+        pixels = imread(tmp_path / "roll.png")[:, :800, :3].reshape(-1, 3).round(2)
+        saturated = pixels[pixels.max(1) - pixels.min(1) > 0.3]
+        values, counts = _unique_rows(saturated)
+        colours.append(len(values[counts > 200]))
+    assert colours[1] == colours[0] + 2
+
+
+def _unique_rows(rows):
+    import numpy as np
+
+    return np.unique(rows, axis=0, return_counts=True)
