@@ -27,6 +27,13 @@ from meloformer.shards.sources import DEFAULT, open_source
 from meloformer.shards.summary import summary_table
 
 
+def num_cores() -> int:
+    """Cores that this process may use; a container may allow fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardDataConfig:
     """Flags of launch/shard_data.py."""
@@ -35,7 +42,7 @@ class ShardDataConfig:
     """`default`, a folder, a .zip, a .tar(.gz), or a text file of paths."""
     output: Path = Path("data_shards/default")
     """Folder to be made."""
-    num_workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    num_workers: int = field(default_factory=num_cores)
     """Processes; all cores unless given."""
     engine: Literal["local"] = "local"
     """Where the workers run."""

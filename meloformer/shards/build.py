@@ -6,7 +6,7 @@ for any number of workers, and pieces are put in order by their hash.
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -204,8 +204,14 @@ def _write_splits(
         runs = cut_shards(sizes, settings)
         jobs += [_ShardJob(name, number, of_split[run]) for number, run in enumerate(runs)]
     task = partial(_write_job, spill=spill, folder=folder)
+    # To start workers takes longer than to write a few shards.
+    results: Iterable[tuple[_ShardJob, ShardEntry | Died]] = (
+        ((job, task(job)) for job in jobs)
+        if len(jobs) <= len(SPLITS)
+        else run_in_pool(task, jobs, num_workers=min(num_workers, len(jobs)))
+    )
     written: dict[tuple[str, int], ShardEntry] = {}
-    for job, entry in run_in_pool(task, jobs, num_workers=min(num_workers, len(jobs))):
+    for job, entry in results:
         if isinstance(entry, Died):
             raise ShardError(
                 f"a worker died while it wrote {job.split}/{shard_stem(job.number)}; this machine "
