@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,8 +75,8 @@ class _Part:
 def read_musicxml(path: Path) -> Piece:
     """Read a score as written: repeats once, ties joined, grace notes before the beat.
 
-    Every measure is as long as its music, so a pick-up or a measure that a repeat cuts in two
-    becomes a metre of its own.
+    Every measure is as long as its music is in most parts, so a pick-up or a measure that a
+    repeat cuts in two becomes a metre of its own.
 
     Args:
         path: a .mxl, .xml or .musicxml file in partwise order.
@@ -127,7 +128,7 @@ def _piece(root: Element) -> Piece:
             for part, column in zip(parts, columns, strict=True)
             if number < len(column)
         ]
-        length = round(max(ends)) or TICKS_PER_QUARTER * 4 * beats // beat_type
+        length = _measure_ticks(ends) or TICKS_PER_QUARTER * 4 * beats // beat_type
         metre = _metre_of_ticks(length, beats, beat_type)
         if not metres or metre != metres[-1][1:]:
             metres.append((start, *metre))
@@ -140,6 +141,18 @@ def _piece(root: Element) -> Piece:
         tempos=(tempo_rows[:, 0].astype(np.int64), tempo_rows[:, 1]),
         time_signatures=(metre_rows[:, 0], metre_rows[:, 1], metre_rows[:, 2]),
     )
+
+
+def _measure_ticks(ends: list[float]) -> int:
+    """How long a measure is, from how far each part reaches: as most say, else the longest.
+
+    One part alone is often miswritten: a whole rest in a pick-up, a note missing or too many.
+
+    >>> _measure_ticks([2.0, 4.0, 2.0]), _measure_ticks([2.0, 4.0]), _measure_ticks([0.0])
+    (2, 4, 0)
+    """
+    votes = Counter(round(end) for end in ends if end > 0)
+    return max(votes, key=lambda ticks: (votes[ticks], ticks), default=0)
 
 
 def _metre_of_ticks(ticks: int, beats: int, beat_type: int) -> tuple[int, int]:
