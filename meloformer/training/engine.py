@@ -11,9 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import nn
 
 from meloformer.errors import CheckpointError
@@ -37,6 +35,10 @@ class Engine:
     def __init__(
         self, model: nn.Module, ranks: Ranks, ds_config: dict, optimizer: OptimizerConfig
     ) -> None:
+        # Imported here and not above: the import takes seconds and settles which accelerator
+        # DeepSpeed uses, which `start_ranks` has to say first.
+        import deepspeed
+
         self.ranks = ranks
         self.stage: int = ds_config["zero_optimization"]["stage"]
         self.is_bf16: bool = ds_config["bf16"]["enabled"]
@@ -105,6 +107,8 @@ class Engine:
 
         Call between the last `backward` and `update`.
         """
+        from deepspeed.utils import safe_get_full_grad
+
         self._gradients.finish()
         return {
             name: safe_get_full_grad(parameter).detach().clone()
@@ -116,6 +120,8 @@ class Engine:
 
         A tied weight stands under one name. Buffers that are part of the model are included.
         """
+        from deepspeed.utils import safe_get_full_fp32_param
+
         weights = {}
         for name, parameter in self.module.named_parameters():
             full = safe_get_full_fp32_param(parameter)

@@ -109,6 +109,11 @@ def find_checkpoint(output: Path, resume: str) -> tuple[Path | None, list[str]]:
         if not holds_run:
             return None, []
         found, passed_over = newest_intact(output)
+        if passed_over and found is None:
+            raise CheckpointError(
+                f"--output {output}: none of its {len(passed_over)} checkpoints is intact, the "
+                f"newest: {passed_over[0]}; allowed: another --output, to start anew"
+            )
         return found, [f"passed over {reason}" for reason in passed_over]
     folder = Path(resume)
     if not folder.is_dir():

@@ -209,3 +209,9 @@ def test_the_accumulation_follows_the_ranks_so_that_a_step_keeps_its_rows() -> N
     for world_size in range(1, 9):
         assert accumulation_for(48, 6, world_size) * 6 * world_size >= 48
     assert [accumulation_for(48, 6, world_size) for world_size in (1, 2, 4, 8)] == [8, 4, 2, 1]
+
+
+def test_auto_never_starts_anew_over_damaged_checkpoints(tmp_path: Path) -> None:
+    cut(write_checkpoint(tmp_path, 3))
+    with pytest.raises(CheckpointError, match="none of its 1 checkpoints is intact"):
+        find_checkpoint(tmp_path, "auto")

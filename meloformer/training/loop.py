@@ -1,0 +1,65 @@
+"""The loop: what happens in a step, in order."""
+
+import math
+from collections.abc import Callable
+
+from meloformer.errors import TrainingError
+from meloformer.training.loss import step_loss
+from meloformer.training.saving import export_model
+from meloformer.training.schedule import learning_rate
+from meloformer.training.session import Session
+from meloformer.training.step import count_step
+
+SKIPS_IN_A_ROW = 10
+
+Sample = Callable[[Session, int], None]
+
+
+def train(session: Session, sample: Sample | None = None) -> None:
+    """Train from where the session stands to its last step.
+
+    Args:
+        session: everything that `open_session` built.
+        sample: called after each validation, on all ranks; makes music for the ear.
+
+    Raises:
+        TrainingError: on all ranks, when step after step is not finite.
+    """
+    config, ranks, engine = session.config, session.ranks, session.engine
+    progress = session.progress
+    for step in range(progress.step + 1, session.num_steps + 1):
+        rate = learning_rate(step, session.num_steps, config.schedule)
+        engine.set_learning_rate(rate)
+
+        # One count for all micro-batches of all ranks: how the batch is cut cannot change the
+        # gradient.
+        micro_batches = session.clock.wait_for(session.stream)
+        counts = count_step(micro_batches, ranks)
+        losses = []
+        for batch in (batch.to(ranks.device) for batch in micro_batches):
+            logits_BTV = session.predict(batch)
+            loss = step_loss(logits_BTV, batch.targets_BT, counts.targets, ranks.world_size)
+            losses.append(engine.backward(loss))
+
+        # All ranks decide together: one rank stopping alone leaves the others waiting.
+        loss, grad_norm = ranks.mean(losses), engine.grad_norm()
+        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if is_finite:
+            engine.update()
+        else:
+            engine.drop_gradients()
+        progress = progress.after(counts, is_finite=is_finite)
+        session.report(progress, counts, loss=loss, grad_norm=grad_norm, learning_rate=rate)
+        if progress.skipped_in_a_row == SKIPS_IN_A_ROW:
+            raise TrainingError(
+                f"{SKIPS_IN_A_ROW} steps in a row were not finite, the last is {step}; lower "
+                f"--learning_rate, or look at {config.output}/metrics.jsonl"
+            )
+
+        if session.is_due(step, config.validate_every):
+            session.validate(step)
+            if sample:
+                sample(session, step)
+        if session.is_due(step, config.save_every):
+            session.save(progress)
+    export_model(engine, config.output, session.model_config)

@@ -1,0 +1,43 @@
+"""Starting several processes for a test, with a time limit and without leftovers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+TIME_LIMIT_SECONDS = 300
+
+# One thread per rank: two cores cannot carry more, and sums then have one order.
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")},
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),
+    "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def torchrun(num_ranks: int) -> list[str]:
+    """Command that starts a script on some ranks, at a free port."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*command, "--nproc_per_node", str(num_ranks)]
+
+
+def deepspeed(num_ranks: int, port: int) -> list[str]:
+    """The same with the deepspeed launcher."""
+    return [str(BIN / "deepspeed"), "--num_gpus", str(num_ranks), "--master_port", str(port)]
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end in the repository; output and status are the caller's."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT_SECONDS,
+    )
