@@ -8,6 +8,7 @@ import torch
 from meloformer.midi.grid import MAX_BAR_STEPS, NUM_INSTRUMENTS
 from meloformer.model.config import SIZES, MuseFormerConfig
 from meloformer.model.masks import Layout
+from meloformer.tokens.labels import token_labels
 from meloformer.tokens.vocabulary import VOCAB_SIZE
 
 
@@ -76,3 +77,21 @@ def tiny_config(**changes: Any) -> MuseFormerConfig:
         "num_instruments": NUM_INSTRUMENTS,
     }
     return MuseFormerConfig(**{**settings, **changes})
+
+
+def layout_of(ids: np.ndarray, slots: int = 128) -> Layout:
+    """One row that holds one sequence and no padding, as tensors."""
+    labels = token_labels(ids)
+    num_bars = int(labels.bar.max()) + 1
+    slot_piece, slot_bar = np.full(slots, -1), np.zeros(slots)
+    slot_piece[:num_bars], slot_bar[:num_bars] = 0, np.arange(num_bars)
+    fields = {
+        "piece_BT": np.zeros(len(ids)),
+        "bar_BT": labels.bar,
+        "instrument_BT": labels.instrument,
+        "onset_BT": labels.onset,
+        "index_BT": labels.index,
+        "piece_BS": slot_piece,
+        "bar_BS": slot_bar,
+    }
+    return Layout(**{k: torch.from_numpy(v.astype(np.int32))[None] for k, v in fields.items()})

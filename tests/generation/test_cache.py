@@ -1,0 +1,81 @@
+"""The cache against the parallel pass: the same logits, whatever the rule."""
+
+import numpy as np
+import pytest
+import torch
+from layouts import layout_of, tiny_config
+
+from meloformer.generation.cache import DecodeCache, TokenLabels
+from meloformer.generation.controls import ControlConfig
+from meloformer.generation.generate import Labeller, generate
+from meloformer.generation.sampling import SamplingConfig
+from meloformer.model import attention
+from meloformer.model.masks import RULES
+from meloformer.model.museformer import MuseFormer
+from meloformer.tokens.labels import token_labels
+
+
+def a_model(rule: str = "halves", **changes) -> MuseFormer:
+    torch.manual_seed(0)
+    return MuseFormer(tiny_config(rule=rule, num_layers=3, **changes)).eval().double()
+
+
+def some_pieces(num: int, bars: int = 4) -> list[np.ndarray]:
+    """Sequences that the grammar allows, of different lengths, EOS cut off."""
+    pieces = generate(
+        a_model(),
+        ControlConfig(bars=bars, instruments=("drums", "0", "40")),
+        SamplingConfig(top_k=40),
+        num_samples=num,
+        seed=7,
+    )
+    return [piece[:-1].astype(np.int64) for piece in pieces]
+
+
+def step_by_step(model: MuseFormer, pieces: list[np.ndarray]) -> list[torch.Tensor]:
+    """Logits of every position of every piece, fed one token at a time in one batch."""
+    num_rows = len(pieces)
+    cache = DecodeCache(model, num_rows)
+    labeller = Labeller(pieces[0][:1], num_rows)
+    logits: list[list[torch.Tensor]] = [[] for _ in pieces]
+    for t in range(max(map(len, pieces))):
+        active = np.array([t < len(piece) for piece in pieces])
+        ids = np.array([piece[t] if t < len(piece) else 0 for piece in pieces])
+        labels = labeller.advance(ids) if t else labeller.now
+        closing = np.flatnonzero(active & (labels[2] == 0) & (labels[0] > 0))
+        cache.close_bar(torch.from_numpy(closing), torch.from_numpy(labels[0][closing] - 1))
+        out = cache.add(
+            torch.from_numpy(ids)[:, None],
+            TokenLabels.from_numpy(labels[:, :, None], cache.device),
+            torch.from_numpy(active),
+        )
+        for row in np.flatnonzero(active):
+            logits[row].append(out[row])
+    return [torch.stack(rows) for rows in logits]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("num_kv_heads", [2, 4])
+def test_a_batch_step_by_step_equals_each_piece_in_parallel(rule, num_kv_heads) -> None:
+    model = a_model(rule, num_heads=4, num_kv_heads=num_kv_heads)
+    pieces = some_pieces(3)
+    assert len({len(piece) for piece in pieces}) > 1
+    for piece, found in zip(pieces, step_by_step(model, pieces), strict=True):
+        layout = layout_of(piece)
+        with torch.no_grad():
+            expected = model(
+                torch.from_numpy(piece)[None], layout, attention.build_plan(layout, RULES[rule])
+            )[0]
+        assert torch.allclose(found, expected, atol=1e-12, rtol=0)
+
+
+def test_labels_that_come_one_by_one_are_those_of_the_whole() -> None:
+    (piece,) = some_pieces(1)
+    expected = token_labels(piece)
+    labeller = Labeller(piece[:1], 1)
+    for t in range(1, len(piece)):
+        bar, instrument, index, onset = labeller.advance(piece[t : t + 1])[:, 0]
+        assert bar == expected.bar[t]
+        assert instrument == expected.instrument[t]
+        assert index == expected.index[t]
+        assert onset == expected.onset[t]

@@ -1,0 +1,106 @@
+"""Sampled pieces decode, keep the wishes that the grammar enforces, and repeat with their seed."""
+
+import numpy as np
+import pytest
+import torch
+from layouts import tiny_config
+from miditoolkit import MidiFile
+
+from meloformer.errors import ConfigError, GenerationError
+from meloformer.generation.controls import ControlConfig
+from meloformer.generation.generate import generate
+from meloformer.generation.sampling import SamplingConfig, sample_tokens
+from meloformer.midi import grid
+from meloformer.midi.render import to_piece
+from meloformer.midi.write import write_midi
+from meloformer.model.museformer import MuseFormer
+from meloformer.tokens.hid import decode
+
+
+@pytest.fixture(scope="module")
+def model() -> MuseFormer:
+    torch.manual_seed(0)
+    return MuseFormer(tiny_config(num_layers=2)).eval()
+
+
+def test_twenty_of_twenty_samples_of_random_weights_decode(model, tmp_path) -> None:
+    """Random weights choose among all that the grammar allows: the hardest case for decoding."""
+    pieces = generate(
+        model, ControlConfig(bars=3), SamplingConfig(top_p=1.0), num_samples=20, seed=1
+    )
+    for number, ids in enumerate(pieces):
+        piece = decode(ids)
+        assert piece.num_bars == 3
+        path = tmp_path / f"{number}.mid"
+        write_midi(to_piece(piece), path)
+        num_notes = sum(len(track.notes) for track in MidiFile(str(path)).instruments)
+        assert num_notes == piece.num_notes > 0
+
+
+def test_wishes_come_true(model) -> None:
+    controls = ControlConfig(
+        bars=5, tempo=90, time_signature="6/8", key="D minor", instruments=("drums", "32")
+    )
+    for ids in generate(model, controls, SamplingConfig(), num_samples=4, seed=2):
+        piece = decode(ids)
+        assert piece.num_bars == 5
+        assert {grid.METRES[index] for index in piece.bar_metre} == {(6, 8)}
+        assert set(piece.instrument) <= {grid.DRUMS, 33}
+        assert abs(grid.TEMPOS_BPM[piece.bar_tempo] / 90 - 1).max() < 0.03
+
+
+def test_a_seed_gives_the_same_pieces_and_another_seed_others(model) -> None:
+    def sample(seed: int) -> list[np.ndarray]:
+        return generate(model, ControlConfig(bars=2), SamplingConfig(), num_samples=2, seed=seed)
+
+    first, again, other = sample(3), sample(3), sample(4)
+    assert all(map(np.array_equal, first, again))
+    assert not all(map(np.array_equal, first, other))
+
+
+def test_cut_offs_keep_the_likeliest_tokens_only() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(400, -1)
+    everything = torch.ones_like(logits, dtype=torch.bool)
+
+    def seen(**settings) -> set[int]:
+        generator = torch.Generator().manual_seed(0)
+        drawn = sample_tokens(logits, everything, SamplingConfig(**settings), generator)
+        return set(drawn.tolist())
+
+    assert seen(top_p=1.0) == {0, 1, 2, 3}
+    assert seen(top_p=1.0, top_k=2) == {0, 1}
+    assert seen(top_p=0.6) == {0, 1}
+    assert seen(top_p=0.01) == {0}
+    assert seen(temperature=0) == {0}
+    assert seen(top_p=1.0, temperature=0.05) == {0}
+
+
+def test_a_forbidden_token_is_never_drawn() -> None:
+    logits = torch.tensor([[9.0, 0.0, -9.0]]).expand(200, -1)
+    allowed = torch.tensor([[False, True, True]]).expand(200, -1)
+    drawn = sample_tokens(
+        logits, allowed, SamplingConfig(top_p=1.0), torch.Generator().manual_seed(0)
+    )
+    assert 0 not in drawn
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"bars": 0}, "--bars 0"),
+        ({"tempo": 1000.0}, "--tempo 1000: allowed are"),
+        ({"time_signature": "4/5"}, "--time_signature 4/5: allowed are"),
+        ({"key": "H major"}, "allowed are c major"),
+        ({"instruments": ("128",)}, "allowed are drums and the programs 0 to 127"),
+        ({"density": -1.0}, "--density -1"),
+    ],
+)
+def test_an_impossible_wish_is_refused_with_what_is_allowed(wish, message) -> None:
+    with pytest.raises(GenerationError, match=message):
+        ControlConfig(**wish)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}])
+def test_impossible_sampling_is_refused(settings) -> None:
+    with pytest.raises(ConfigError):
+        SamplingConfig(**settings)
