@@ -59,38 +59,50 @@ def piece_of(bar_metre: list[int], bar_tempo: list[int], notes: list[Note]) -> Q
     )
 
 
-@st.composite
-def quantised_pieces(
-    draw: st.DrawFn, max_bars: int = 6, max_notes: int = 25, pitches: tuple[int, int] = (0, 127)
+def random_piece(
+    seed: int, num_bars: int, num_notes: int, pitches: tuple[int, int] = (0, 127)
 ) -> QuantisedPiece:
-    """Canonical pieces: metres and tempos that change, empty bars, long and cut notes."""
-    # Few values, so that they repeat; drawn from the whole tables, so that the ends are met.
-    metres = draw(st.lists(st.integers(0, len(METRES) - 1), min_size=1, max_size=3))
-    tempos = draw(st.lists(st.integers(0, len(TEMPOS_BPM) - 1), min_size=1, max_size=3))
-    instruments = draw(st.lists(st.integers(0, NUM_INSTRUMENTS - 1), min_size=1, max_size=3))
-    some_pitches = draw(st.lists(st.integers(*pitches), min_size=1, max_size=4))
-    durations = draw(st.lists(st.sampled_from(DURATION_STEPS.tolist()), min_size=1, max_size=3))
-    velocities = draw(st.lists(st.sampled_from(VELOCITIES.tolist()), min_size=1, max_size=3))
+    """A canonical piece: metres and tempos that change, empty bars, long and cut notes.
 
-    num_bars = draw(st.integers(1, max_bars))
-    bar_metre = [draw(st.sampled_from(metres)) for _ in range(num_bars)]
-    bar_tempo = [draw(st.sampled_from(tempos)) for _ in range(num_bars)]
+    Few values, so that they repeat; taken from the whole tables, so that the ends are met.
+    """
+    generator = np.random.default_rng(seed)
+
+    def some(table_size: int, count: int = 3) -> list[int]:
+        return generator.integers(0, table_size, generator.integers(1, count + 1)).tolist()
+
+    def pick(values: list[int]) -> int:
+        return values[generator.integers(len(values))]
+
+    metres, tempos = some(len(METRES)), some(len(TEMPOS_BPM))
+    instruments, durations = some(NUM_INSTRUMENTS), some(len(DURATION_STEPS))
+    velocities = some(len(VELOCITIES))
+    few_pitches = [pitches[0] + shift for shift in some(pitches[1] - pitches[0] + 1, count=4)]
+
+    bar_metre = [pick(metres) for _ in range(num_bars)]
+    bar_tempo = [pick(tempos) for _ in range(num_bars)]
     notes = []
-    for index in range(draw(st.integers(1, max_notes))):
-        bar = num_bars - 1 if index == 0 else draw(st.integers(0, num_bars - 1))
+    for index in range(num_notes):
+        bar = num_bars - 1 if index == 0 else int(generator.integers(num_bars))
         last_step = int(METRE_STEPS[bar_metre[bar]]) - 1
-        onset = draw(st.one_of(st.just(0), st.just(last_step), st.integers(0, last_step)))
-        notes.append(
-            (
-                bar,
-                draw(st.sampled_from(instruments)),
-                onset,
-                draw(st.sampled_from(some_pitches)),
-                draw(st.sampled_from(durations)),
-                draw(st.sampled_from(velocities)),
-            )
-        )
+        onset = pick([0, last_step, int(generator.integers(last_step + 1))])
+        duration = int(DURATION_STEPS[pick(durations)])
+        velocity = int(VELOCITIES[pick(velocities)])
+        notes.append((bar, pick(instruments), onset, pick(few_pitches), duration, velocity))
     return piece_of(bar_metre, bar_tempo, notes)
+
+
+def quantised_pieces(
+    max_bars: int = 6, max_notes: int = 25, pitches: tuple[int, int] = (0, 127)
+) -> st.SearchStrategy[QuantisedPiece]:
+    """Canonical pieces from a seed; the sizes are hypothesis' own, so that they shrink."""
+    return st.builds(
+        random_piece,
+        st.integers(0, 2**32),
+        st.integers(1, max_bars),
+        st.integers(1, max_notes),
+        st.just(pitches),
+    )
 
 
 def ids_of(names: str) -> np.ndarray:
@@ -189,7 +201,8 @@ def random_walk(seed: int, **wishes: Any) -> np.ndarray:
     state = GrammarState(**wishes)
     ids = []
     while not state.is_finished:
-        ids.append(int(generator.choice(np.flatnonzero(state.allowed()))))
+        allowed = np.flatnonzero(state.allowed())
+        ids.append(int(allowed[generator.integers(len(allowed))]))
         state.advance(ids[-1])
     return np.array(ids, dtype=np.uint16)
 

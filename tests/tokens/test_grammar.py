@@ -84,7 +84,7 @@ def test_only_wished_instruments_metre_and_tempo_are_sampled(seed, instruments):
     assert set(music.bar_tempo.tolist()) == {9}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)
 @given(st.integers(0, 2**32))
 def test_the_state_after_a_prefix_is_the_state_after_its_tokens(seed):
     ids = random_walk(seed, num_bars=2)
