@@ -1,0 +1,129 @@
+"""Collation: windows of pieces to the tensors of a micro-batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from meloformer.batches.attributes import AttributeDropout
+from meloformer.batches.batch import IGNORE_INDEX, Batch
+from meloformer.batches.block_plans import build_blocks
+from meloformer.batches.share import MicroBatchSpec
+from meloformer.batches.windows import PieceIndex, Window
+from meloformer.errors import ConfigError
+from meloformer.model.masks import Layout, Rule, num_summaries
+from meloformer.tokens.attributes import drop_attributes
+from meloformer.tokens.labels import token_labels
+from meloformer.tokens.transpose import transpose, transpositions
+from meloformer.tokens.vocabulary import KIND_OF, PAD, Kind
+from meloformer.tokens.windows import cut_window
+
+# What a label says where a row is over.
+_PADDING = {"onset_BT": 0, "index_BT": 0, "bar_BS": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collator:
+    """Makes batches; what is random follows from (seed, epoch, piece, first bar) alone.
+
+    Args:
+        index: the pieces; it travels into data workers.
+        attributes: how prefixes lose statements.
+        seed: of dropout and transposition.
+        max_transposition: semitones up or down by which a window may be shifted; 0 never.
+        blocks_rule: build block lists for this rule; None builds none.
+    """
+
+    index: PieceIndex
+    attributes: AttributeDropout = field(default_factory=AttributeDropout)
+    seed: int = 0
+    max_transposition: int = 0
+    blocks_rule: Rule | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_transposition < 12:
+            raise ConfigError(f"max_transposition {self.max_transposition}: allowed 0..11")
+
+    def __call__(self, spec: MicroBatchSpec) -> Batch:
+        """Read, cut, drop attributes, label and pad."""
+        rows = [[self.window_ids(spec.epoch, window) for window in row] for row in spec.rows]
+        return collate_rows(rows, spec.seq_len, self.blocks_rule)
+
+    def window_ids(self, epoch: int, window: Window) -> np.ndarray:
+        """Tokens of a window as they stand in a batch of this epoch."""
+        piece, first, last = window
+        random = np.random.default_rng([self.seed, epoch, piece, first])
+        ids = self.index.read(piece)
+        if last - first < self.index.num_bars[piece]:
+            ids = cut_window(ids, first, last)
+        ids = drop_attributes(ids, self.attributes.keep(random))
+        if self.max_transposition:
+            lowest, highest = transpositions(ids)
+            lowest = max(lowest, -self.max_transposition)
+            highest = min(highest, self.max_transposition)
+            ids = transpose(ids, int(random.integers(lowest, highest + 1)))
+        return ids
+
+
+def collate_rows(
+    rows: Sequence[Sequence[np.ndarray]], seq_len: int, blocks_rule: Rule | None = None
+) -> Batch:
+    """Lay sequences side by side in rows; a row without sequences is all padding.
+
+    Args:
+        rows: token ids of the windows of each row; together at most `seq_len` tokens and
+            `num_summaries(seq_len)` bars.
+        seq_len: T.
+        blocks_rule: build block lists for this rule; None builds none.
+    """
+    slots = num_summaries(seq_len)
+    ids = np.full((len(rows), seq_len), PAD, dtype=np.int64)
+    targets = np.full((len(rows), seq_len), IGNORE_INDEX, dtype=np.int64)
+    labels = {
+        name: np.full(
+            (len(rows), slots if name.endswith("S") else seq_len),
+            _PADDING.get(name, -1),
+            dtype=np.int32,
+        )
+        for name in (item.name for item in fields(Layout))
+    }
+    for row, windows in enumerate(rows):
+        start = slot = 0
+        for piece, window in enumerate(windows):
+            found = token_labels(window)
+            end, num_bars = start + len(window), int(found.bar[-1]) + 1
+            assert end <= seq_len and slot + num_bars <= slots, "the plan overfilled a row"
+            ids[row, start:end] = window
+            targets[row, start : end - 1] = window[1:]
+            labels["piece_BT"][row, start:end] = piece
+            labels["bar_BT"][row, start:end] = found.bar
+            labels["instrument_BT"][row, start:end] = found.instrument
+            labels["onset_BT"][row, start:end] = found.onset
+            labels["index_BT"][row, start:end] = found.index
+            labels["piece_BS"][row, slot : slot + num_bars] = piece
+            labels["bar_BS"][row, slot : slot + num_bars] = np.arange(num_bars)
+            start, slot = end, slot + num_bars
+    layout = Layout(**labels)
+    is_target = targets != IGNORE_INDEX
+    return Batch(
+        ids_BT=torch.from_numpy(ids),
+        targets_BT=torch.from_numpy(targets),
+        layout=_as_tensors(layout),
+        blocks=None if blocks_rule is None else _as_tensors(build_blocks(layout, blocks_rule)),
+        num_rows=sum(bool(windows) for windows in rows),
+        num_targets=int(is_target.sum()),
+        num_notes=int((KIND_OF[targets[is_target]] == Kind.PITCH).sum()),
+    )
+
+
+def _as_tensors(value: Any) -> Any:
+    """The same nested dataclasses and tuples, arrays as tensors that share their memory."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, tuple):
+        return tuple(map(_as_tensors, value))
+    return type(value)(
+        **{item.name: _as_tensors(getattr(value, item.name)) for item in fields(value)}
+    )
