@@ -34,14 +34,19 @@ def state_of_bar(ids: np.ndarray, starts: np.ndarray, bar: int) -> tuple[int, in
         starts: its `bar_starts`.
         bar: 0..num_bars - 1.
     """
-    body = ids[starts[0] : starts[bar + 1]]
-    kind = KIND_OF.take(body)
-    metre = body[np.flatnonzero(is_kind(kind, Kind.METRE))[-1]]
-    tempo = body[np.flatnonzero(is_kind(kind, Kind.TEMPO))[-1]]
+    # Only the two tokens behind a bar token can state them: no need to read the notes.
+    bars = starts[: bar + 1]
+    behind = np.concatenate([bars + 1, bars + 2])
+    behind = behind[behind < starts[bar + 1]]
+    kind = KIND_OF.take(ids[behind])
+    metre = ids[behind[is_kind(kind, Kind.METRE)].max()]
+    tempo = ids[behind[is_kind(kind, Kind.TEMPO)].max()]
     return int(INDEX_OF[metre]), int(INDEX_OF[tempo])
 
 
-def cut_window(ids: np.ndarray, first: int, last: int) -> np.ndarray:
+def cut_window(
+    ids: np.ndarray, first: int, last: int, starts: np.ndarray | None = None
+) -> np.ndarray:
     """Bars first..last - 1 of a whole piece as a sequence that decodes alone.
 
     The prefix says the metre and tempo of the window's first bar and the bars that remain to the
@@ -52,11 +57,13 @@ def cut_window(ids: np.ndarray, first: int, last: int) -> np.ndarray:
         ids: (T,) a whole piece, BOS to EOS.
         first: first bar, 0..num_bars - 1.
         last: one past the last bar, first + 1..num_bars.
+        starts: its `bar_starts`, where they are known already.
 
     Raises:
         TokenError: these bars are not there, or `ids` is itself a window.
     """
-    starts = bar_starts(ids)
+    if starts is None:
+        starts = bar_starts(ids)
     num_bars = len(starts) - 1
     if not 0 <= first < last <= num_bars:
         raise TokenError(

@@ -33,7 +33,9 @@ def windows_of(piece):
 def test_every_window_decodes_to_the_notes_of_its_bars(piece):
     ids = encode(piece)
     for first, last in windows_of(piece):
-        assert decode(cut_window(ids, first, last)) == notes_of_bars(piece, first, last)
+        window = cut_window(ids, first, last)
+        assert decode(window) == notes_of_bars(piece, first, last)
+        assert np.array_equal(cut_window(ids, first, last, bar_starts(ids)), window)
 
 
 @settings(deadline=None, max_examples=60)
