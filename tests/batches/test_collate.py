@@ -1,0 +1,246 @@
+from collections import Counter
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+
+from meloformer.batches.attributes import ALL_ATTRIBUTES, NO_ATTRIBUTES
+from meloformer.batches.batch import IGNORE_INDEX
+from meloformer.batches.block_plans import build_blocks
+from meloformer.batches.collate import Collator, collate_rows
+from meloformer.batches.plan import Cursor, PlanConfig, iterate_steps
+from meloformer.batches.share import EMPTY_ROW, MicroBatchSpec, micro_batches
+from meloformer.batches.windows import BarLines, Window
+from meloformer.errors import ConfigError
+from meloformer.model.masks import RULES, Layout, num_summaries
+from meloformer.shards.reader import ShardFolder
+from meloformer.tokens.check import check
+from meloformer.tokens.hid import decode
+from meloformer.tokens.vocabulary import BOS, CONTINUE, EOS, KIND_OF, PAD, Kind
+from meloformer.tokens.windows import window_length
+
+
+@pytest.fixture(scope="module")
+def index(chorale_shards):
+    return ShardFolder.open(chorale_shards).split("train")
+
+
+def specs_of(index, config, epoch=0, rows=2):
+    for step in iterate_steps(index, config, Cursor(epoch=epoch)):
+        yield from micro_batches(step, 0, 1, rows)
+
+
+def configs():
+    for max_seq_len in (320, 1024):
+        for collate in ("bucket", "pack"):
+            yield PlanConfig(max_seq_len=max_seq_len, collate=collate, global_batch=3)
+
+
+@pytest.mark.parametrize("config", list(configs()), ids=lambda c: f"{c.collate}-{c.max_seq_len}")
+def test_an_epoch_holds_every_note_once_and_no_window_exceeds_its_plan(index, config):
+    collator = Collator(index=index, attributes=ALL_ATTRIBUTES)
+    notes = targets = tokens = windows = 0
+    for spec in specs_of(index, config):
+        batch = collator(spec)
+        notes += batch.num_notes
+        targets += batch.num_targets
+        tokens += int((batch.ids_BT != PAD).sum())
+        windows += sum(map(len, spec.rows))
+        assert batch.ids_BT.shape == (2, spec.seq_len)
+        for window in (window for row in spec.rows for window in row):
+            bound = BarLines.of(index, window.piece).tokens(*window[1:])
+            found = len(collator.window_ids(spec.epoch, window))
+            assert found == bound if window.first_bar == 0 else bound - 2 <= found <= bound
+    assert notes == index.num_notes.sum()
+    assert targets == tokens - windows
+
+
+def test_planned_tokens_are_those_of_the_tokens_stage(index):
+    for piece in range(len(index.num_tokens)):
+        lines, starts = BarLines.of(index, piece), index.bar_starts(piece)
+        num_bars = int(index.num_bars[piece])
+        assert lines.tokens(0, num_bars) == index.num_tokens[piece]
+        for first in range(num_bars):
+            for last in {first + 1, (first + num_bars) // 2 + 1, num_bars} - {first}:
+                expected = window_length(lines.prefix_length, starts, first, last)
+                assert lines.tokens(first, last) == expected
+
+
+def test_windows_decode_alone_and_say_whether_they_start_or_end_their_piece(index):
+    collator = Collator(index=index)
+    config = PlanConfig(max_seq_len=320, collate="pack", global_batch=3)
+    for spec in specs_of(index, config):
+        for window in (window for row in spec.rows for window in row):
+            ids = collator.window_ids(spec.epoch, window)
+            check(ids)
+            assert decode(ids).num_bars == window.last_bar - window.first_bar
+            assert ids[0] == (BOS if window.first_bar == 0 else CONTINUE)
+            assert (ids[-1] == EOS) == (window.last_bar == index.num_bars[window.piece])
+
+
+def test_targets_are_the_next_token_of_the_same_window_and_nothing_else(index):
+    collator = Collator(index=index)
+    for spec in specs_of(index, PlanConfig(max_seq_len=1024, collate="pack", global_batch=3)):
+        batch = collator(spec)
+        for row in range(len(spec.rows)):
+            ids, targets = batch.ids_BT[row].tolist(), batch.targets_BT[row].tolist()
+            piece = batch.layout.piece_BT[row].tolist()
+            for t, target in enumerate(targets):
+                goes_on = t + 1 < len(ids) and piece[t] >= 0 and piece[t + 1] == piece[t]
+                assert target == (ids[t + 1] if goes_on else IGNORE_INDEX)
+            starts = [t for t, token in enumerate(ids) if token in (BOS, CONTINUE)]
+            assert len(starts) == len(spec.rows[row])
+            assert BOS not in targets and CONTINUE not in targets
+
+
+def test_bars_count_from_zero_in_every_window_and_each_has_one_summary(index):
+    collator = Collator(index=index)
+    for spec in specs_of(index, PlanConfig(max_seq_len=1024, collate="pack", global_batch=3)):
+        batch = collator(spec)
+        layout = batch.layout
+        assert layout.piece_BS.shape[1] == num_summaries(spec.seq_len)
+        for row, windows in enumerate(spec.rows):
+            piece, bar = layout.piece_BT[row].numpy(), layout.bar_BT[row].numpy()
+            ids, index_T = batch.ids_BT[row].numpy(), layout.index_BT[row].numpy()
+            summaries = []
+            for number, (_, first, last) in enumerate(windows):
+                own = piece == number
+                assert sorted(set(bar[own])) == list(range(-1, last - first))
+                is_bar_token = KIND_OF[ids[own]] == Kind.BAR
+                assert bar[own][is_bar_token].tolist() == list(range(last - first))
+                assert (index_T[own][is_bar_token] == 0).all()
+                assert (layout.instrument_BT[row].numpy()[own][bar[own] < 0] == -1).all()
+                summaries += [(number, b) for b in range(last - first)]
+            found = zip(layout.piece_BS[row].tolist(), layout.bar_BS[row].tolist(), strict=True)
+            padding = [(-1, 0)] * (num_summaries(spec.seq_len) - len(summaries))
+            assert list(found) == summaries + padding
+
+
+def test_padding_belongs_to_no_piece_and_is_no_target(index):
+    batch = Collator(index=index)(MicroBatchSpec(epoch=0, seq_len=2048, rows=((Window(0, 0, 3),),)))
+    length = int((batch.ids_BT[0] != PAD).sum())
+    layout = batch.layout
+    expected = {"piece_BT": -1, "bar_BT": -1, "instrument_BT": -1, "onset_BT": 0, "index_BT": 0}
+    for name, value in expected.items():
+        assert (getattr(layout, name)[0, length:] == value).all()
+    assert (layout.piece_BT[0, :length] == 0).all()
+    assert (batch.targets_BT[0, length - 1 :] == IGNORE_INDEX).all()
+    assert batch.num_targets == length - 1
+
+
+def test_every_row_has_the_labels_it_has_alone(index):
+    collator = Collator(index=index)
+    rows = ((Window(0, 0, 4), Window(1, 2, 5)), (Window(2, 1, 3),), EMPTY_ROW, (Window(3, 0, 6),))
+    batch = collator(MicroBatchSpec(epoch=1, seq_len=1024, rows=rows))
+    for row, windows in enumerate(rows):
+        alone = collator(MicroBatchSpec(epoch=1, seq_len=1024, rows=(windows,)))
+        assert torch.equal(batch.ids_BT[row], alone.ids_BT[0])
+        assert torch.equal(batch.targets_BT[row], alone.targets_BT[0])
+        for field in fields(Layout):
+            together = getattr(batch.layout, field.name)[row]
+            assert torch.equal(together, getattr(alone.layout, field.name)[0]), field.name
+    assert batch.num_rows == 3
+
+
+def test_a_packed_window_has_the_labels_it_has_alone(index):
+    collator = Collator(index=index)
+    neighbour, window = Window(0, 0, 4), Window(1, 2, 5)
+    packed = collator(MicroBatchSpec(epoch=1, seq_len=1024, rows=((neighbour, window),)))
+    alone = collator(MicroBatchSpec(epoch=1, seq_len=1024, rows=((window,),)))
+    there, here = packed.layout.piece_BT[0] == 1, alone.layout.piece_BT[0] == 0
+    assert torch.equal(packed.ids_BT[0, there], alone.ids_BT[0, here])
+    assert torch.equal(packed.targets_BT[0, there], alone.targets_BT[0, here])
+    for name in ("bar_BT", "instrument_BT", "onset_BT", "index_BT"):
+        together = getattr(packed.layout, name)[0, there]
+        assert torch.equal(together, getattr(alone.layout, name)[0, here]), name
+
+
+def test_a_row_without_windows_weighs_nothing(index):
+    batch = Collator(index=index)(MicroBatchSpec(epoch=0, seq_len=512, rows=(EMPTY_ROW,) * 2))
+    assert (batch.num_rows, batch.num_targets, batch.num_notes) == (0, 0, 0)
+    assert (batch.ids_BT == PAD).all() and (batch.targets_BT == IGNORE_INDEX).all()
+    assert (batch.layout.piece_BT == -1).all() and (batch.layout.piece_BS == -1).all()
+
+
+def test_what_a_window_keeps_depends_on_seed_epoch_piece_and_bar_alone(index):
+    collator = Collator(index=index, seed=3)
+    windows = [Window(piece, 0, int(index.num_bars[piece])) for piece in range(20)]
+
+    def lengths(of, epoch):
+        return [len(of.window_ids(epoch, window)) for window in windows]
+
+    again = Collator(index=index, seed=3)
+    assert lengths(collator, 0) == lengths(again, 0)
+    assert lengths(collator, 0) != lengths(collator, 1)
+    assert lengths(collator, 0) != lengths(replace(collator, seed=4), 0)
+    row = collator(MicroBatchSpec(epoch=0, seq_len=8192, rows=(tuple(windows[:5]),)))
+    assert list(Counter(row.layout.piece_BT[0].tolist()).values())[:5] == lengths(collator, 0)[:5]
+
+
+def test_without_attributes_a_prefix_is_its_first_token(index):
+    batch = Collator(index=index, attributes=NO_ATTRIBUTES)(
+        MicroBatchSpec(epoch=0, seq_len=1024, rows=((Window(0, 0, 2), Window(1, 3, 5)),))
+    )
+    in_prefix = (batch.layout.bar_BT[0] < 0) & (batch.layout.piece_BT[0] >= 0)
+    assert batch.ids_BT[0, in_prefix].tolist() == [BOS, CONTINUE]
+
+
+def test_transposed_windows_keep_their_length_and_their_rhythm(index):
+    plain = Collator(index=index, attributes=ALL_ATTRIBUTES)
+    shifting = replace(plain, max_transposition=6)
+    shifts = set()
+    for piece in range(20):
+        window = Window(piece, 0, int(index.num_bars[piece]))
+        before, after = plain.window_ids(0, window), shifting.window_ids(0, window)
+        assert np.array_equal(after, shifting.window_ids(0, window))
+        check(after)
+        is_pitch = KIND_OF[before] == Kind.PITCH
+        difference = after[is_pitch].astype(int) - before[is_pitch].astype(int)
+        shifts.add(int(difference[0]))
+        assert (difference == difference[0]).all()
+        moved = (Kind.PITCH, Kind.BAR, Kind.KEY)
+        stays = ~np.isin(KIND_OF[before], moved)
+        assert np.array_equal(after[stays], before[stays])
+    assert len(shifts) > 3 and max(map(abs, shifts)) <= 6
+    with pytest.raises(ConfigError, match=r"allowed 0\.\.11"):
+        Collator(index=index, max_transposition=12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_block_lists_are_those_of_the_batch_layout(index, rule):
+    spec = next(specs_of(index, PlanConfig(max_seq_len=1024, global_batch=2)))
+    batch = Collator(index=index, blocks_rule=RULES[rule])(spec)
+    layout = Layout(**{f.name: getattr(batch.layout, f.name).numpy() for f in fields(Layout)})
+    expected = build_blocks(layout, RULES[rule])
+    assert len(batch.blocks.update) == len(RULES[rule])
+    for found, stage in zip(
+        (batch.blocks.summarize, *batch.blocks.update),
+        (expected.summarize, *expected.update),
+        strict=True,
+    ):
+        for name, array in vars(stage).items():
+            assert np.array_equal(getattr(found, name).numpy(), array)
+
+
+def test_moving_a_batch_keeps_every_number(index):
+    spec = next(specs_of(index, PlanConfig(max_seq_len=512, global_batch=2)))
+    batch = Collator(index=index, blocks_rule=RULES["halves"])(spec)
+    moved = batch.to("cpu")
+    assert torch.equal(moved.ids_BT, batch.ids_BT)
+    assert torch.equal(moved.layout.piece_BS, batch.layout.piece_BS)
+    assert torch.equal(moved.blocks.update[1].kv_num_BQ, batch.blocks.update[1].kv_num_BQ)
+    assert moved.num_targets == batch.num_targets
+    on_meta = batch.to("meta")
+    assert on_meta.layout.bar_BT.is_meta and on_meta.blocks.summarize.full_num_BQ.is_meta
+
+
+def test_labels_are_int32_and_ids_int64(index):
+    batch = Collator(index=index)(next(specs_of(index, PlanConfig(max_seq_len=512))))
+    assert batch.ids_BT.dtype == batch.targets_BT.dtype == torch.int64
+    assert {getattr(batch.layout, f.name).dtype for f in fields(Layout)} == {torch.int32}
+
+
+def test_more_than_a_row_takes_is_never_cut_silently(index):
+    with pytest.raises(AssertionError, match="overfilled"):
+        collate_rows([[index.read(0)]], 32)
