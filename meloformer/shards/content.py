@@ -40,14 +40,15 @@ def tune_hash(quantised: QuantisedPiece) -> int:
         64 bits.
     """
     onset = quantised.bar_start_steps[quantised.bar] + quantised.onset_steps
-    pitch = quantised.pitch
+    pitch = quantised.pitch.astype(np.int64)
     melodic = quantised.instrument != DRUMS
     if melodic.any():  # a drum's pitch is its name: it has no key
         onset, pitch = onset[melodic], pitch[melodic] - pitch[melodic].min()
     onset = onset - onset.min()
     onset //= max(int(np.gcd.reduce(onset)), 1)
-    notes = np.unique(onset * 128 + pitch)
-    return int.from_bytes(_digest(notes).digest()[:8], "big")
+    notes = np.sort(onset * 128 + pitch)
+    is_new = np.diff(notes, prepend=-1) != 0  # instruments in unison count once
+    return int.from_bytes(_digest(notes[is_new]).digest()[:8], "big")
 
 
 def split_of(tunes: np.ndarray, settings: ShardSettings) -> np.ndarray:
@@ -74,5 +75,5 @@ def _digest(*arrays: np.ndarray) -> "hashlib._Hash":
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(len(array).to_bytes(8, "little"))
-        digest.update(array.astype("<i8").tobytes())
+        digest.update(array.astype("<i8", copy=False).tobytes())
     return digest

@@ -13,7 +13,7 @@ from meloformer.shards.manifest import SPLITS, Manifest, ShardSettings, load_man
 from meloformer.shards.reader import ShardFolder
 from meloformer.shards.sources import open_source
 from meloformer.shards.spill import RECORD
-from meloformer.shards.verify import find_faults
+from meloformer.shards.verify import differences_from_webdataset, find_faults
 
 SETTINGS = ShardSettings(valid_share=0.2, test_share=0.2, pieces_per_shard=4)
 NUM_CHORALES = 12
@@ -246,3 +246,18 @@ def test_the_manifest_holds_no_time_and_no_path(built: Path, midi_folder: Path) 
         "quantised",
         "splits",
     }
+
+
+@pytest.mark.slow
+def test_all_shared_corpora_in_one_go_become_shards_that_are_whole(
+    shared_corpora: Path, tmp_path: Path
+) -> None:
+    manifest = build(shared_corpora, tmp_path / "shards", settings=ShardSettings(), num_workers=2)
+    assert manifest.num_in == manifest.num_pieces + manifest.num_duplicates
+    assert manifest.num_in > 4000
+    folder = ShardFolder.open(tmp_path / "shards")
+    assert list(find_faults(folder)) == []
+    assert list(differences_from_webdataset(folder)) == []
+    index = folder.split("train")
+    sources = {index.facts(piece)["source"].split("/")[0] for piece in range(index.num_pieces)}
+    assert sources == {path.name for path in shared_corpora.glob("*.tar.gz")}
