@@ -45,6 +45,7 @@ class TrainConfig:
         collate: whole pieces in rows of few lengths, or full rows of one length.
         attention: which tokens a token reads.
         attention_precision: dtype of the attention call; auto probes the device.
+        max_transposition: semitones by which a window may be shifted at random; 0 never.
         phases: start with small micro-batches; on in bucket mode on CUDA if not given.
         save_every: optimizer steps between checkpoints; 0 saves at the end only.
         validate_every: optimizer steps between validations; 0 validates at the end only.
@@ -73,6 +74,7 @@ class TrainConfig:
     collate: Collate = "bucket"
     attention: Attention = "halves"
     attention_precision: Precision = "auto"
+    max_transposition: int = 0
     phases: OnOff | None = None
     save_every: int = 500
     validate_every: int = 500

@@ -34,15 +34,15 @@ def train(session: Session, sample: Sample | None = None) -> None:
         # One count for all micro-batches of all ranks: how the batch is cut cannot change the
         # gradient.
         micro_batches = session.clock.wait_for(session.stream)
-        counts = count_step(micro_batches, ranks)
+        counts = count_step(micro_batches, session.clock.wait_seconds, ranks)
         losses = []
         for batch in (batch.to(ranks.device) for batch in micro_batches):
             logits_BTV = session.predict(batch)
-            loss = step_loss(logits_BTV, batch.targets_BT, counts.targets, ranks.world_size)
-            losses.append(engine.backward(loss))
+            share = step_loss(logits_BTV, batch.targets_BT, counts.targets, ranks.world_size)
+            losses.append(engine.backward(share))
 
         # All ranks decide together: one rank stopping alone leaves the others waiting.
-        loss, grad_norm = ranks.mean(losses), engine.grad_norm()
+        loss, grad_norm = ranks.mean_of_sums(losses), engine.grad_norm()
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if is_finite:
             engine.update()

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE_INDEX = -100
+from meloformer.batches.batch import IGNORE_INDEX
 
 
 def token_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:

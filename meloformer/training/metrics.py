@@ -185,7 +185,7 @@ class Metrics:
                 self._writer.add_scalar(f"valid/{told}/kind/{kind}", value, step)
         self._validation_lines.write(json.dumps(line) + "\n")
         words = [
-            f"{told} attributes: {nats.per_token:.4f} nats per token, {nats.per_note:.3f} per note"
+            f"told {told} attributes: {nats.per_token:.4f} nats per token, {nats.per_note:.3f} per note"
             for told, nats in scores.items()
         ]
         self.say(f"validation after step {step}: {'; '.join(words)}")
@@ -246,6 +246,13 @@ def gpu_utilisation(device: torch.device) -> float | None:
         return torch.cuda.utilization(device) / 100
     except (ModuleNotFoundError, RuntimeError):
         return None
+
+
+def num_graphs(device: torch.device) -> int | None:
+    """Graphs that torch has compiled so far; None where attention is not compiled."""
+    if device.type != "cuda":
+        return None
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def duration(seconds: float) -> str:

@@ -54,6 +54,11 @@ class Ranks:
             dist.all_reduce(value)
         return value
 
+    def mean_of_sums(self, values: Sequence[torch.Tensor]) -> float:
+        """Add up each rank's scalars, then average over ranks; not finite on one is so on all."""
+        total = torch.stack([value.detach().double() for value in values]).sum()
+        return float(self.sum_tensor(total)) / self.world_size
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world_size > 1:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meloformer.batches.batch import Batch
+from meloformer.batches.batch import IGNORE_INDEX, Batch
 from meloformer.tokens.vocabulary import KIND_OF, Kind
-from meloformer.training.loss import IGNORE_INDEX, token_nats
+from meloformer.training.loss import token_nats
 from meloformer.training.ranks import Ranks
 
 

@@ -1,0 +1,46 @@
+"""Train a MuseFormer on a shard folder.
+
+python launch/train.py
+    one process, the newest folder of data_shards/, on the GPU if there is one
+torchrun --nproc_per_node 8 launch/train.py --data data_shards/<name> --model_size small \
+    --output runs/<name>
+deepspeed --num_gpus 8 launch/train.py --config ds_configs/zero2.json --data data_shards/<name>
+accelerate launch launch/train.py --max_steps 2
+python launch/train.py --output runs/<name> --resume auto
+    go on with a run that has stopped, on any number of ranks (ZeRO stages 1 and 2)
+python launch/train.py --dry_run
+    the plan, memory and hours, and stop
+"""
+
+from rich.console import Console
+
+from meloformer.command_line import run_recipe
+from meloformer.training.config import TrainConfig
+from meloformer.training.loop import train
+from meloformer.training.outlook import outlook
+from meloformer.training.prepare import prepare
+from meloformer.training.ranks import stop_ranks
+from meloformer.training.session import Session
+
+console = Console()
+
+
+def main(flags: TrainConfig) -> None:
+    """Prepare, train, leave."""
+    try:
+        prepared = prepare(flags)
+        if prepared.ranks.is_first:
+            console.print(outlook(prepared))
+        if flags.dry_run:
+            return
+        session = Session(prepared)
+        try:
+            train(session)
+        finally:
+            session.close()
+    finally:
+        stop_ranks()
+
+
+if __name__ == "__main__":
+    run_recipe(main, TrainConfig)

@@ -1,0 +1,78 @@
+"""What a run will do, said before it does it: rows, steps, tokens, memory, hours."""
+
+import torch
+from rich.table import Table
+
+from meloformer.model.counts import StepPairs, num_parameters, training_flops
+from meloformer.model.masks import num_summaries
+from meloformer.training.metrics import BYTES_PER_GIB, duration, peak_flops
+from meloformer.training.prepare import Prepared
+
+# Share of the data sheet's peak that the estimate of the hours counts on.
+EXPECTED_MFU = 0.4
+_BYTES_OF_WEIGHT, _BYTES_OF_MASTER_AND_MOMENTS, _BYTES_OF_GRADIENT = 2, 12, 4
+
+
+def outlook(prepared: Prepared) -> Table:
+    """A table of what is about to happen."""
+    config, ranks, plan = prepared.config, prepared.ranks, prepared.data.plan
+    facts = prepared.data.epoch(0)
+    parameters = num_parameters(prepared.model)
+    table = Table(title=f"{config.output}", show_header=False, title_justify="left")
+    rows = {
+        "shards": f"{config.data}: {prepared.data.shards.split('train').num_pieces:,} pieces",
+        "model": f"{config.model_size}, {parameters:,} parameters, rule {config.attention}, "
+        f"{prepared.backend} attention",
+        "ranks": f"{ranks.world_size} on {ranks.device.type}, ZeRO stage "
+        f"{prepared.ds_config['zero_optimization']['stage']}, "
+        f"{'bf16' if prepared.ds_config['bf16']['enabled'] else 'fp32'}",
+        "step": f"{plan.global_batch} rows = {config.batch_size} x "
+        f"{config.gradient_accumulation_steps} micro-steps x {ranks.world_size} ranks, up to "
+        f"{plan.global_batch * plan.max_seq_len:,} tokens",
+        "epoch": f"{facts.num_steps:,} steps, {facts.num_rows:,} rows, {facts.num_windows:,} "
+        f"windows, {facts.num_tokens:,} tokens, padding {facts.padding:.1%} ({config.collate})",
+        "run": f"{prepared.num_steps:,} steps"
+        + (f", from step {prepared.state.step + 1:,}" if prepared.state else ""),
+        "memory per rank": f"{state_bytes(prepared) / BYTES_PER_GIB:.2f} GiB of weights, gradients "
+        "and optimizer state; activations come on top",
+        "time": estimated_time(prepared, facts.num_tokens / max(facts.num_steps, 1)),
+    }
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def state_bytes(prepared: Prepared) -> float:
+    """Bytes that a rank holds whatever the batch: weights, gradients, optimizer state."""
+    parameters = num_parameters(prepared.model)
+    zero = prepared.ds_config["zero_optimization"]
+    stage, world_size = zero["stage"], prepared.ranks.world_size
+    weights = float(parameters) * (_BYTES_OF_WEIGHT if prepared.ds_config["bf16"]["enabled"] else 4)
+    gradients = float(parameters * _BYTES_OF_GRADIENT)
+    moments = parameters * _BYTES_OF_MASTER_AND_MOMENTS / world_size
+    if "offload_optimizer" in zero:
+        moments = 0.0
+    if stage >= 2:
+        gradients /= world_size
+    if stage == 3:
+        weights /= world_size
+    return weights + gradients + moments
+
+
+def estimated_time(prepared: Prepared, tokens_per_step: float) -> str:
+    """Time of the whole run where the device's peak is known; attention is left out."""
+    peak = peak_flops(prepared.ranks.device)
+    if peak is None:
+        return f"known after the first steps (no data sheet for {device_name(prepared)})"
+    tokens = int(tokens_per_step)
+    flops = training_flops(
+        prepared.model, tokens, num_summaries(tokens), StepPairs(update=0, summarize=0)
+    )
+    seconds = flops / (peak * EXPECTED_MFU * prepared.ranks.world_size) * prepared.num_steps
+    return f"about {duration(seconds)} at {EXPECTED_MFU:.0%} MFU, attention left out"
+
+
+def device_name(prepared: Prepared) -> str:
+    """What computes, for people."""
+    device = prepared.ranks.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"this {device.type}"

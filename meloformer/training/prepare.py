@@ -1,0 +1,165 @@
+"""Settling a run: every setting, checked in the order in which it can fail.
+
+What a user can get wrong is refused here, before a model is built or a folder is made.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meloformer.errors import ConfigError
+from meloformer.model.attention import Backend
+from meloformer.model.config import MuseFormerConfig
+from meloformer.model.masks import rule_of
+from meloformer.training.checkpoint import TrainingState
+from meloformer.training.config import ResolvedConfig, TrainConfig, model_config, resolve
+from meloformer.training.data import TrainData, manifest_sum, open_data
+from meloformer.training.ds_config import RunFacts, load_ds_config, resolve_ds_config
+from meloformer.training.ranks import Ranks, start_ranks
+from meloformer.training.run_folder import (
+    RUN_NAME,
+    Run,
+    accumulation_for,
+    check_same_run,
+    find_checkpoint,
+    new_run_id,
+    start_facts,
+    wanted_resume,
+)
+from meloformer.training.saving import read_state
+from meloformer.training.schedule import resolve_warmup_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run whose every setting is settled and checked; nothing is built or written yet.
+
+    Args:
+        config: the flags, nothing left open.
+        ranks: the started processes.
+        data: shards and plan.
+        model: settings of the model.
+        ds_config: partitioning, nothing left open.
+        run: what run.json will say.
+        num_steps: optimizer steps of the whole run.
+        checkpoint: where to go on from, verified; None at the beginning.
+        state: its state.
+    """
+
+    config: ResolvedConfig
+    ranks: Ranks
+    data: TrainData
+    model: MuseFormerConfig
+    ds_config: dict[str, Any]
+    run: Run
+    num_steps: int
+    checkpoint: Path | None
+    state: TrainingState | None
+
+    @property
+    def backend(self) -> Backend:
+        """The attention that trains on this device."""
+        return backend_of(self.ranks.device)
+
+
+def backend_of(device: torch.device) -> Backend:
+    """Block-sparse on CUDA; elsewhere it has no backward, and dense is the oracle."""
+    return "flex" if device.type == "cuda" else "dense"
+
+
+def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
+    """Settle every setting and refuse what cannot be, on all ranks together.
+
+    Args:
+        flags: as typed.
+        command: for run.json; that of this process if not given.
+
+    Raises:
+        MeloFormerError: anything that a user can get wrong.
+    """
+    ranks = start_ranks(flags.device)
+    time_utc = ranks.on_first(lambda: time.strftime("%Y%m%d-%H%M%S", time.gmtime()))
+    config, notes = ranks.on_first(partial(resolve, flags, ranks.device.type, time_utc=time_utc))
+    model = model_config(config)
+    settings = load_ds_config(config.config)
+
+    resume = wanted_resume(config.resume)
+    checkpoint, passed_over = ranks.on_first(lambda: find_checkpoint(config.output, resume))
+    known = ranks.on_first(
+        lambda: Run.load(config.output) if (config.output / RUN_NAME).exists() else None
+    )
+    global_batch = config.batch_size * config.gradient_accumulation_steps * ranks.world_size
+    if known is not None:
+        global_batch = known.global_batch
+    accumulation = accumulation_for(global_batch, config.batch_size, ranks.world_size)
+    if known is not None and accumulation != config.gradient_accumulation_steps:
+        notes.append(
+            f"--gradient_accumulation_steps {config.gradient_accumulation_steps} becomes "
+            f"{accumulation}: an optimizer step keeps the {global_batch} rows of the first start"
+        )
+        config = replace(config, gradient_accumulation_steps=accumulation)
+    ds_config = resolve_ds_config(
+        settings,
+        RunFacts(
+            micro_batch_rows=config.batch_size,
+            accumulation=accumulation,
+            world_size=ranks.world_size,
+            gradient_clipping=config.optimizer.gradient_clipping,
+            device=ranks.device.type,
+        ),
+        source=str(config.config),
+    )
+
+    blocks_rule = rule_of(config.attention) if backend_of(ranks.device) == "flex" else None
+    data = open_data(config, global_batch, blocks_rule)
+    manifest_sha256 = manifest_sum(config.data)
+    num_steps = ranks.on_first(lambda: count_steps(data, config))
+    resolve_warmup_steps(num_steps, config.schedule)
+    if known is None:
+        known = Run(
+            run_id=ranks.on_first(new_run_id),
+            settings=config.to_json(),
+            global_batch=global_batch,
+            num_steps=num_steps,
+            manifest_sha256=manifest_sha256,
+            starts=[],
+        )
+    check_same_run(known, config.to_json(), manifest_sha256)
+    state = read_state(ranks, checkpoint, known.run_id) if checkpoint else None
+    start_step = state.step if state else 0
+    if start_step >= num_steps:
+        raise ConfigError(
+            f"{checkpoint}: found {start_step} steps done of {num_steps}; allowed: more --epochs "
+            "or --max_steps to go on"
+        )
+    start = start_facts(command or sys.argv, ranks.world_size, ranks.device, start_step)
+    run = replace(
+        known,
+        settings=config.to_json(),
+        num_steps=num_steps,
+        starts=[*known.starts, start],
+        notes=notes + passed_over,
+    )
+    return Prepared(
+        config=config,
+        ranks=ranks,
+        data=data,
+        model=model,
+        ds_config=ds_config,
+        run=run,
+        num_steps=num_steps,
+        checkpoint=checkpoint,
+        state=state,
+    )
+
+
+def count_steps(data: TrainData, config: ResolvedConfig) -> int:
+    """Optimizer steps of a run; --max_steps beats --epochs."""
+    if config.max_steps is not None:
+        return config.max_steps
+    return sum(data.epoch(epoch).num_steps for epoch in range(config.epochs))

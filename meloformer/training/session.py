@@ -1,0 +1,169 @@
+"""A run in motion: the parts that the loop drives, and what it reports and saves."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from meloformer.batches.batch import Batch
+from meloformer.batches.stream import TrainStream
+from meloformer.model.attention import build_plan
+from meloformer.model.masks import rule_of
+from meloformer.model.museformer import MuseFormer
+from meloformer.model.precision import attention_dtype
+from meloformer.model.weights import check_state, find_model_folder, load_weights
+from meloformer.tokens.vocabulary import fingerprint
+from meloformer.training.checkpoint import TrainingState
+from meloformer.training.engine import Engine
+from meloformer.training.metrics import (
+    Metrics,
+    StepMetrics,
+    device_memory,
+    gpu_utilisation,
+    host_memory,
+    num_graphs,
+)
+from meloformer.training.prepare import Prepared
+from meloformer.training.saving import restore, save_checkpoint
+from meloformer.training.step import Clock, Progress, StepCounts
+from meloformer.training.validation import validate
+
+
+class Session:
+    """A run in motion.
+
+    Args:
+        prepared: all settings, checked.
+
+    Raises:
+        CheckpointError: weights that do not fit.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.config, self.ranks, self.run = prepared.config, prepared.ranks, prepared.run
+        self.num_steps, self.model_config = prepared.num_steps, prepared.model
+        self._ds_config, self._data = prepared.ds_config, prepared.data
+        self._backend = prepared.backend
+        self._precision = attention_dtype(self.config.attention_precision, self.ranks.device)
+        self._rule = rule_of(self.config.attention)
+
+        self.engine = Engine(
+            self._build_model(), self.ranks, prepared.ds_config, self.config.optimizer
+        )
+        state = prepared.state
+        self.progress = Progress()
+        if prepared.checkpoint and state:
+            restore(self.engine, self.config.output, prepared.checkpoint, state)
+            self.progress = Progress(
+                step=state.step, tokens_seen=state.tokens_seen, skipped=state.skipped_steps
+            )
+        self.stream: TrainStream = self._data.train_stream(
+            self.ranks, self.progress.step, state.cursor if state else None
+        )
+        self._validation = self._data.validation_streams(self.ranks)
+
+        self.ranks.on_first(lambda: self.run.save(self.config.output))
+        self.metrics = Metrics(
+            self.config.output,
+            start_step=self.progress.step,
+            num_steps=self.num_steps,
+            is_first=self.ranks.is_first,
+        )
+        for note in self.run.notes:
+            self.metrics.say(note)
+        self.clock = Clock()
+
+    def _build_model(self) -> MuseFormer:
+        torch.manual_seed(self.config.seed)
+        model = MuseFormer(self.model_config)
+        if self.config.init_from:
+            folder = find_model_folder(self.config.init_from)
+            weights = load_weights(folder)
+            check_state(model, weights, folder)
+            model.load_state_dict(weights)
+        return model
+
+    def predict(self, batch: Batch) -> Tensor:
+        """(B, T, V) logits of a batch on this rank's device."""
+        plan = build_plan(batch.layout, self._rule, self._backend, batch.blocks, self._precision)
+        return self.engine(batch.ids_BT, batch.layout, plan)
+
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether something happens after this step: every so often, and after the last."""
+        return step == self.num_steps or (every > 0 and step % every == 0)
+
+    def report(
+        self,
+        progress: Progress,
+        counts: StepCounts,
+        *,
+        loss: float,
+        grad_norm: float,
+        learning_rate: float,
+    ) -> None:
+        """Write down a step that is done."""
+        self.clock.lap()
+        device = self.ranks.device
+        seconds = self.clock.step_seconds
+        facts = self.stream.facts
+        assert facts is not None
+        self.metrics.step(
+            StepMetrics(
+                step=progress.step,
+                epoch=facts.epoch,
+                phase=self.stream.phase.number if self.config.phases == "on" else None,
+                loss=loss if math.isfinite(loss) else None,
+                tokens=counts.targets,
+                lr=learning_rate,
+                grad_norm=grad_norm if math.isfinite(grad_norm) else None,
+                tokens_per_second=counts.targets / seconds,
+                mfu=None,
+                padding=counts.padding,
+                data_wait=min(counts.wait_seconds / seconds, 1.0),
+                graphs=num_graphs(device),
+                memory=device_memory(device),
+                memory_host=host_memory(),
+                gpu_utilisation=gpu_utilisation(device),
+                skipped=progress.skipped,
+                eta_seconds=self.clock.pace_seconds * (self.num_steps - progress.step),
+            )
+        )
+
+    def validate(self, step: int) -> None:
+        """Score the validation pieces with all attributes and with none."""
+        self.engine.module.eval()
+        scores = {
+            told: validate(self.predict, stream, self.ranks)
+            for told, stream in self._validation.items()
+        }
+        self.engine.module.train()
+        self.metrics.validation(step, scores)
+        self.clock.pause()
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint of this moment."""
+        state = TrainingState(
+            run_id=self.run.run_id,
+            step=progress.step,
+            cursor=self.stream.state(),
+            tokens_seen=progress.tokens_seen,
+            skipped_steps=progress.skipped,
+            world_size=self.ranks.world_size,
+            ds_config=self._ds_config,
+            tokenizer_fingerprint=fingerprint(),
+            settings=self.config.to_json(),
+        )
+        folder = save_checkpoint(
+            self.engine,
+            self.config.output,
+            state,
+            self.model_config,
+            keep_last=self.config.keep_last,
+        )
+        self.metrics.say(f"saved {folder}")
+        self.clock.pause()
+
+    def close(self) -> None:
+        """Stop data workers, flush files."""
+        self.stream.close()
+        self.metrics.close()
