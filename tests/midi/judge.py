@@ -1,7 +1,6 @@
-"""An oracle for quantising: every raw note, one at a time, in exact fractions."""
+"""An oracle for quantising: every raw note, one at a time, in whole numbers."""
 
 from bisect import bisect_right
-from fractions import Fraction
 
 from meloformer.midi.grid import DURATION_STEPS, STEPS_PER_QUARTER, VELOCITIES
 from meloformer.midi.piece import Piece, Track
@@ -13,8 +12,9 @@ _DURATIONS = DURATION_STEPS.tolist()
 def check_against_raw_notes(piece: Piece, *, pedal: bool = True) -> None:
     """Assert that a quantised piece holds exactly the raw notes, each within its stated error."""
     quantised, counts = quantise_counted(piece, pedal=pedal)
-    steps_per_tick = Fraction(STEPS_PER_QUARTER, piece.ticks_per_quarter)
-    wanted: dict[tuple[int, int, int], list[tuple[Fraction, int]]] = {}
+    # One tick is STEPS_PER_QUARTER units, one grid step as many units as a quarter has ticks.
+    unit, step_units = STEPS_PER_QUARTER, piece.ticks_per_quarter
+    wanted: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
     num_notes = 0
     for track in piece.tracks:
         notes = track.notes
@@ -23,10 +23,10 @@ def check_against_raw_notes(piece: Piece, *, pedal: bool = True) -> None:
             num_notes += 1
             end = _end(track, onset + duration) if pedal else onset + duration
             instrument = 0 if track.is_drum else 1 + track.program
-            step = int(onset * steps_per_tick + Fraction(1, 2))
-            assert abs(step - onset * steps_per_tick) <= Fraction(1, 2)
+            step = (2 * onset * unit + step_units) // (2 * step_units)
+            assert 2 * abs(step * step_units - onset * unit) <= step_units
             wanted.setdefault((instrument, pitch, step), []).append(
-                ((end - onset) * steps_per_tick, velocity)
+                ((end - onset) * unit, velocity)
             )
 
     starts = quantised.bar_start_steps[quantised.bar].tolist()
@@ -53,7 +53,7 @@ def check_against_raw_notes(piece: Piece, *, pedal: bool = True) -> None:
         following = onsets[instrument, pitch]
         position = bisect_right(following, step)
         gap = following[position] - step if position < len(following) else _DURATIONS[-1]
-        nearest = min(_DURATIONS, key=lambda steps: (abs(steps - longest), steps))
+        nearest = min(_DURATIONS, key=lambda steps: (abs(steps * step_units - longest), steps))
         assert duration == min(nearest, _DURATIONS[bisect_right(_DURATIONS, gap) - 1])
         loudest = max(loudness for _, loudness in raw)
         assert abs(velocity - loudest) == min(abs(loudest - v) for v in VELOCITIES.tolist())
