@@ -31,8 +31,8 @@ def transpose(ids: np.ndarray, semitones: int) -> np.ndarray:
     Raises:
         TokenError: a pitch would leave 0..127.
 
-    >>> from meloformer.tokens.vocabulary import token_id, token_name
-    >>> token_name(transpose(np.array([token_id(Kind.KEY, 9)]), 3)[0])
+    >>> from meloformer.tokens.vocabulary import BOS, token_id, token_name
+    >>> token_name(transpose(np.array([BOS, token_id(Kind.KEY, 9)]), 3)[1])
     'KEY:C major'
     """
     lowest, highest = transpositions(ids)
