@@ -41,7 +41,7 @@ class QuantiseCounts:
         bends: pitch bends, dropped.
         controllers: controllers other than the pedal, dropped.
         tempos_averaged: tempo changes inside a bar, averaged into the bar's one tempo.
-        tempos_clamped: tempos beyond the ends of the table.
+        tempos_clamped: bars whose tempo lies beyond the ends of the table.
         bars: what happened to the bar lines.
     """
 
