@@ -20,7 +20,16 @@ ALLOWED = {
     "training": {"midi", "tokens", "shards", "batches", "model"},
     "bridge": {"midi", "tokens", "shards", "batches", "model"},
     "generation": {"midi", "tokens", "model", "bridge"},
-    "evaluation": {"midi", "tokens", "shards", "batches", "model", "bridge", "generation"},
+    "evaluation": {
+        "midi",
+        "tokens",
+        "shards",
+        "batches",
+        "model",
+        "training",
+        "bridge",
+        "generation",
+    },  # fmt: skip
     "demo": {"midi", "tokens", "model", "bridge", "generation", "evaluation"},
 }
 # batches reads the rules to build block plans, and nothing else of the model.

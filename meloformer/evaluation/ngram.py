@@ -4,6 +4,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from meloformer.errors import ConfigError
 
 
@@ -33,7 +35,7 @@ class InterpolatedNgram:
         self._followers: dict[tuple[int, ...], dict[int, int]] = defaultdict(dict)
         self._totals: dict[tuple[int, ...], int] = defaultdict(int)
 
-    def fit(self, sequences: Iterable[Sequence[int]]) -> None:
+    def fit(self, sequences: Iterable[Sequence[int] | np.ndarray]) -> None:
         """Count; the first token of a sequence is given, as in the neural model."""
         for sequence in sequences:
             tokens = [int(token) for token in sequence]
@@ -56,7 +58,7 @@ class InterpolatedNgram:
             result = (followers.get(token, 0) + len(followers) * result) / (total + len(followers))
         return result
 
-    def nats_per_token(self, sequences: Iterable[Sequence[int]]) -> float:
+    def nats_per_token(self, sequences: Iterable[Sequence[int] | np.ndarray]) -> float:
         """Mean negative log likelihood of all tokens but each sequence's first."""
         nats, num_targets = 0.0, 0
         for sequence in sequences:

@@ -1,0 +1,81 @@
+"""How likely a model finds music: nats per token, beside an n-gram and beside itself half blind."""
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from meloformer.batches.attributes import ALL_ATTRIBUTES
+from meloformer.batches.batch import IGNORE_INDEX
+from meloformer.batches.collate import Collator, collate_rows
+from meloformer.batches.windows import cut_long_pieces, whole_pieces
+from meloformer.errors import ConfigError
+from meloformer.model.attention import build_plan
+from meloformer.model.masks import num_summaries, rule_of
+from meloformer.model.museformer import Layer, MuseFormer
+from meloformer.shards.reader import SplitIndex
+
+# Rows are padded to multiples of it, so that few shapes occur.
+_ROW_MULTIPLE = 128
+
+
+def scoring_windows(
+    index: SplitIndex, max_seq_len: int, pieces: Iterable[int] | None = None
+) -> list[np.ndarray]:
+    """Pieces of a split as the sequences that every model is scored on, all attributes told.
+
+    Args:
+        index: the split.
+        max_seq_len: longer pieces are cut at bar lines.
+        pieces: only these; None takes all.
+    """
+    chosen = np.arange(index.num_pieces) if pieces is None else np.array(list(pieces))
+    collator = Collator(index=index, attributes=ALL_ATTRIBUTES)
+    windows = cut_long_pieces(
+        index, whole_pieces(index, chosen), max_seq_len, num_summaries(max_seq_len)
+    )
+    return [collator.window_ids(0, sized.window) for sized in windows]
+
+
+def nats_per_token(
+    model: MuseFormer, windows: Sequence[np.ndarray], *, batch_size: int = 8
+) -> float:
+    """Mean negative log likelihood of all tokens but each window's first.
+
+    Args:
+        model: scored on its device.
+        windows: token ids, each a sequence that decodes alone.
+        batch_size: windows of similar length that are scored together.
+    """
+    rule = rule_of(model.config.rule)
+    device = model.token_embedding.weight.device
+    in_order = sorted(windows, key=len)
+    nats, num_targets = 0.0, 0
+    for start in range(0, len(in_order), batch_size):
+        rows = [[ids] for ids in in_order[start : start + batch_size]]
+        # Bars need slots too: a slot per 16 tokens is what a row of this length offers.
+        longest = len(rows[-1][0])
+        batch = collate_rows(rows, -(-longest // _ROW_MULTIPLE) * _ROW_MULTIPLE).to(device)
+        with torch.no_grad():
+            logits_BTV = model(batch.ids_BT, batch.layout, build_plan(batch.layout, rule))
+        nats += F.cross_entropy(
+            logits_BTV.flatten(0, 1).float(),
+            batch.targets_BT.flatten(),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
+        ).item()
+        num_targets += batch.num_targets
+    if not num_targets:
+        raise ConfigError("no token to predict: the windows hold one token each, or none")
+    return nats / num_targets
+
+
+def without_summaries(model: MuseFormer) -> MuseFormer:
+    """A copy whose tokens read nothing but zeros from the summaries of finished bars."""
+    blind = copy.deepcopy(model)
+    for layer in blind.layers:
+        assert isinstance(layer, Layer)
+        torch.nn.init.zeros_(layer.coarse_key_value.weight)
+    return blind
