@@ -49,7 +49,8 @@ def _check_track(track: Track, ticks_per_quarter: int) -> None:
     if not 0 <= track.program <= 127:
         raise MidiError("program_range", f"program {track.program}; allowed 0..127")
     _check_range("pitch_range", "pitch", notes.pitch, 0, 127)
-    _check_range("velocity_range", "velocity", notes.velocity, 0, 127)
+    # A note-on of velocity 0 is a note-off: such a note could not be written.
+    _check_range("velocity_range", "velocity", notes.velocity, 1, 127)
     _check_range("negative_time", "onset in ticks", notes.onset_ticks, 0, MAX_TICKS)
     _check_range("negative_duration", "duration in ticks", notes.duration_ticks, 1, MAX_TICKS)
     num_quarters = int(notes.onset_ticks.max()) // ticks_per_quarter

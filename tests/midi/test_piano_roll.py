@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 from matplotlib.image import imread
 
 from meloformer.midi.piano_roll import save_piano_roll
@@ -23,12 +24,6 @@ def test_every_instrument_has_a_colour_of_its_own(tmp_path: Path):
         save_piano_roll(canonical_piece([3], [40], notes), tmp_path / "roll.png")
         pixels = imread(tmp_path / "roll.png")[:, :800, :3].reshape(-1, 3).round(2)
         saturated = pixels[pixels.max(1) - pixels.min(1) > 0.3]
-        values, counts = _unique_rows(saturated)
+        values, counts = np.unique(saturated, axis=0, return_counts=True)
         colours.append(len(values[counts > 200]))
     assert colours[1] == colours[0] + 2
-
-
-def _unique_rows(rows):
-    import numpy as np
-
-    return np.unique(rows, axis=0, return_counts=True)

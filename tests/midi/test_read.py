@@ -109,7 +109,7 @@ def test_a_missing_file_is_unreadable(tmp_path: Path):
         ("negative_time", 0, -1),
         ("negative_duration", 1, -5),
         ("pitch_range", 2, 128),
-        ("velocity_range", 3, -1),
+        ("velocity_range", 3, 0),
     ],
 )
 def test_a_piece_with_a_value_out_of_range_cannot_be_built(reason: str, column: int, value: int):
