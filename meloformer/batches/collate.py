@@ -57,7 +57,7 @@ class Collator:
         random = np.random.default_rng([self.seed, epoch, piece, first])
         ids = self.index.read(piece)
         if last - first < self.index.num_bars[piece]:
-            ids = cut_window(ids, first, last)
+            ids = cut_window(ids, first, last, self.index.bar_starts(piece))
         ids = drop_attributes(ids, self.attributes.keep(random))
         if self.max_transposition:
             lowest, highest = transpositions(ids)
