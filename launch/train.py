@@ -19,27 +19,23 @@ from meloformer.training.config import TrainConfig
 from meloformer.training.loop import train
 from meloformer.training.outlook import outlook
 from meloformer.training.prepare import prepare
-from meloformer.training.ranks import stop_ranks
 from meloformer.training.session import Session
 
 console = Console()
 
 
 def main(flags: TrainConfig) -> None:
-    """Prepare, train, leave."""
+    """Prepare, say what will be done, train."""
+    prepared = prepare(flags)
+    if prepared.ranks.is_first:
+        console.print(outlook(prepared))
+    if flags.dry_run:
+        return
+    session = Session(prepared)
     try:
-        prepared = prepare(flags)
-        if prepared.ranks.is_first:
-            console.print(outlook(prepared))
-        if flags.dry_run:
-            return
-        session = Session(prepared)
-        try:
-            train(session)
-        finally:
-            session.close()
+        train(session)
     finally:
-        stop_ranks()
+        session.close()
 
 
 if __name__ == "__main__":

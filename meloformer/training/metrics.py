@@ -172,7 +172,7 @@ class Metrics:
 
         Args:
             step: optimizer steps done.
-            scores: by which attributes the model was told: "all" and "none".
+            scores: by which attributes of a piece the model was told, "all" and "none".
         """
         if not self.is_first:
             return
@@ -185,10 +185,10 @@ class Metrics:
                 self._writer.add_scalar(f"valid/{told}/kind/{kind}", value, step)
         self._validation_lines.write(json.dumps(line) + "\n")
         words = [
-            f"told {told} attributes: {nats.per_token:.4f} nats per token, {nats.per_note:.3f} per note"
+            f"{told} told, {nats.per_token:.4f} nats per token, {nats.per_note:.3f} per note"
             for told, nats in scores.items()
         ]
-        self.say(f"validation after step {step}: {'; '.join(words)}")
+        self.say(f"validation after step {step}, by attributes: {'; '.join(words)}")
 
     def close(self) -> None:
         """Flush and close everything."""

@@ -4,8 +4,10 @@ torchrun, the deepspeed launcher and accelerate all say it in the environment; p
 the same variables for a world of one, so nothing after this module asks how it was started.
 """
 
+import atexit
 import os
 import socket
+import sys
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -147,6 +149,7 @@ def start_ranks(wanted: DeviceName, environment: MutableMapping[str, str] = os.e
             world_size=world_size,
             timeout=COLLECTIVE_TIMEOUT,
         )
+        atexit.register(_leave)
     return Ranks(
         rank=rank, local_rank=local_rank, world_size=world_size, device=torch.device(device)
     )
@@ -165,9 +168,13 @@ def check_gpus(num_ranks: int, num_gpus: int) -> None:
         )
 
 
-def stop_ranks() -> None:
-    """Leave the process group, where there is one."""
-    if dist.is_initialized():
+def _leave() -> None:
+    """Leave the process group at the end of the process, unless it ends in an error.
+
+    Not earlier: DeepSpeed keeps groups of its own, and a second run in the same process (a test,
+    a notebook) goes on with them. Not after an error: the others may no longer answer.
+    """
+    if dist.is_initialized() and not hasattr(sys, "last_value"):
         dist.destroy_process_group()
 
 

@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from layouts import as_torch, random_layout, tiny_config  # noqa: E402
 
+from meloformer.batches.batch import IGNORE_INDEX  # noqa: E402
 from meloformer.model.attention import build_plan  # noqa: E402
 from meloformer.model.masks import Layout, rule_of  # noqa: E402
 from meloformer.model.museformer import MuseFormer  # noqa: E402
@@ -27,9 +28,9 @@ from meloformer.training.ds_config import (  # noqa: E402
     resolve_ds_config,
 )
 from meloformer.training.engine import Engine  # noqa: E402
-from meloformer.training.loss import IGNORE_INDEX, step_loss  # noqa: E402
+from meloformer.training.loss import step_loss  # noqa: E402
 from meloformer.training.optimizer import OptimizerConfig  # noqa: E402
-from meloformer.training.ranks import Ranks, start_ranks, stop_ranks  # noqa: E402
+from meloformer.training.ranks import Ranks, start_ranks  # noqa: E402
 
 NUM_ROWS, SEQ_LEN, NUM_SLOTS, VOCAB_SIZE = 8, 96, 32, 97
 ACCUMULATIONS = (1, 4)
@@ -140,7 +141,6 @@ def main(folder: Path) -> None:
     )
     if ranks.is_first:
         (folder / f"{ranks.world_size}.json").write_text(json.dumps(measured))
-    stop_ranks()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,11 @@ ENVIRONMENT = {
 }
 
 
+def python() -> list[str]:
+    """Command that starts a script in one process."""
+    return [sys.executable]
+
+
 def torchrun(num_ranks: int) -> list[str]:
     """Command that starts a script on some ranks, at a free port."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

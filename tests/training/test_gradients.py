@@ -1,12 +1,11 @@
 """The gradient of one global batch through ZeRO-2, however it is cut, against plain autograd."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.training.launching import ROOT, run, torchrun
+from tests.training.launching import ROOT, python, run, torchrun
 
 WORKER = str(ROOT / "tests/training/gradient_worker.py")
 
@@ -22,7 +21,7 @@ WORKER = str(ROOT / "tests/training/gradient_worker.py")
 def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What the first of some ranks measured; one launch for all claims."""
     folder: Path = tmp_path_factory.mktemp("gradients")
-    start = [sys.executable] if request.param == 1 else torchrun(request.param)
+    start = python() if request.param == 1 else torchrun(request.param)
     done = run([*start, WORKER, str(folder)])
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / f"{request.param}.json").read_text())

@@ -1,0 +1,140 @@
+"""Two ranks killed in the middle and started again, in both modes and under both launchers."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from meloformer.training.metrics import METRICS_NAME
+from tests.training.launching import (
+    ENVIRONMENT,
+    ROOT,
+    TIME_LIMIT_SECONDS,
+    deepspeed,
+    python,
+    run,
+    torchrun,
+)
+
+NUM_STEPS, SAVE_EVERY, KILL_AFTER = 14, 5, 9
+
+
+def flags(shards: Path, output: Path, collate: str) -> list[str]:
+    """Four rows a step, so that both epochs end, and are resumed over, within the run."""
+    values = {
+        "config": "ds_configs/zero2.json",
+        "data": shards,
+        "output": output,
+        "collate": collate,
+        "batch_size": 1,
+        "gradient_accumulation_steps": 2 if collate == "bucket" else 4,
+        "max_seq_len": 512,
+        "model_size": "tiny",
+        "num_workers": 1,
+        "max_steps": NUM_STEPS,
+        "warmup_steps": 3,
+        "save_every": SAVE_EVERY,
+        "validation_rows": 2,
+        "device": "cpu",
+    }
+    return ["launch/train.py", *(str(word) for pair in values.items() for word in _flag(*pair))]
+
+
+def _flag(name: str, value: object) -> tuple[str, object]:
+    return f"--{name}", value
+
+
+def read_metrics(output: Path) -> list[dict]:
+    path = output / METRICS_NAME
+    # The last line may be half written.
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def kill_in_the_middle(command: list[str], output: Path) -> list[dict]:
+    """Start ranks, SIGKILL all of them some steps after a checkpoint; their metrics until then."""
+    with (output.parent / f"{output.name}.log").open("w") as log:
+        launcher = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log)
+        deadline = time.monotonic() + TIME_LIMIT_SECONDS
+        while len(read_metrics(output)) < KILL_AFTER:
+            assert launcher.poll() is None, Path(log.name).read_text()[-3000:]
+            assert time.monotonic() < deadline, "no step within the time limit"
+            time.sleep(0.05)
+        family = psutil.Process(launcher.pid)
+        for process in [*family.children(recursive=True), family]:
+            process.kill()
+        launcher.wait()
+    return read_metrics(output)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+LAUNCHERS: dict[str, Callable[[], list[str]]] = {
+    "bucket": lambda: deepspeed(2, free_port()),
+    "pack": lambda: torchrun(2),
+}
+
+
+@pytest.fixture(scope="module", params=["bucket", "pack"])
+def killed(
+    request: pytest.FixtureRequest,
+    chorale_shards: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, str, list[dict]]:
+    """A run folder as SIGKILL leaves it, its mode, and what it had reported."""
+    output = tmp_path_factory.mktemp(request.param) / "run"
+    command = [*LAUNCHERS[request.param](), *flags(chorale_shards, output, request.param)]
+    before = kill_in_the_middle(command, output)
+    assert KILL_AFTER <= len(before) < NUM_STEPS, "killed too late to show anything"
+    return output, request.param, before
+
+
+def numbers(line: dict) -> tuple:
+    """What must be the same to the last bit."""
+    return tuple(line[name] for name in ("step", "epoch", "loss", "grad_norm", "lr", "tokens"))
+
+
+@pytest.mark.distributed
+def test_a_killed_run_goes_on_with_exactly_the_losses_and_rates_it_would_have_had(
+    killed: tuple[Path, str, list[dict]], chorale_shards: Path, tmp_path: Path
+) -> None:
+    killed_output, collate, before = killed
+    output = tmp_path / "run"
+    shutil.copytree(killed_output, output)
+    command = [*torchrun(2), *flags(chorale_shards, output, collate), "--resume", "auto"]
+    done = run(command)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    after = read_metrics(output)
+    assert [line["step"] for line in after] == list(range(1, NUM_STEPS + 1)), "each step once"
+    repeated = range(SAVE_EVERY, len(before))
+    assert len(repeated) >= 3
+    assert [numbers(after[i]) for i in repeated] == [numbers(before[i]) for i in repeated]
+    assert len({line["loss"] for line in after}) == NUM_STEPS
+    starts = json.loads((output / "run.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, SAVE_EVERY]
+
+
+@pytest.mark.slow
+def test_the_other_number_of_ranks_goes_on_with_the_same_rows_and_close_losses(
+    killed: tuple[Path, str, list[dict]], chorale_shards: Path, tmp_path: Path
+) -> None:
+    killed_output, collate, before = killed
+    output = tmp_path / "run"
+    shutil.copytree(killed_output, output)
+    done = run([*python(), *flags(chorale_shards, output, collate), "--resume", "auto"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = read_metrics(output)
+    for i in range(SAVE_EVERY, len(before)):
+        assert after[i]["tokens"] == before[i]["tokens"]
+        assert after[i]["loss"] == pytest.approx(before[i]["loss"], abs=1e-4)
