@@ -29,7 +29,7 @@ ALLOWED = {
         "training",
         "bridge",
         "generation",
-    },  # fmt: skip
+    },
     "demo": {"midi", "tokens", "model", "bridge", "generation", "evaluation"},
 }
 # batches reads the rules to build block plans, and nothing else of the model.

@@ -6,7 +6,7 @@ the rule as a mask function.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,7 +27,7 @@ class CallPlan:
     """One attention call: which pairs count, and the storage order of its tokens.
 
     Args:
-        mask: (B, 1, Q, N) bool, or a BlockMask.
+        mask: (B, 1, Q, N) bool, or 0 and -inf in the dtype of the call; or a BlockMask.
         order_BT: time index of the token stored at each place; None where that is time itself.
         inverse_BT: place of each token in that order.
     """
@@ -45,6 +45,20 @@ class AttentionPlan:
     update: tuple[CallPlan, ...]
     rule: Rule
     precision: torch.dtype | None = None
+
+    def for_dtype(self, dtype: torch.dtype) -> "AttentionPlan":
+        """The same plan with dense masks as numbers to add, once for all layers."""
+        dtype = self.precision or dtype
+
+        def additive(call: CallPlan) -> CallPlan:
+            if isinstance(call.mask, BlockMask):
+                return call
+            numbers = torch.zeros_like(call.mask, dtype=dtype)
+            return replace(call, mask=numbers.masked_fill_(~call.mask, -torch.inf))
+
+        return replace(
+            self, summarize=additive(self.summarize), update=tuple(map(additive, self.update))
+        )
 
 
 def build_plan(

@@ -166,6 +166,7 @@ class MuseFormer(nn.Module):
             plan: `attention.build_plan(layout, rule, ...)`.
         """
         x_BTD = self.embed(ids_BT, layout.onset_BT, layout.instrument_BT)
+        plan = plan.for_dtype(x_BTD.dtype)
         s_BSD = self.summary_start.expand(*layout.piece_BS.shape, -1)
         token_angles = self.angles(layout.bar_BT, layout.index_BT)
         summary_angles = self.angles(layout.bar_BS, torch.zeros_like(layout.bar_BS))
