@@ -49,7 +49,9 @@ def train(session: Session, sample: Sample | None = None) -> None:
         else:
             engine.drop_gradients()
         progress = progress.after(counts, is_finite=is_finite)
-        session.report(progress, counts, loss=loss, grad_norm=grad_norm, learning_rate=rate)
+        session.report(
+            progress, micro_batches, counts, loss=loss, grad_norm=grad_norm, learning_rate=rate
+        )
         if progress.skipped_in_a_row == SKIPS_IN_A_ROW:
             raise TrainingError(
                 f"{SKIPS_IN_A_ROW} steps in a row were not finite, the last is {step}; lower "

@@ -1,6 +1,7 @@
 """A run in motion: the parts that the loop drives, and what it reports and saves."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,17 +17,20 @@ from meloformer.tokens.vocabulary import fingerprint
 from meloformer.training.checkpoint import TrainingState
 from meloformer.training.engine import Engine
 from meloformer.training.metrics import (
+    STEPS_PER_LINE,
     Metrics,
     StepMetrics,
     device_memory,
     gpu_utilisation,
     host_memory,
     num_graphs,
+    peak_flops,
 )
 from meloformer.training.prepare import Prepared
 from meloformer.training.saving import restore, save_checkpoint
 from meloformer.training.step import Clock, Progress, StepCounts
 from meloformer.training.validation import validate
+from meloformer.training.work import PairRate, pair_rate, step_flops
 
 
 class Session:
@@ -72,6 +76,7 @@ class Session:
         for note in self.run.notes:
             self.metrics.say(note)
         self.clock = Clock()
+        self._pair_rate: PairRate | None = None
 
     def _build_model(self) -> MuseFormer:
         torch.manual_seed(self.config.seed)
@@ -95,6 +100,7 @@ class Session:
     def report(
         self,
         progress: Progress,
+        micro_batches: Sequence[Batch],
         counts: StepCounts,
         *,
         loss: float,
@@ -117,7 +123,7 @@ class Session:
                 lr=learning_rate,
                 grad_norm=grad_norm if math.isfinite(grad_norm) else None,
                 tokens_per_second=counts.targets / seconds,
-                mfu=None,
+                mfu=self._mfu(progress.step, micro_batches[0], counts),
                 padding=counts.padding,
                 data_wait=min(counts.wait_seconds / seconds, 1.0),
                 graphs=num_graphs(device),
@@ -128,6 +134,15 @@ class Session:
                 eta_seconds=self.clock.pace_seconds * (self.num_steps - progress.step),
             )
         )
+
+    def _mfu(self, step: int, batch: Batch, counts: StepCounts) -> float | None:
+        peak = peak_flops(self.ranks.device)
+        if peak is None:
+            return None
+        if self._pair_rate is None or step % STEPS_PER_LINE == 0:
+            self._pair_rate = pair_rate(batch.layout, self._rule)
+        flops = step_flops(self.model_config, counts, self._pair_rate)
+        return flops / (self.clock.step_seconds * peak * self.ranks.world_size)
 
     def validate(self, step: int) -> None:
         """Score the validation pieces with all attributes and with none."""

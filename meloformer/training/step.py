@@ -17,7 +17,7 @@ class StepCounts:
         targets: tokens in the loss.
         tokens: positions that hold a token.
         positions: what the model computes, padding included.
-        summaries: what the model computes beside them.
+        summaries: bars, each of which has a summary.
         wait_seconds: waiting for data, mean over ranks.
     """
 
@@ -39,7 +39,7 @@ def count_step(micro_batches: Sequence[Batch], wait_seconds: float, ranks: Ranks
         sum(batch.num_targets for batch in micro_batches),
         sum(int((batch.layout.piece_BT >= 0).sum()) for batch in micro_batches),
         sum(batch.ids_BT.numel() for batch in micro_batches),
-        sum(batch.layout.piece_BS.numel() for batch in micro_batches),
+        sum(int((batch.layout.piece_BS >= 0).sum()) for batch in micro_batches),
         wait_seconds / ranks.world_size,
     ]
     *counts, waited = ranks.sum(own)

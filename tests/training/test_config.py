@@ -1,0 +1,99 @@
+"""Flags of launch/train.py: every one of the contract, and what is chosen where one is absent."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from meloformer.command_line import parse_flags
+from meloformer.errors import ConfigError
+from meloformer.model.config import SIZES
+from meloformer.model.counts import num_parameters
+from meloformer.training.config import TrainConfig, model_config, newest_shards, resolve
+from meloformer.training.ranks import check_gpus
+
+# As the contract writes them.
+CONTRACT = """--config --data --output --model_size tiny|small|base|large --batch_size
+--gradient_accumulation_steps --max_seq_len --num_workers --epochs --max_steps --learning_rate
+--warmup_steps --seed --collate bucket|pack --attention museformer|hid|halves|full
+--attention_precision auto|bf16|fp32 --phases on|off --save_every --validate_every --keep_last
+--resume auto|none|PATH --init_from --dry_run --device auto|cuda|mps|cpu"""
+
+
+def contract_flags() -> list[list[str]]:
+    cases = []
+    words = CONTRACT.split()
+    for i, word in enumerate(words):
+        if not word.startswith("--"):
+            continue
+        following = words[i + 1] if i + 1 < len(words) else ""
+        if word == "--dry_run":
+            cases.append([word])
+        elif following and not following.startswith("--"):
+            cases += [[word, value] for value in following.split("|")]
+        else:
+            cases.append([word, "32"])
+    return cases
+
+
+@pytest.mark.parametrize("flags", contract_flags(), ids=" ".join)
+def test_every_flag_of_the_contract_is_read(flags: list[str]) -> None:
+    config = parse_flags(TrainConfig, flags)
+    name = flags[0].removeprefix("--")
+    owner = config.schedule if hasattr(config.schedule, name) else config
+    assert str(getattr(owner, name)).removesuffix(".0") == (flags[1] if flags[1:] else "True")
+
+
+def test_flags_after_the_script_may_carry_the_launchers_local_rank() -> None:
+    flags = ["--local_rank=1", "--config", "ds_configs/zero1.json", "--batch_size", "2"]
+    assert parse_flags(TrainConfig, flags).batch_size == 2
+
+
+def test_a_gpu_gets_the_full_size_and_a_cpu_a_small_one_which_is_said(tmp_path: Path) -> None:
+    flags = TrainConfig(data=tmp_path)
+    config, lines = resolve(flags, "cuda", time_utc="now")
+    assert (config.model_size, config.max_seq_len, config.phases) == ("small", 8192, "on")
+    assert config.output == Path("runs/small-now") and not lines
+    config, lines = resolve(flags, "cpu", time_utc="now")
+    assert (config.model_size, config.max_seq_len, config.phases) == ("tiny", 1024, "off")
+    assert len(lines) == 1 and re.search("tiny.*1024", lines[0])
+
+
+def test_what_was_given_is_never_replaced(tmp_path: Path) -> None:
+    flags = TrainConfig(
+        data=tmp_path, model_size="base", max_seq_len=256, phases="on", output=tmp_path / "mine"
+    )
+    config, lines = resolve(flags, "cpu", time_utc="now")
+    assert (config.model_size, config.max_seq_len, config.phases) == ("base", 256, "on")
+    assert config.output == tmp_path / "mine" and not lines
+
+
+def test_pack_mode_starts_in_its_last_phase(tmp_path: Path) -> None:
+    config, _ = resolve(TrainConfig(data=tmp_path, collate="pack"), "cuda", time_utc="now")
+    assert config.phases == "off"
+
+
+def test_ungiven_data_are_the_shards_made_last_and_without_any_the_remedy_is_named(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match="make shard-data"):
+        newest_shards(tmp_path)
+    for seconds, name in enumerate(("older", "newer", "oldest")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").touch()
+        os.utime(tmp_path / name / "manifest.json", (0, {"oldest": 0}.get(name, 1 + seconds)))
+    assert newest_shards(tmp_path) == tmp_path / "newer"
+
+
+def test_more_ranks_than_gpus_are_refused_with_the_command_that_fits() -> None:
+    check_gpus(2, 2)
+    with pytest.raises(ConfigError, match=r"8 ranks .* 2 GPU.*torchrun --nproc_per_node 2"):
+        check_gpus(8, 2)
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_every_size_is_a_model(size: str, tmp_path: Path) -> None:
+    flags = parse_flags(TrainConfig, ["--model_size", size, "--data", str(tmp_path)])
+    config, _ = resolve(flags, "cuda", time_utc="now")
+    assert num_parameters(model_config(config)) > 10**6
