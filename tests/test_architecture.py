@@ -79,7 +79,8 @@ def test_only_the_engine_and_the_checkpoint_converter_import_deepspeed() -> None
         for path in PACKAGE.rglob("*.py")
         if any(m.split(".")[0] == "deepspeed" for m in imported_modules(path))
     }
-    assert users <= {"training/engine.py", "training/convert.py"}
+    # gradients.py is the engine's own: where DeepSpeed keeps what the engine ends and forgets.
+    assert users <= {"training/engine.py", "training/gradients.py", "training/convert.py"}
 
 
 @pytest.mark.parametrize("arguments", [["-c", "import meloformer"], ["launch/generate.py", "-h"]])

@@ -9,6 +9,7 @@ order of time, and those have a closed form.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from meloformer.model import masks
 from meloformer.model.masks import Blocks, Label, Layout, Rule, StageBlocks
@@ -77,7 +78,7 @@ def _row_counts(layout: Layout, row: int, rule: Rule, block_size: int) -> list[n
         masks.summary_reads(_rows(slots), _columns(slots)), slot_edges, slot_edges
     )
     summary_run = masks.summary_reads(_rows(slots), _columns(runs)).astype(np.float32)
-    summary_token = np.add.reduceat(summary_run @ in_time.T, slot_edges[:-1], axis=0)
+    summary_token = np.add.reduceat(_product(summary_run, in_time.T), slot_edges[:-1], axis=0)
     counts = [np.concatenate([summary_summary, summary_token], axis=1)]
 
     for group in rule:
@@ -86,15 +87,15 @@ def _row_counts(layout: Layout, row: int, rule: Rule, block_size: int) -> list[n
             order_T = masks.instrument_order(piece_T, instrument_T)
             placed = _run_counts(run_T[order_T], len(first_R), token_blocks)
         run_slot = masks.token_reads(group, _rows(runs), _columns(slots)).astype(np.float32)
-        token_summary = np.add.reduceat(placed @ run_slot, slot_edges[:-1], axis=1)
+        token_summary = np.add.reduceat(_product(placed, run_slot), slot_edges[:-1], axis=1)
 
         between = masks.token_reads(group, _rows(runs), _columns(runs)).astype(np.float32)
         np.fill_diagonal(between, 0.0)
         # Inside a run: does a token read an earlier one of its run?
         earlier = runs._replace(time=runs.time - 1)
         inside_R = np.diagonal(masks.token_reads(group, _rows(runs), _columns(earlier)))
-        pairs = placed @ between @ placed.T
-        pairs += np.tril((placed * inside_R) @ placed.T, -1)
+        pairs = _product(_product(placed, between), placed.T)
+        pairs += np.tril(_product(placed * inside_R, placed.T), -1)
         own = np.where(inside_R, placed * (placed + 1) / 2, placed).sum(axis=1)
         pairs[np.diag_indices_from(pairs)] += own
         counts.append(np.concatenate([token_summary, pairs], axis=1))
@@ -139,6 +140,11 @@ def _run_counts(run_T: np.ndarray, num_runs: int, edges: np.ndarray) -> np.ndarr
 def _block_sums(allowed: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     sums = np.add.reduceat(allowed.astype(np.float32), rows[:-1], axis=0)
     return np.add.reduceat(sums, columns[:-1], axis=1)
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Matrix product by torch, whose threads a data worker limits; numpy's are its own."""
+    return (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
 
 
 def _rows(label: Label) -> Label:

@@ -1,0 +1,103 @@
+"""Every command that README, the Makefile and the recipes' docstrings show exists as shown."""
+
+import functools
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RECIPES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "launch").rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+# The flags of DESIGN's contract, one line a recipe.
+CONTRACT = {
+    "launch/train.py": "config data output model_size batch_size gradient_accumulation_steps "
+    "max_seq_len num_workers epochs max_steps learning_rate warmup_steps seed collate attention "
+    "attention_precision phases save_every validate_every keep_last resume init_from dry_run "
+    "device",
+    "launch/shard_data.py": "midi output num_workers engine",
+    "launch/generate.py": "checkpoint output bars tempo time_signature seed num_samples key "
+    "instruments temperature top_k top_p",
+    "launch/tools/inspect_shards.py": "verify with",
+}
+
+
+@functools.cache
+def help_of(recipe: str) -> str:
+    outcome = subprocess.run(
+        [sys.executable, recipe, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    return outcome.stdout
+
+
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """(recipe, flags) of every command line that names a recipe."""
+    found = []
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        for piece in re.findall(r"(launch/[\w/]+\.py[^`\n|]*)", line):
+            recipe, *arguments = shlex.split(piece, comments=True)
+            found.append((recipe, [a.split("=")[0] for a in arguments if a.startswith("--")]))
+    return found
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize(("recipe", "flags"), commands(README))
+def test_readme_names_recipes_and_flags_that_exist(recipe, flags) -> None:
+    assert recipe in RECIPES
+    missing = [flag for flag in flags if flag not in help_of(recipe)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_docstrings_of_recipes_show_flags_that_exist(recipe) -> None:
+    docstring = (ROOT / recipe).read_text().split('"""')[1]
+    for named, flags in commands(docstring):
+        assert named in RECIPES
+        missing = [flag for flag in flags if flag not in help_of(named)]
+        assert missing == []
+
+
+@pytest.mark.parametrize("recipe", CONTRACT)
+def test_a_recipe_takes_every_flag_of_the_contract(recipe) -> None:
+    words = set(re.findall(r"--[\w-]+", help_of(recipe)))
+    assert {f"--{name}" for name in CONTRACT[recipe].split()} <= words
+
+
+@pytest.mark.parametrize("recipe", CONTRACT)
+def test_an_unknown_flag_ends_with_code_2(recipe) -> None:
+    outcome = subprocess.run(
+        [sys.executable, recipe, "--no_such_flag"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert outcome.returncode == 2
+    assert "no_such_flag" in outcome.stderr
+
+
+def test_make_help_lists_every_target_and_readme_names_none_that_is_missing() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+    names = [line.split()[0] for line in listed.splitlines()]
+    assert set(names) == make_targets()
+    assert len(set(names)) == len(names)
+    assert set(re.findall(r"\bmake ([a-z][a-z-]+)", README)) <= make_targets()
+
+
+def test_every_folder_of_readmes_tree_exists() -> None:
+    for name in re.findall(r"^    ([\w/]+/)\s", README, re.MULTILINE):
+        assert (ROOT / name).is_dir(), name
+    for name in re.findall(r"^      (\w+/)\s", README, re.MULTILINE):
+        assert (ROOT / "meloformer" / name).is_dir(), name
