@@ -1,0 +1,61 @@
+"""Counts by formula against what torch counts on the meta device."""
+
+import pytest
+import torch
+from layouts import tiny_config
+from torch.utils.flop_counter import FlopCounterMode
+
+from meloformer.model import attention
+from meloformer.model.config import SIZES
+from meloformer.model.counts import StepPairs, forward_flops, num_parameters, training_flops
+from meloformer.model.masks import RULES, Layout
+from meloformer.model.museformer import MuseFormer
+
+
+def meta_layout(rows: int, length: int, slots: int) -> Layout:
+    def empty(size: int) -> torch.Tensor:
+        return torch.empty((rows, size), dtype=torch.int32, device="meta")
+
+    return Layout(
+        piece_BT=empty(length),
+        bar_BT=empty(length),
+        instrument_BT=empty(length),
+        onset_BT=empty(length),
+        index_BT=empty(length),
+        piece_BS=empty(slots),
+        bar_BS=empty(slots),
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_parameters_are_counted_exactly_by_formula(size) -> None:
+    config = tiny_config(**vars(SIZES[size]))
+    with torch.device("meta"):
+        model = MuseFormer(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters(config)
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"), [("tiny", 1.2), ("small", 30.6), ("base", 100), ("large", 454)]
+)
+def test_the_sizes_are_those_that_are_promised(size, millions) -> None:
+    count = num_parameters(tiny_config(**vars(SIZES[size]))) / 1e6
+    assert count == pytest.approx(millions, rel=0.03)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_operations_of_a_forward_pass_are_those_that_torch_counts(size) -> None:
+    """The dense backend computes every pair, so the formula is given every pair."""
+    rows, length, slots = 2, 256, 128
+    config = tiny_config(**vars(SIZES[size]), rule="full")
+    with torch.device("meta"):
+        model = MuseFormer(config)
+    layout = meta_layout(rows, length, slots)
+    ids = torch.empty((rows, length), dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(ids, layout, attention.build_plan(layout, RULES["full"]))
+    keys = slots + length
+    pairs = StepPairs(update=rows * length * keys, summarize=rows * slots * keys)
+    expected = forward_flops(config, rows * length, rows * slots, pairs)
+    assert counter.get_total_flops() == expected
+    assert training_flops(config, rows * length, rows * slots, pairs) == 3 * expected
