@@ -99,9 +99,9 @@ def train_killed_and_resumed(config: EndToEndConfig, output: Path) -> Row:
     flags = [
         "--data", config.data, "--output", output, "--model_size", "tiny",
         "--max_seq_len", config.max_seq_len, "--collate", "pack", "--batch_size", 4,
-        "--gradient_accumulation_steps", 1, "--num_workers", 1, "--learning_rate", 4e-3,
-        "--warmup_steps", config.num_steps // 12, "--max_steps", config.num_steps, "--save_every", half,
-        "--validate_every", 0, "--validation_rows", 48,
+        "--gradient_accumulation_steps", 1, "--num_workers", 0, "--learning_rate", 4e-3,
+        "--warmup_steps", config.num_steps // 12, "--max_steps", config.num_steps,
+        "--save_every", half, "--validate_every", 0, "--validation_rows", 48,
     ]
     # fmt: on
     process = start("train.py", *flags)
