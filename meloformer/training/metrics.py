@@ -185,10 +185,11 @@ class Metrics:
                 self._writer.add_scalar(f"valid/{told}/kind/{kind}", value, step)
         self._validation_lines.write(json.dumps(line) + "\n")
         words = [
-            f"{told} told, {nats.per_token:.4f} nats per token, {nats.per_note:.3f} per note"
+            f"{nats.per_token:.4f} nats per token and {nats.per_note:.3f} per note with "
+            f"{'no' if told == 'none' else told} attributes"
             for told, nats in scores.items()
         ]
-        self.say(f"validation after step {step}, by attributes: {'; '.join(words)}")
+        self.say(f"validation after step {step}: {'; '.join(words)}")
 
     def close(self) -> None:
         """Flush and close everything."""

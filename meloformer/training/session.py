@@ -1,6 +1,7 @@
 """A run in motion: the parts that the loop drives, and what it reports and saves."""
 
 import math
+import time
 from collections.abc import Sequence
 
 import torch
@@ -16,11 +17,13 @@ from meloformer.model.weights import check_state, find_model_folder, load_weight
 from meloformer.tokens.vocabulary import fingerprint
 from meloformer.training.checkpoint import TrainingState
 from meloformer.training.engine import Engine
+from meloformer.training.graphs import declare_shapes, limit_graphs, warm_up
 from meloformer.training.metrics import (
     STEPS_PER_LINE,
     Metrics,
     StepMetrics,
     device_memory,
+    duration,
     gpu_utilisation,
     host_memory,
     num_graphs,
@@ -75,8 +78,10 @@ class Session:
         )
         for note in self.run.notes:
             self.metrics.say(note)
-        self.clock = Clock()
         self._pair_rate: PairRate | None = None
+        if self._backend == "flex":
+            self._compile()
+        self.clock = Clock()
 
     def _build_model(self) -> MuseFormer:
         torch.manual_seed(self.config.seed)
@@ -87,6 +92,17 @@ class Session:
             check_state(model, weights, folder)
             model.load_state_dict(weights)
         return model
+
+    def _compile(self) -> None:
+        shapes = declare_shapes(self._data.plan, self._data.phases)
+        declared = shapes.num_graphs(self._rule)
+        limit_graphs(declared)
+        began = time.perf_counter()
+        warm_up(self.engine, self.predict, shapes, self._rule)
+        self.metrics.say(
+            f"compiled attention for {len(shapes.train)} shapes: {num_graphs(self.ranks.device)} "
+            f"graphs, {declared} declared, in {duration(time.perf_counter() - began)}"
+        )
 
     def predict(self, batch: Batch) -> Tensor:
         """(B, T, V) logits of a batch on this rank's device."""

@@ -16,10 +16,12 @@ from meloformer.training.validation import Nats, validate
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 
 
+TABLE = torch.randn(VOCAB_SIZE, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
+
+
 def logits_of(ids_BT: torch.Tensor) -> torch.Tensor:
     """A fixed random model: the logits depend on the current token alone."""
-    table = torch.randn(VOCAB_SIZE, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
-    return table[ids_BT]
+    return TABLE[ids_BT]
 
 
 def predict(batch: Batch) -> torch.Tensor:
