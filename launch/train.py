@@ -1,15 +1,20 @@
 """Train a MuseFormer on a shard folder.
 
-python launch/train.py
-    one process, the newest folder of data_shards/, on the GPU if there is one
-torchrun --nproc_per_node 8 launch/train.py --data data_shards/<name> --model_size small \
-    --output runs/<name>
-deepspeed --num_gpus 8 launch/train.py --config ds_configs/zero2.json --data data_shards/<name>
-accelerate launch launch/train.py --max_steps 2
-python launch/train.py --output runs/<name> --resume auto
-    go on with a run that has stopped, on any number of ranks (ZeRO stages 1 and 2)
-python launch/train.py --dry_run
-    the plan, memory and hours, and stop
+One process, the newest folder of data_shards/, on the GPU if there is one:
+    python launch/train.py
+
+Eight GPUs, by any launcher:
+    torchrun --nproc_per_node 8 launch/train.py --data data_shards/<name> --output runs/<name>
+
+    deepspeed --num_gpus 8 launch/train.py --config ds_configs/zero2.json --data data_shards/<name>
+
+    accelerate launch launch/train.py --max_steps 2
+
+Go on with a run that has stopped, on any number of ranks (ZeRO stages 1 and 2):
+    python launch/train.py --output runs/<name> --resume auto
+
+The plan, memory and hours, and stop:
+    python launch/train.py --dry_run
 """
 
 from rich.console import Console
