@@ -1,11 +1,12 @@
 """Turn MIDI files into shards for training.
 
     python launch/shard_data.py                                     # the default corpus
+    python launch/shard_data.py --midi chorales --output data_shards/chorales   # a part of it
     python launch/shard_data.py --midi lakh.tar.gz --output data_shards/lakh --num_workers 16
     python launch/shard_data.py --midi my_midi_folder --output data_shards/mine --pedal off
 
-`--midi` takes `default`, a folder (archives in it are opened), a .zip, a .tar(.gz), or a text file
-of paths. The shards do not depend on --num_workers.
+`--midi` takes `default`, `chorales`, a folder (archives in it are opened), a .zip, a .tar(.gz), or
+a text file of paths. The shards do not depend on --num_workers.
 """
 
 import os
@@ -39,7 +40,8 @@ class ShardDataConfig:
     """Flags of launch/shard_data.py."""
 
     midi: str = DEFAULT
-    """`default`, a folder, a .zip, a .tar(.gz), or a text file of paths."""
+    """`default` (music21's scores), `chorales` (Bach's among them), a folder, a .zip, a .tar(.gz),
+    or a text file of paths."""
     output: Path = Path("data_shards/default")
     """Folder to be made."""
     num_workers: int = field(default_factory=num_cores)

@@ -12,10 +12,9 @@ from meloformer.errors import ConfigError
 from meloformer.midi.musicxml import read_musicxml
 from meloformer.midi.write import midi_bytes
 
-# Chorales, then string quartets. The same chorales in Humdrum are copies and stay out.
-_PATTERNS = (
-    "bach/bwv*.mxl",
-    "bach/bwv*.xml",
+# The same chorales in Humdrum are copies and stay out.
+_CHORALES = ("bach/bwv*.mxl", "bach/bwv*.xml")
+_QUARTETS = (
     "haydn/opus*/movement*.mxl",
     "mozart/k[0-9]*/movement[0-9].mxl",
     "beethoven/opus*.mxl",
@@ -25,8 +24,35 @@ _PATTERNS = (
 _NOT_CHORALES = {"bwv846"}  # a prelude for keyboard
 
 
+def chorale_paths() -> list[Path]:
+    """Every Bach chorale of the installed music21, sorted.
+
+    Raises:
+        ConfigError: music21 is not installed.
+    """
+    return _scores(_CHORALES)
+
+
 def default_corpus_paths() -> list[Path]:
     """Every Bach chorale and string quartet movement of the installed music21, sorted.
+
+    Raises:
+        ConfigError: music21 is not installed.
+    """
+    return _scores(_CHORALES + _QUARTETS)
+
+
+def score_to_midi(path: Path) -> bytes:
+    """A score as the bytes of a MIDI file; the same bytes for the same score.
+
+    Raises:
+        MidiError: the score cannot be read.
+    """
+    return midi_bytes(read_musicxml(path))
+
+
+def _scores(patterns: tuple[str, ...]) -> list[Path]:
+    """Scores of the installed music21, sorted.
 
     Raises:
         ConfigError: music21 is not installed.
@@ -38,14 +64,5 @@ def default_corpus_paths() -> list[Path]:
             "install the extra `shards`, or name a folder of MIDI files"
         )
     corpus = Path(package.origin).parent / "corpus"
-    paths = (path for pattern in _PATTERNS for path in corpus.glob(pattern))
+    paths = (path for pattern in patterns for path in corpus.glob(pattern))
     return sorted(path for path in paths if path.stem not in _NOT_CHORALES)
-
-
-def score_to_midi(path: Path) -> bytes:
-    """A score as the bytes of a MIDI file; the same bytes for the same score.
-
-    Raises:
-        MidiError: the score cannot be read.
-    """
-    return midi_bytes(read_musicxml(path))

@@ -74,8 +74,13 @@ class MuseFormerConfig:
             raise CheckpointError(
                 f"{path}: no such file; expected a folder with a MuseFormer model"
             )
-        values = json.loads(path.read_text())
-        if values.pop("model_type", None) != "museformer":
+        try:
+            values = json.loads(path.read_text())
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}: damaged ({error}); expected JSON; take another checkpoint"
+            ) from error
+        if not isinstance(values, dict) or values.pop("model_type", None) != "museformer":
             raise CheckpointError(f"{path}: model_type is not museformer; expected one of ours")
         known = {field.name for field in dataclasses.fields(cls)}
         if set(values) - known:
@@ -83,7 +88,12 @@ class MuseFormerConfig:
                 f"{path}: unknown settings {sorted(set(values) - known)}; allowed {sorted(known)}; "
                 "was it written by a newer version?"
             )
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise CheckpointError(
+                f"{path}: settings are missing ({error}); take another checkpoint"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from meloformer.errors import CheckpointError
@@ -48,6 +48,20 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: damaged ({error}); take another checkpoint") from error
 
 
+def model_metadata(folder: Path) -> dict[str, str]:
+    """Strings that `save_model` put into the header of the weights.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    path = folder / WEIGHTS_NAME
+    try:
+        with safe_open(path, framework="pt") as weights:
+            return dict(weights.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); take another one") from error
+
+
 def load_model(folder: Path, device: str = "cpu") -> MuseFormer:
     """Build the model of a folder, in evaluation mode.
 
@@ -88,10 +102,9 @@ def find_model_folder(path: Path) -> Path:
     Raises:
         CheckpointError: none of the three holds a model.
     """
-    steps = sorted(path.glob("checkpoints/step-*"), key=step_of, reverse=True)
-    for folder in (path, path / "model", *(step / "model" for step in steps)):
-        if (folder / "config.json").is_file() and (folder / WEIGHTS_NAME).is_file():
-            return folder
+    models = _models(path)
+    if models:
+        return models[0]
     found = "no such folder" if not path.is_dir() else f"found {_listing(path)}"
     raise CheckpointError(
         f"{path}: {found}; expected a run folder, a checkpoints/step-N folder or a model folder "
@@ -105,7 +118,7 @@ def newest_run(runs: Path = Path("runs")) -> Path:
     Raises:
         CheckpointError: there is none with a model.
     """
-    found = [folder for folder in runs.glob("*") if next(folder.glob("**/config.json"), None)]
+    found = [folder for folder in runs.glob("*") if _models(folder)]
     if not found:
         raise CheckpointError(
             f"{runs}/: no run with a model; name one with --checkpoint, or train one with "
@@ -118,6 +131,17 @@ def step_of(folder: Path) -> int:
     """N of step-N; -1 for any other name."""
     number = folder.name.removeprefix("step-")
     return int(number) if number.isdigit() else -1
+
+
+def _models(path: Path) -> list[Path]:
+    """Model folders at a path, the best first: its own, a run's last, then newest step first."""
+    steps = sorted(path.glob("checkpoints/step-*"), key=step_of, reverse=True)
+    folders = (path, path / "model", *(step / "model" for step in steps if step_of(step) >= 0))
+    return [
+        folder
+        for folder in folders
+        if (folder / "config.json").is_file() and (folder / WEIGHTS_NAME).is_file()
+    ]
 
 
 def _listing(folder: Path) -> str:

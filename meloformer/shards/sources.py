@@ -17,10 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Literal, Protocol
 
 from meloformer.errors import MidiError, ShardError
-from meloformer.midi.default_corpus import default_corpus_paths, score_to_midi
+from meloformer.midi.default_corpus import chorale_paths, default_corpus_paths, score_to_midi
 from meloformer.midi.limits import MAX_FILE_BYTES
 
 DEFAULT = "default"
+CHORALES = "chorales"
 MIDI_SUFFIXES = (".mid", ".midi")
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -184,8 +185,9 @@ def open_source(midi: str) -> Source:
     """Take what `--midi` names.
 
     Args:
-        midi: `default`, a folder (searched through, archives in it opened), a .zip, a .tar(.gz),
-            a .mid, or a text file with one such path on each line, relative to that file.
+        midi: `default`, `chorales` (a part of it), a folder (searched through, archives in it
+            opened), a .zip, a .tar(.gz), a .mid, or a text file with one such path on each line,
+            relative to that file.
 
     Raises:
         ShardError: there is no such path.
@@ -193,13 +195,15 @@ def open_source(midi: str) -> Source:
     """
     if midi == DEFAULT:
         return score_source(default_corpus_paths())
+    if midi == CHORALES:
+        return score_source(chorale_paths(), CHORALES)
     path = Path(midi)
     if path.is_dir():
         return Source(path.resolve().name, lambda: _walk(path, ""))
     if not path.is_file():
         raise ShardError(
-            f"--midi {midi}: no such file or folder; allowed: `{DEFAULT}`, a folder, .zip, "
-            ".tar(.gz) or a list of paths"
+            f"--midi {midi}: no such file or folder; allowed: `{DEFAULT}`, `{CHORALES}`, a folder, "
+            ".zip, .tar(.gz) or a list of paths"
         )
     if _kind(path.name) != "other":
         # Names inside a lone archive stand as they are, so it gives what its folder would give.
@@ -209,12 +213,12 @@ def open_source(midi: str) -> Source:
     return Source(path.name, lambda: _walk_list(path.parent, lines))
 
 
-def score_source(paths: list[Path]) -> Source:
-    """Scores of the default corpus as a source."""
+def score_source(paths: list[Path], name: str = DEFAULT) -> Source:
+    """Scores of the default corpus, or of a part of it, as a source."""
     root = os.path.commonpath([path.parent for path in paths])
     names = [path.relative_to(root).as_posix() for path in paths]
     return Source(
-        DEFAULT,
+        name,
         lambda: (Leaf(name, path, "score") for name, path in zip(names, paths, strict=True)),
     )
 
