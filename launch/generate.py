@@ -1,29 +1,30 @@
 """Sample pieces from a trained MuseFormer and write each as MIDI and as a piano-roll picture.
 
-python launch/generate.py --checkpoint runs/<name> --output out.mid --bars 16 --tempo 120 \
-    --time_signature 4/4 --seed 0
-python launch/generate.py --num_samples 20 --key "C major" --instruments 40 41 42 --output out.mid
+    python launch/generate.py --checkpoint runs/<name> --output out.mid --bars 16 --tempo 120 \
+        --time_signature 4/4 --seed 0
+
+    python launch/generate.py --num_samples 20 --key "C major" --instruments 40 41 42
 """
 
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-import torch
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from meloformer.command_line import run_recipe
 from meloformer.errors import GenerationError
 from meloformer.generation.controls import ControlConfig
-from meloformer.generation.generate import generate
+from meloformer.generation.generate import beyond_training, generate
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.midi.piano_roll import save_piano_roll
 from meloformer.midi.render import to_piece
 from meloformer.midi.write import write_midi
-from meloformer.model.weights import find_model_folder, load_model, newest_run
+from meloformer.model.device import DeviceName, choose_device
+from meloformer.model.weights import find_model_folder, load_model, model_metadata, newest_run
 from meloformer.tokens.hid import decode
+from meloformer.tokens.vocabulary import check_fingerprint
 
 console = Console()
 
@@ -46,13 +47,15 @@ class GenerateConfig:
     output: Path = Path("out.mid")
     num_samples: int = 1
     seed: int = 0
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    device: DeviceName = "auto"
     controls: ControlConfig = field(default_factory=ControlConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise GenerationError(f"--num_samples {self.num_samples}: allowed are 1 and above")
+        if self.output.is_dir():
+            raise GenerationError(f"--output {self.output}: found a folder, allowed a file name")
         if self.output.suffix.lower() not in (".mid", ".midi"):
             raise GenerationError(f"--output {self.output}: allowed are names that end in .mid")
 
@@ -60,10 +63,10 @@ class GenerateConfig:
 def main(config: GenerateConfig) -> None:
     """Load, sample, decode, write."""
     folder = find_model_folder(config.checkpoint or newest_run())
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(folder, device)
+    check_fingerprint(model_metadata(folder).get("tokenizer", "none"), str(folder))
+    model = load_model(folder, choose_device(config.device))
+    if length_warning := beyond_training(model.config, config.controls.bars):
+        console.print(length_warning)
     console.print(f"{folder}: {config.controls.describe()}, {config.num_samples} to sample")
 
     started = time.perf_counter()

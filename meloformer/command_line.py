@@ -1,5 +1,7 @@
 """How every recipe of launch/ reads its flags and ends: one dataclass in, one line on refusal."""
 
+import contextlib
+import io
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -31,14 +33,28 @@ def parse_flags(
         SystemExit: code 2 for an unknown flag or an impossible value, 0 after `--help`.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    return tyro.cli(
-        config_class,
-        # The deepspeed launcher adds it first; ranks come from the environment.
-        args=[flag for flag in given if not re.fullmatch(r"--local[_-]rank=-?\d+", flag)],
-        description=description,
-        config=(tyro.conf.OmitArgPrefixes,),
-        use_underscores=True,
-    )
+    refusal = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(refusal):
+            return tyro.cli(
+                config_class,
+                # The deepspeed launcher adds it first; ranks come from the environment.
+                args=[flag for flag in given if not re.fullmatch(r"--local[_-]rank=-?\d+", flag)],
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+                use_underscores=True,
+            )
+    except SystemExit as ending:
+        if ending.code:
+            sys.stderr.write(f"error: {_without_frame(refusal.getvalue())}\n")
+        raise
+
+
+def _without_frame(text: str) -> str:
+    """What tyro says in a box, as one line."""
+    title = re.search(r"╭─+ (.*?) ─*╮", text)
+    lines = re.sub(r"[╭╮╰╯│]", " ", re.sub(r"╭.*╮", "", text)).replace("─", " ").split()
+    return f"{title[1]}: {' '.join(lines)}" if title else " ".join(lines)
 
 
 def run_recipe(

@@ -32,10 +32,16 @@ def test_the_launchers_local_rank_is_dropped_wherever_it_stands() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--no_such_flag", "1"], ["--pedal", "maybe"]])
-def test_an_unknown_flag_or_value_ends_with_exit_code_2(arguments: list[str]) -> None:
+def test_an_unknown_flag_or_value_ends_in_one_line_and_exit_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         parse_flags(Flags, arguments)
     assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert arguments[0] in line
+    assert not set(line) & set("╭╮╰╯│─")
 
 
 def test_a_refusal_is_one_line_on_stderr_and_exit_code_2(

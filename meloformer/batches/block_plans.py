@@ -1,4 +1,4 @@
-"""Block plans: which 128x128 blocks of each attention call hold allowed pairs, counted exactly.
+"""Block plans: which blocks of each attention call hold allowed pairs, counted exactly.
 
 A rule depends on piece, bar, instrument and "is it the bar token" only, so it is constant on pairs
 of *runs* (stretches of equal labels). With M the tokens of each run in each block and A the rule
@@ -12,9 +12,7 @@ import numpy as np
 import torch
 
 from meloformer.model import masks
-from meloformer.model.masks import Blocks, Label, Layout, Rule, StageBlocks
-
-BLOCK_SIZE = 128
+from meloformer.model.masks import BLOCK_SIZE, Blocks, Label, Layout, Rule, StageBlocks
 
 
 def build_blocks(layout: Layout, rule: Rule, block_size: int = BLOCK_SIZE) -> Blocks:
@@ -34,7 +32,7 @@ def build_blocks(layout: Layout, rule: Rule, block_size: int = BLOCK_SIZE) -> Bl
     # Summary capacity is a multiple of the block size, so no block holds both kinds of keys.
     key_sizes = np.concatenate([np.diff(slots), np.diff(tokens)])
     stages = [
-        _stage([row[stage] for row in rows], np.diff(queries), key_sizes)
+        _stage([row[stage] for row in rows], np.diff(queries), key_sizes, block_size)
         for stage, queries in enumerate([slots] + [tokens] * len(rule))
     ]
     return Blocks(summarize=stages[0], update=tuple(stages[1:]))
@@ -103,13 +101,12 @@ def _row_counts(layout: Layout, row: int, rule: Rule, block_size: int) -> list[n
 
 
 def _stage(
-    counts: Sequence[np.ndarray], query_sizes: np.ndarray, key_sizes: np.ndarray
+    counts: Sequence[np.ndarray], query_sizes: np.ndarray, key_sizes: np.ndarray, block_size: int
 ) -> StageBlocks:
     counts_BQN = np.rint(np.stack(counts)).astype(np.int64)
     area_QN = query_sizes[:, None] * key_sizes[None, :]
-    whole = query_sizes.max() * key_sizes.max()
     # A block cut short by the end of the row is never called full: the kernel would read past it.
-    is_full = (counts_BQN == area_QN) & (area_QN == whole)
+    is_full = (counts_BQN == area_QN) & (area_QN == block_size**2)
     is_partial = (counts_BQN > 0) & ~is_full
     kv_num, kv_index = _lists(is_partial)
     full_num, full_index = _lists(is_full)

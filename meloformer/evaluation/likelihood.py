@@ -13,12 +13,10 @@ from meloformer.batches.collate import Collator, collate_rows
 from meloformer.batches.windows import cut_long_pieces, whole_pieces
 from meloformer.errors import ConfigError
 from meloformer.model.attention import build_plan
-from meloformer.model.masks import num_summaries, rule_of
+from meloformer.model.masks import BLOCK_SIZE, num_summaries, rule_of
 from meloformer.model.museformer import Layer, MuseFormer
 from meloformer.shards.reader import SplitIndex
-
-# Rows are padded to multiples of it, so that few shapes occur.
-_ROW_MULTIPLE = 128
+from meloformer.tokens.vocabulary import KIND_OF, Kind
 
 
 def scoring_windows(
@@ -54,10 +52,8 @@ def nats_per_token(
     in_order = sorted(windows, key=len)
     nats, num_targets = 0.0, 0
     for start in range(0, len(in_order), batch_size):
-        rows = [[ids] for ids in in_order[start : start + batch_size]]
-        # Bars need slots too: a slot per 16 tokens is what a row of this length offers.
-        longest = len(rows[-1][0])
-        batch = collate_rows(rows, -(-longest // _ROW_MULTIPLE) * _ROW_MULTIPLE).to(device)
+        chosen = in_order[start : start + batch_size]
+        batch = collate_rows([[ids] for ids in chosen], _row_length(chosen)).to(device)
         with torch.no_grad():
             logits_BTV = model(batch.ids_BT, batch.layout, build_plan(batch.layout, rule))
         nats += F.cross_entropy(
@@ -70,6 +66,16 @@ def nats_per_token(
     if not num_targets:
         raise ConfigError("no token to predict: the windows hold one token each, or none")
     return nats / num_targets
+
+
+def _row_length(windows: Sequence[np.ndarray]) -> int:
+    """Whole blocks that hold the longest window and as many bars as any of them has."""
+    most_tokens = max(map(len, windows))
+    most_bars = max(int((KIND_OF[ids] == Kind.BAR).sum()) for ids in windows)
+    length = -(-most_tokens // BLOCK_SIZE) * BLOCK_SIZE
+    while num_summaries(length) < most_bars:
+        length += BLOCK_SIZE
+    return length
 
 
 def without_summaries(model: MuseFormer) -> MuseFormer:

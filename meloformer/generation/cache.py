@@ -66,7 +66,7 @@ class DecodeCache:
         self._slot_piece_BS = torch.full((num_rows, 0), -1, device=self.device)
 
     @torch.no_grad()
-    def add(self, ids_BN: Tensor, labels: "TokenLabels", active_B: Tensor) -> Tensor:
+    def add(self, ids_BN: Tensor, labels: "StepLabels", active_B: Tensor) -> Tensor:
         """Append N tokens to every row; those of one call lie in one bar or in the prefix.
 
         Args:
@@ -198,7 +198,7 @@ class DecodeCache:
 
 
 @dataclass(frozen=True)
-class TokenLabels:
+class StepLabels:
     """Where N new tokens of every row stand, each (B, N) int64; see masks.Layout."""
 
     bar: Tensor
@@ -207,7 +207,7 @@ class TokenLabels:
     onset: Tensor
 
     @classmethod
-    def from_numpy(cls, labels: np.ndarray, device: torch.device) -> "TokenLabels":
+    def from_numpy(cls, labels: np.ndarray, device: torch.device) -> "StepLabels":
         """Of a (4, B, N) array in the order of the fields."""
         return cls(*torch.from_numpy(labels).to(device).unbind(0))
 

@@ -5,9 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from meloformer.generation.cache import DecodeCache, TokenLabels
+from meloformer.generation.cache import DecodeCache, StepLabels
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
+from meloformer.model.config import MuseFormerConfig
+from meloformer.model.masks import num_summaries
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.grammar import GrammarState
 from meloformer.tokens.labels import HEADER, PREFIX, token_labels
@@ -24,7 +26,7 @@ class Labeller:
 
     def __init__(self, prefix: np.ndarray, num_rows: int) -> None:
         labels = token_labels(prefix)
-        # Rows bar, instrument, index, onset, as in TokenLabels of the cache.
+        # Rows bar, instrument, index, onset, as in StepLabels.
         fields = (labels.bar, labels.instrument, labels.index, labels.onset)
         self.prefix = np.stack(fields)[:, None, :].repeat(num_rows, axis=1).astype(np.int64)
         self.now = self.prefix[:, :, -1].copy()
@@ -45,6 +47,17 @@ class Labeller:
         onset_B = np.where(is_header_B | is_instrument_B, 0, onset_B)
         self.now = np.stack([bar_B, instrument_B, index_B, onset_B])
         return self.now
+
+
+def beyond_training(config: MuseFormerConfig, num_bars: int) -> str | None:
+    """A line to print where more bars are wished for than a training row could hold."""
+    capacity = num_summaries(config.max_seq_len)
+    if num_bars <= capacity:
+        return None
+    return (
+        f"--bars {num_bars}: rows of training held at most {capacity} bars "
+        f"(--max_seq_len {config.max_seq_len}); what comes after them is untrained ground"
+    )
 
 
 def generate(
@@ -89,7 +102,7 @@ def generate(
 
     logits_BV = cache.add(
         torch.from_numpy(prefix).to(cache.device).expand(num_samples, -1),
-        TokenLabels.from_numpy(labeller.prefix, cache.device),
+        StepLabels.from_numpy(labeller.prefix, cache.device),
         torch.ones(num_samples, dtype=torch.bool, device=cache.device),
     )
     num_sampled = 0
@@ -118,7 +131,7 @@ def generate(
         cache.close_bar(rows_R, bar_B[rows_R] - 1)
         logits_BV = cache.add(
             torch.from_numpy(ids_B).to(cache.device)[:, None],
-            TokenLabels.from_numpy(labels_4B[:, :, None], cache.device),
+            StepLabels.from_numpy(labels_4B[:, :, None], cache.device),
             torch.from_numpy(active_B).to(cache.device),
         )
     return [np.array(ids, dtype=np.uint16) for ids in pieces]

@@ -19,7 +19,6 @@ from meloformer.model import masks
 from meloformer.model.masks import Blocks, Label, Layout, Rule, StageBlocks
 
 Backend = Literal["dense", "flex"]
-BLOCK_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def build_plan(
     """
     if backend == "flex" and blocks is None:
         raise ConfigError("the flex backend needs the block lists of its batch; found none")
-    tokens, summaries = _labels(layout)
+    tokens, summaries = labels_of(layout)
     summarize_keys = _concatenate(summaries, tokens)
     summarize = CallPlan(
         _mask(masks.summary_reads, summaries, summarize_keys, blocks.summarize if blocks else None)
@@ -152,7 +151,7 @@ def _take(x_BHTK: Tensor, order_BT: Tensor) -> Tensor:
     return torch.gather(x_BHTK, 2, index)
 
 
-def _labels(layout: Layout) -> tuple[Label, Label]:
+def labels_of(layout: Layout) -> tuple[Label, Label]:
     """Labels of tokens (B, T) and of summaries (B, S)."""
     piece_BT, piece_BS = layout.piece_BT, layout.piece_BS
     time_BT = torch.arange(piece_BT.shape[1], device=piece_BT.device, dtype=torch.int32)
@@ -215,7 +214,7 @@ def _mask(
         blocks.kv_index_BQN.unsqueeze(1),
         blocks.full_num_BQ.unsqueeze(1),
         blocks.full_index_BQN.unsqueeze(1),
-        BLOCK_SIZE=BLOCK_SIZE,
+        BLOCK_SIZE=masks.BLOCK_SIZE,
         mask_mod=mask_mod,
         seq_lengths=(q.piece.shape[1], k.piece.shape[1]),
     )

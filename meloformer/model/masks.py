@@ -19,6 +19,9 @@ from meloformer.errors import ConfigError
 
 Order = Literal["bar", "instrument"]
 
+# Queries and keys along each side of a block of the sparse kernel.
+BLOCK_SIZE = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -155,12 +158,12 @@ def summary_reads(q: Label, k: Label) -> Any:
 
 
 def num_summaries(seq_len: int) -> int:
-    """Summary capacity S of a row of `seq_len` tokens: a bar per 16 tokens, in blocks of 128.
+    """Summary capacity S of a row of `seq_len` tokens: a bar per 16 tokens, in whole blocks.
 
     >>> num_summaries(1024), num_summaries(8192)
     (128, 512)
     """
-    return -(-max(seq_len // 16, 1) // 128) * 128
+    return -(-max(seq_len // 16, 1) // BLOCK_SIZE) * BLOCK_SIZE
 
 
 def instrument_order(piece_T: np.ndarray, instrument_T: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meloformer.model.attention import BLOCK_SIZE, compiled_flex
+from meloformer.model.attention import compiled_flex
 from meloformer.model.config import Precision
+from meloformer.model.masks import BLOCK_SIZE
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from layouts import as_torch, random_layout
 
-from meloformer.batches.block_plans import BLOCK_SIZE, build_blocks
+from meloformer.batches.block_plans import build_blocks
 from meloformer.model import attention
-from meloformer.model.masks import RULES, StageBlocks
+from meloformer.model.masks import BLOCK_SIZE, RULES, StageBlocks
 
 
 def listed(num: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def check_stage(stage: StageBlocks, mask_B1QN: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("length", [512, 1024, 600])
+@pytest.mark.parametrize("length", [512, 1024, 600, 100])
 def test_block_plans_equal_the_dense_rule_block_by_block(rule, length) -> None:
     for seed in range(3):
         layout = random_layout(seed=seed, rows=3, length=length)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from layouts import layout_of, tiny_config
 
-from meloformer.generation.cache import DecodeCache, TokenLabels
+from meloformer.generation.cache import DecodeCache, StepLabels
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import Labeller, generate
 from meloformer.generation.sampling import SamplingConfig
@@ -46,7 +46,7 @@ def step_by_step(model: MuseFormer, pieces: list[np.ndarray]) -> list[torch.Tens
         cache.close_bar(torch.from_numpy(closing), torch.from_numpy(labels[0][closing] - 1))
         out = cache.add(
             torch.from_numpy(ids)[:, None],
-            TokenLabels.from_numpy(labels[:, :, None], cache.device),
+            StepLabels.from_numpy(labels[:, :, None], cache.device),
             torch.from_numpy(active),
         )
         for row in np.flatnonzero(active):

@@ -5,12 +5,11 @@ import torch
 from layouts import as_torch, random_layout, tiny_config
 
 from meloformer.batches.block_plans import build_blocks
-from meloformer.errors import CheckpointError, ConfigError
+from meloformer.errors import ConfigError
 from meloformer.model import attention, masks
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.rotary import rotary_angles, rotate
-from meloformer.model.weights import load_model, save_model
 
 
 def test_rotation_keeps_lengths_and_only_differences_reach_a_score() -> None:
@@ -83,31 +82,6 @@ def test_flex_on_the_cpu_refuses_to_train() -> None:
     model = MuseFormer(tiny_config())
     with pytest.raises(ConfigError, match="no backward on the CPU"):
         model(torch.zeros_like(tensors.piece_BT).long(), tensors, plan)
-
-
-def test_a_model_folder_comes_back_bit_for_bit(tmp_path) -> None:
-    model = MuseFormer(tiny_config())
-    save_model(tmp_path, model.config, model.state_dict())
-    loaded = load_model(tmp_path)
-    assert loaded.config == model.config
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, loaded.state_dict()[name]), name
-
-
-def test_weights_of_another_size_are_refused(tmp_path) -> None:
-    model = MuseFormer(tiny_config())
-    save_model(tmp_path, tiny_config(width=64), model.state_dict())
-    with pytest.raises(CheckpointError, match="another model size"):
-        load_model(tmp_path)
-
-
-def test_damaged_weights_are_refused(tmp_path) -> None:
-    model = MuseFormer(tiny_config())
-    save_model(tmp_path, model.config, model.state_dict())
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="damaged"):
-        load_model(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""launch/generate.py as users call it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from layouts import tiny_config
+from miditoolkit import MidiFile
+
+from meloformer.model.museformer import MuseFormer
+from meloformer.model.weights import save_model
+from meloformer.tokens.vocabulary import fingerprint
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: object, folder: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(ROOT / "launch/generate.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    model = MuseFormer(tiny_config(num_layers=1))
+    metadata = {"tokenizer": fingerprint()}
+    save_model(folder / "model", model.config, model.state_dict(), metadata)
+    return folder
+
+
+def test_samples_are_written_as_midi_and_picture(checkpoint, tmp_path) -> None:
+    done = run(
+        "--checkpoint", checkpoint, "--output", tmp_path / "new" / "a.mid", "--bars", 2,
+        "--num_samples", 2, "--tempo", 120, "--time_signature", "3/4", "--seed", 1,
+        folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for number in range(2):
+        midi = MidiFile(str(tmp_path / "new" / f"a-{number}.mid"))
+        assert sum(len(track.notes) for track in midi.instruments) > 0
+        assert (tmp_path / "new" / f"a-{number}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_wishes_end_in_one_line_and_code_2(checkpoint, tmp_path) -> None:
+    other = tmp_path / "other"
+    model = MuseFormer(tiny_config(num_layers=1))
+    save_model(other, model.config, model.state_dict(), {"tokenizer": "0" * 64})
+    for arguments, message in (
+        (["--checkpoint", checkpoint, "--key", "H major"], "--key"),
+        (["--checkpoint", checkpoint, "--output", tmp_path], "--output"),
+        (["--checkpoint", checkpoint, "--output", "out.wav"], "--output"),
+        (["--checkpoint", tmp_path / "absent"], "no such folder"),
+        (["--checkpoint", other], "another vocabulary"),
+        ([], "no run with a model"),
+    ):
+        done = run(*arguments, folder=tmp_path)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not list(tmp_path.glob("*.mid"))
