@@ -1,9 +1,8 @@
 """Sample pieces from a trained MuseFormer and write each as MIDI and as a piano-roll picture.
 
-    python launch/generate.py --checkpoint runs/<name> --output out.mid --bars 16 --tempo 120 \
-        --time_signature 4/4 --seed 0
+python launch/generate.py --checkpoint runs/<name> --output out.mid --bars 16 --seed 0
 
-    python launch/generate.py --num_samples 20 --key "C major" --instruments 40 41 42
+python launch/generate.py --tempo 120 --time_signature 4/4 --key "C major" --instruments 40 41 42
 """
 
 import time
