@@ -50,7 +50,7 @@ class EndToEndConfig:
 
     data: Path = Path("data_shards/chorales")
     output: Path | None = None
-    num_steps: int = 300
+    num_steps: int = 280
     kill_after: int = 5
     num_samples: int = 20
     max_seq_len: int = 1024

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from meloformer.errors import ConfigError
-from meloformer.midi.musicxml import read_musicxml
+from meloformer.midi.musicxml import num_parts, read_musicxml
 from meloformer.midi.write import midi_bytes
 
 # The same chorales in Humdrum are copies and stay out.
@@ -21,16 +21,19 @@ _QUARTETS = (
     "beethoven/opus*/movement*.mxl",
     "schumann_robert/opus41no1/movement*.mxl",
 )
+_CHORALE_PARTS = 4
 _NOT_CHORALES = {"bwv846"}  # a prelude for keyboard
 
 
 def chorale_paths() -> list[Path]:
-    """Every Bach chorale of the installed music21, sorted.
+    """Every four-part Bach chorale of the installed music21, sorted.
+
+    The others carry an orchestra along, or several movements.
 
     Raises:
         ConfigError: music21 is not installed.
     """
-    return _scores(_CHORALES)
+    return [path for path in _scores(_CHORALES) if num_parts(path) == _CHORALE_PARTS]
 
 
 def default_corpus_paths() -> list[Path]:

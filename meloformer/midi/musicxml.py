@@ -100,6 +100,11 @@ def read_musicxml(path: Path) -> Piece:
         raise MidiError("unreadable", f"{path}: {type(error).__name__}: {error}") from error
 
 
+def num_parts(path: Path) -> int:
+    """Parts that a score declares, without reading its music."""
+    return _document(path).count(b"<score-part ")
+
+
 def _document(path: Path) -> bytes:
     """The XML of a score, out of its zip archive where it is compressed."""
     if path.suffix.lower() != ".mxl":
