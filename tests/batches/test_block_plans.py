@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from layouts import as_torch, random_layout
 
 from meloformer.batches.block_plans import build_blocks
 from meloformer.model import attention
 from meloformer.model.masks import BLOCK_SIZE, RULES, StageBlocks
+from tests.layouts import as_torch, random_layout
 
 
 def listed(num: np.ndarray, index: np.ndarray) -> np.ndarray:

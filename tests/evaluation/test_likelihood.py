@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from layouts import layout_of, tiny_config
 
 from meloformer.errors import ConfigError
 from meloformer.evaluation.likelihood import nats_per_token, scoring_windows, without_summaries
@@ -16,6 +15,7 @@ from meloformer.model.masks import RULES, num_summaries
 from meloformer.model.museformer import MuseFormer
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.hid import encode
+from tests.layouts import layout_of, tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from layouts import layout_of, tiny_config
 
 from meloformer.generation.cache import DecodeCache, StepLabels
 from meloformer.generation.controls import ControlConfig
@@ -13,6 +12,7 @@ from meloformer.model import attention
 from meloformer.model.masks import RULES
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.labels import token_labels
+from tests.layouts import layout_of, tiny_config
 
 
 def a_model(rule: str = "halves", **changes) -> MuseFormer:

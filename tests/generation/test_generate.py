@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from layouts import tiny_config
 from miditoolkit import MidiFile
 
 from meloformer.errors import ConfigError, GenerationError
@@ -15,6 +14,7 @@ from meloformer.midi.render import to_piece
 from meloformer.midi.write import write_midi
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.hid import decode
+from tests.layouts import tiny_config
 
 
 @pytest.fixture(scope="module")

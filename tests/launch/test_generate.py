@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from layouts import tiny_config
 from miditoolkit import MidiFile
 
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import save_model
 from meloformer.tokens.vocabulary import fingerprint
+from tests.layouts import tiny_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from meloformer.errors import ConfigError
-from meloformer.midi.default_corpus import default_corpus_paths, score_to_midi
+from meloformer.midi.default_corpus import chorale_paths, default_corpus_paths, score_to_midi
 from meloformer.midi.musicxml import TICKS_PER_QUARTER, read_musicxml
 from meloformer.midi.quantise import quantise_counted
 from meloformer.midi.read import read_midi
@@ -98,3 +98,12 @@ def test_every_score_converts_and_quantises_with_its_bar_lines():
         quantised, counts = quantise_counted(piece)
         assert counts.bars.bar_lines_moved == 0, path
         assert np.all(np.diff(quantised.bar) >= 0), path
+
+
+def test_the_chorales_are_the_four_part_ones_of_the_corpus() -> None:
+    chorales = chorale_paths()
+    assert set(chorales) < set(default_corpus_paths())
+    assert len(chorales) > 350
+    for path in chorales[::60]:
+        tracks = read_midi(score_to_midi(path)).tracks
+        assert sum(len(track.notes) > 0 for track in tracks) == 4

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from layouts import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from meloformer.model import attention
@@ -10,6 +9,7 @@ from meloformer.model.config import SIZES
 from meloformer.model.counts import StepPairs, forward_flops, num_parameters, training_flops
 from meloformer.model.masks import RULES, Layout
 from meloformer.model.museformer import MuseFormer
+from tests.layouts import tiny_config
 
 
 def meta_layout(rows: int, length: int, slots: int) -> Layout:

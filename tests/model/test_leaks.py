@@ -9,7 +9,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from layouts import tiny_config
 
 from meloformer.batches.batch import Batch
 from meloformer.batches.collate import collate_rows
@@ -19,6 +18,7 @@ from meloformer.model.museformer import MuseFormer
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.vocabulary import EOS, KIND_OF, OFFSET, PAD, VOCAB_SIZE, Kind
 from meloformer.tokens.windows import bar_starts, cut_window
+from tests.layouts import tiny_config
 
 SEQ_LEN = 640
 # Sums run over other orders and padding when something else changes; nothing more may move.

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from layouts import as_torch, random_layout
 
 from meloformer.errors import ConfigError
 from meloformer.model import attention, masks
 from meloformer.model.masks import RULES
+from tests.layouts import as_torch, random_layout
 
 NEAR = {0, 1, 2, 4}
 PUBLISHED = {0, 1, 2, 4, 8, 12, 16, 24, 32}

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from layouts import as_torch, random_layout, tiny_config
 
 from meloformer.batches.block_plans import build_blocks
 from meloformer.errors import ConfigError
@@ -10,6 +9,7 @@ from meloformer.model import attention, masks
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.rotary import rotary_angles, rotate
+from tests.layouts import as_torch, random_layout, tiny_config
 
 
 def test_rotation_keeps_lengths_and_only_differences_reach_a_score() -> None:

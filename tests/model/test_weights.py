@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from layouts import tiny_config
 
 from meloformer.errors import CheckpointError
 from meloformer.model.museformer import MuseFormer
@@ -16,6 +15,7 @@ from meloformer.model.weights import (
     newest_run,
     save_model,
 )
+from tests.layouts import tiny_config
 
 
 def small_model() -> MuseFormer:
