@@ -16,8 +16,6 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from layouts import as_torch, random_layout, tiny_config  # noqa: E402
-
 from meloformer.batches.batch import IGNORE_INDEX  # noqa: E402
 from meloformer.model.attention import build_plan  # noqa: E402
 from meloformer.model.masks import Layout, rule_of  # noqa: E402
@@ -31,6 +29,7 @@ from meloformer.training.engine import Engine  # noqa: E402
 from meloformer.training.loss import step_loss  # noqa: E402
 from meloformer.training.optimizer import OptimizerConfig  # noqa: E402
 from meloformer.training.ranks import Ranks, start_ranks  # noqa: E402
+from tests.layouts import as_torch, random_layout, tiny_config  # noqa: E402
 
 NUM_ROWS, SEQ_LEN, NUM_SLOTS, VOCAB_SIZE = 8, 96, 32, 97
 ACCUMULATIONS = (1, 4)

@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from layouts import tiny_config
 
 from meloformer.batches.batch import Batch
 from meloformer.batches.collate import collate_rows
@@ -16,6 +15,7 @@ from meloformer.training.engine import Engine
 from meloformer.training.graphs import declare_shapes, limit_graphs, warm_up
 from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.ranks import start_ranks
+from tests.layouts import tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from layouts import as_torch, random_layout, tiny_config
 
 from meloformer.model.attention import build_plan
 from meloformer.model.counts import StepPairs, training_flops
 from meloformer.model.masks import RULES
 from meloformer.training.step import StepCounts
 from meloformer.training.work import PairRate, pair_rate, step_flops
+from tests.layouts import as_torch, random_layout, tiny_config
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
