@@ -111,3 +111,13 @@ def test_files_stay_readable() -> None:
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "launch").rglob("*.py")]:
         length = len(path.read_text().splitlines())
         assert length <= 400, f"{path.relative_to(ROOT)}: {length} lines, allowed 400"
+
+
+def test_the_wheel_carries_every_package_the_recipes_and_the_partitionings() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = set(re.findall(r'^  "(meloformer[\w.]*)",$', text, re.MULTILINE))
+    folders = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("__init__.py")}
+    packages = {".".join(folder.parts) for folder in folders}
+    recipes = {path.parent.relative_to(ROOT) for path in (ROOT / "launch").rglob("*.py")}
+    packages |= {".".join(("meloformer", *folder.parts)) for folder in recipes}
+    assert listed == packages | {"meloformer.ds_configs"}
