@@ -21,6 +21,7 @@ from rich.console import Console
 
 from meloformer.command_line import run_recipe
 from meloformer.training.config import TrainConfig
+from meloformer.training.leaving import leave_together
 from meloformer.training.loop import train
 from meloformer.training.outlook import outlook
 from meloformer.training.prepare import prepare
@@ -31,16 +32,19 @@ console = Console()
 
 def main(flags: TrainConfig) -> None:
     """Prepare, say what will be done, train."""
-    prepared = prepare(flags)
-    if prepared.ranks.is_first:
-        console.print(outlook(prepared))
-    if flags.dry_run:
-        return
-    session = Session(prepared)
-    try:
-        train(session)
-    finally:
-        session.close()
+    with leave_together():
+        prepared = prepare(flags)
+        if prepared.ranks.is_first:
+            console.print(outlook(prepared))
+            if prepared.is_done:
+                console.print(f"all {prepared.num_steps} steps are done, and the model is written")
+        if flags.dry_run or prepared.is_done:
+            return
+        session = Session(prepared)
+        try:
+            train(session)
+        finally:
+            session.close()
 
 
 if __name__ == "__main__":

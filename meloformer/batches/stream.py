@@ -1,5 +1,7 @@
 """Streams: the plan of one rank as batches, made by data workers in the order of the plan."""
 
+import logging
+import resource
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -24,6 +26,8 @@ from meloformer.batches.rows import best_fit
 from meloformer.batches.share import MicroBatchSpec, StepFacts, micro_batches, step_facts
 from meloformer.batches.windows import check_bars_fit, cut_long_pieces, whole_pieces
 from meloformer.errors import BatchError, MeloFormerError
+
+logger = logging.getLogger(__name__)
 
 # Micro-batches that each worker keeps ready.
 _PREFETCH = 2
@@ -216,6 +220,8 @@ def load(
     Raises:
         MeloFormerError: what a worker raised.
     """
+    if num_workers:
+        _raise_file_limit()
     loader = DataLoader(
         _Batches(collator),
         batch_size=None,
@@ -236,6 +242,20 @@ def load(
 
 def _unchanged(item: Any) -> Any:
     return item
+
+
+def _raise_file_limit() -> None:
+    """Let this process, and the workers it starts, open as many files as the system allows.
+
+    Every tensor that comes from a worker holds a file descriptor as long as it lives. Where many
+    micro-batches make a step, those of one step pass the usual soft limit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            logger.warning("%d open files allowed, and the limit cannot be raised", soft)
 
 
 def _start_worker(worker: int) -> None:

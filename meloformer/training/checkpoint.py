@@ -23,6 +23,7 @@ FORMAT_VERSION = 1
 FOLDER_NAME = "checkpoints"
 MANIFEST_NAME, STATE_NAME = "manifest.json", "state.json"
 DEEPSPEED_NAME, MODEL_NAME = "deepspeed", "model"
+_SUPERSEDED = ".superseded"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 _CHUNK_BYTES = 1 << 22
 
@@ -122,27 +123,49 @@ def finish_checkpoint(folder: Path, *, keep_last: int) -> Path:
     """
     manifest = {"format_version": FORMAT_VERSION, "files": sum_files(folder)}
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    final = put_in_place(folder)
+    run = final.parent.parent
+    if keep_last:
+        for old in step_folders(run)[:-keep_last]:
+            shutil.rmtree(old)
+    drop_superseded(run)
+    return final
+
+
+def put_in_place(folder: Path) -> Path:
+    """Sync a folder whose name starts with a dot, then take the dot away: whole or absent."""
     for path in [*folder.rglob("*"), folder]:
         _sync(path)
     final = folder.with_name(folder.name.removeprefix("."))
+    if final.exists():
+        shutil.rmtree(final)
     folder.rename(final)
     _sync(final.parent)
-    if keep_last:
-        for old in step_folders(final.parent.parent)[:-keep_last]:
-            shutil.rmtree(old)
     return final
 
 
 def set_aside_later(run: Path, step: int) -> list[Path]:
-    """Rename checkpoints of steps that a resumed run will train again; they no longer count."""
+    """Rename what a resumed run will make again: later checkpoints, and the finished model.
+
+    None of them counts any more; a finished model would be taken for the newest of the run. They
+    stay until the run has sealed something newer, in case that resuming was a mistake.
+    """
+    later = [f for f in step_folders(run) if int(f.name.removeprefix("step-")) > step]
     renamed = []
-    for folder in step_folders(run):
-        if int(folder.name.removeprefix("step-")) > step:
-            target = folder.with_name(f"{folder.name}.superseded")
+    for folder in [*later, run / MODEL_NAME]:
+        if folder.is_dir():
+            target = folder.with_name(folder.name + _SUPERSEDED)
             if target.exists():
                 shutil.rmtree(target)
             renamed.append(folder.rename(target))
     return renamed
+
+
+def drop_superseded(run: Path) -> None:
+    """Remove what `set_aside_later` renamed: something newer is sealed."""
+    for folder in (run / FOLDER_NAME, run):
+        for superseded in folder.glob(f"*{_SUPERSEDED}"):
+            shutil.rmtree(superseded)
 
 
 def sum_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -14,16 +14,21 @@ from meloformer.errors import ConfigError
 DEFAULT_DS_CONFIG = Path("ds_configs/zero2.json")
 AUTO = "auto"
 ALLOWED_STAGES = (1, 2, 3)
-# Decided in code (engine.py says why), so a file that states them contradicts or repeats.
-NOT_FOR_FILES = (
-    "managed_gradient_accumulation",
-    "data_types",
-    "optimizer",
-    "scheduler",
-    "elasticity",
-    "checkpoint",
-    "fp16",
-    "amp",
+# How to partition, what the run fills in, and what DeepSpeed says meanwhile. Every other key of
+# DeepSpeed changes what is computed, or is decided in code (engine.py says why).
+ALLOWED_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "bf16",
+    "zero_optimization",
+    "aio",
+    "comms_logger",
+    "dump_state",
+    "flops_profiler",
+    "memory_breakdown",
+    "wall_clock_breakdown",
 )
 
 
@@ -66,7 +71,8 @@ def load_ds_config(path: Path) -> dict:
     """Read a ds_configs file and check that it speaks of partitioning only.
 
     Raises:
-        ConfigError: not JSON, an unknown stage, or a key that code decides.
+        ConfigError: not JSON, an unknown stage, a value of another type, or a key that says what to
+            compute.
     """
     path = find_ds_config(path)
     try:
@@ -75,17 +81,24 @@ def load_ds_config(path: Path) -> dict:
         raise ConfigError(f"--config {path}: not JSON ({error})") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"--config {path}: found {type(settings).__name__}, allowed: an object")
-    for key in NOT_FOR_FILES:
-        if key in settings:
-            raise ConfigError(
-                f"--config {path}: {key!r} is decided by the run; allowed: files without it"
-            )
-    stage = settings.get("zero_optimization", {}).get("stage")
-    if stage not in ALLOWED_STAGES:
+    unknown = sorted(settings.keys() - set(ALLOWED_KEYS))
+    if unknown:
+        raise ConfigError(
+            f"--config {path}: found {', '.join(map(repr, unknown))}, which is decided by the run "
+            f"or unknown; allowed: {', '.join(ALLOWED_KEYS)}"
+        )
+    _check_objects(settings, ("bf16", "zero_optimization"), path)
+    zero = settings.get("zero_optimization", {})
+    _check_objects(zero, ("offload_optimizer", "offload_param"), path)
+    stage = zero.get("stage")
+    if type(stage) is not int or stage not in ALLOWED_STAGES:
         raise ConfigError(
             f"--config {path}: zero_optimization.stage is {stage!r}; allowed: {ALLOWED_STAGES}"
         )
-    if settings["zero_optimization"].get("overlap_comm"):
+    other = sorted(settings.get("bf16", {}).keys() - {"enabled"})
+    if other:
+        raise ConfigError(f"--config {path}: found bf16.{other[0]}; allowed: bf16.enabled alone")
+    if zero.get("overlap_comm"):
         raise ConfigError(
             f"--config {path}: zero_optimization.overlap_comm is true; allowed: false, because "
             "its gradient buckets have been overwritten while in flight"
@@ -116,7 +129,7 @@ def resolve_ds_config(settings: dict, run: RunFacts, *, source: str) -> dict:
     }
     for key, (value, flag) in owned.items():
         found = settings.get(key, AUTO)
-        if found not in (AUTO, value):
+        if isinstance(found, bool) or found not in (AUTO, value):
             raise ConfigError(
                 f"{source} says {key} = {found}, the run says {value} ({flag}); "
                 f'allowed: "auto", or the same number in both'
@@ -124,7 +137,7 @@ def resolve_ds_config(settings: dict, run: RunFacts, *, source: str) -> dict:
         resolved[key] = value
 
     bf16 = settings.get("bf16", {}).get("enabled", AUTO)
-    if bf16 not in (AUTO, True, False):
+    if bf16 != AUTO and not isinstance(bf16, bool):
         raise ConfigError(f'{source} says bf16.enabled = {bf16!r}; allowed: true, false, "auto"')
     resolved["bf16"] = {"enabled": run.device == "cuda" if bf16 == AUTO else bf16}
 
@@ -139,6 +152,15 @@ def resolve_ds_config(settings: dict, run: RunFacts, *, source: str) -> dict:
     if leftover:
         raise ConfigError(f'{source}: nothing of the run fills "auto" at {", ".join(leftover)}')
     return resolved
+
+
+def _check_objects(settings: dict, keys: tuple[str, ...], path: Path) -> None:
+    for key in keys:
+        if not isinstance(settings.get(key, {}), dict):
+            raise ConfigError(
+                f"--config {path}: {key} is {json.dumps(settings[key])}; allowed: an object, as in "
+                "ds_configs/zero2_offload.json"
+            )
 
 
 def _autos(settings: dict, prefix: str = "") -> list[str]:

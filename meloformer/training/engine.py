@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from meloformer.errors import CheckpointError
+from meloformer.errors import CheckpointError, ConfigError
 from meloformer.training.gradients import take_over
 from meloformer.training.optimizer import OptimizerConfig, build_optimizer
 from meloformer.training.ranks import Ranks
@@ -30,6 +30,9 @@ class Engine:
         ranks: the started processes.
         ds_config: as `resolve_ds_config` returns it.
         optimizer: settings of AdamW.
+
+    Raises:
+        ConfigError: DeepSpeed refuses a value of the partitioning.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Engine:
         # Imported here and not above: the import takes seconds and settles which accelerator
         # DeepSpeed uses, which `start_ranks` has to say first.
         import deepspeed
+        from pydantic import ValidationError
 
         self.ranks = ranks
         self.stage: int = ds_config["zero_optimization"]["stage"]
@@ -51,12 +55,19 @@ class Engine:
         # (a minute, and a compiler); training never calls it.
         deepspeed.ops.__compatible_ops__ = {}
         model = model.to(ranks.device)
-        self._deepspeed, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=build_optimizer(model, optimizer),
-            config=ds_config,
-            dist_init_required=False,
-        )
+        try:
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=build_optimizer(model, optimizer),
+                config=ds_config,
+                dist_init_required=False,
+            )
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise ConfigError(
+                f"--config: found {'.'.join(map(str, wrong['loc']))} = {wrong['input']!r}; "
+                f"allowed: what DeepSpeed takes there ({wrong['msg']})"
+            ) from error
         self._gradients = take_over(self._deepspeed, self.stage)
 
     @property

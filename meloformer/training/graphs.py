@@ -18,9 +18,6 @@ from meloformer.model.masks import Rule
 from meloformer.training.engine import Engine
 from meloformer.training.loss import step_loss
 
-# The probe of the attention precision: forward and backward of one small shape.
-_PROBE_GRAPHS = 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
@@ -33,6 +30,13 @@ class Shapes:
 
     train: tuple[BatchShape, ...]
     score: tuple[BatchShape, ...]
+
+    def of_rows(self, rows: int) -> "Shapes":
+        """Those of micro-batches of so many rows."""
+        return Shapes(
+            train=tuple(shape for shape in self.train if shape.rows == rows),
+            score=tuple(shape for shape in self.score if shape.rows == rows),
+        )
 
     def num_graphs(self, rule: Rule) -> int:
         """One graph for SUMMARIZE and one per head group for UPDATE, per shape and mode."""
@@ -49,9 +53,15 @@ def declare_shapes(plan: PlanConfig, phases: PhaseConfig) -> Shapes:
 
 
 def limit_graphs(num_graphs: int) -> None:
-    """Make torch fail at one graph more, instead of running attention uncompiled."""
+    """Make torch fail at one graph more, instead of running attention uncompiled.
+
+    What was compiled before is forgotten (the probe of the attention precision, an earlier run in
+    this process): neither the count nor the limit knows of it.
+    """
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters["stats"]["unique_graphs"] = 0
     config = torch._dynamo.config
-    config.recompile_limit = num_graphs + _PROBE_GRAPHS
+    config.recompile_limit = num_graphs
     config.accumulated_recompile_limit = max(
         config.accumulated_recompile_limit, config.recompile_limit
     )
@@ -61,13 +71,13 @@ def limit_graphs(num_graphs: int) -> None:
 def warm_up(
     engine: Engine, predict: Callable[[Batch], Tensor], shapes: Shapes, blocks_rule: Rule | None
 ) -> None:
-    """Compile every shape on all ranks before the first step; leaves no trace in the weights.
+    """Compile shapes on all ranks before a step; leaves no trace in the weights.
 
-    Compiling later would stop one step for minutes, and a run that lacks memory for its longest
-    rows would say so only when the first of them comes.
+    Compiling as they come would stop one step after another for minutes, and a run that lacks
+    memory for its longest rows would say so only when the first of them comes.
 
     Args:
-        engine: the model; its gradients are dropped.
+        engine: the model, between two steps; its gradients are dropped.
         predict: logits of a batch.
         shapes: what to compile.
         blocks_rule: rule to build block lists for; None builds none.

@@ -28,6 +28,7 @@ def train(session: Session, sample: Sample | None = None) -> None:
     config, ranks, engine = session.config, session.ranks, session.engine
     progress = session.progress
     for step in range(progress.step + 1, session.num_steps + 1):
+        session.warm_up(step)
         rate = learning_rate(step, session.num_steps, config.schedule)
         engine.set_learning_rate(rate)
 
@@ -64,4 +65,5 @@ def train(session: Session, sample: Sample | None = None) -> None:
                 sample(session, step)
         if session.is_due(step, config.save_every):
             session.save(progress)
-    export_model(engine, config.output, session.model_config)
+    folder = export_model(engine, config.output, session.model_config, progress.step)
+    session.metrics.say(f"wrote {folder}")

@@ -244,8 +244,12 @@ def gpu_utilisation(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     try:
+        import pynvml
+    except ModuleNotFoundError:
+        return None
+    try:
         return torch.cuda.utilization(device) / 100
-    except (ModuleNotFoundError, RuntimeError):
+    except (RuntimeError, pynvml.NVMLError):  # a share of a device has no figure of its own
         return None
 
 

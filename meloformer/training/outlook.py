@@ -32,7 +32,7 @@ def outlook(prepared: Prepared) -> Table:
         "epoch": f"{facts.num_steps:,} steps, {facts.num_rows:,} rows, {facts.num_windows:,} "
         f"windows, {facts.num_tokens:,} tokens, padding {facts.padding:.1%} ({config.collate})",
         "run": f"{prepared.num_steps:,} steps"
-        + (f", from step {prepared.state.step + 1:,}" if prepared.state else ""),
+        + (f", {prepared.state.step:,} done" if prepared.state else ""),
         "memory per rank": f"{state_bytes(prepared) / BYTES_PER_GIB:.2f} GiB of weights, gradients "
         "and optimizer state; activations come on top",
         "time": estimated_time(prepared, facts.num_tokens / max(facts.num_steps, 1)),

@@ -25,13 +25,14 @@ from meloformer.training.run_folder import (
     RUN_NAME,
     Run,
     accumulation_for,
+    check_restart,
     check_same_run,
     find_checkpoint,
     new_run_id,
     start_facts,
     wanted_resume,
 )
-from meloformer.training.saving import read_state
+from meloformer.training.saving import is_exported, read_state
 from meloformer.training.schedule import resolve_warmup_steps
 
 
@@ -49,6 +50,7 @@ class Prepared:
         num_steps: optimizer steps of the whole run.
         checkpoint: where to go on from, verified; None at the beginning.
         state: its state.
+        is_done: every step is trained and the model is written.
     """
 
     config: ResolvedConfig
@@ -60,6 +62,7 @@ class Prepared:
     num_steps: int
     checkpoint: Path | None
     state: TrainingState | None
+    is_done: bool
 
     @property
     def backend(self) -> Backend:
@@ -83,6 +86,7 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
         MeloFormerError: anything that a user can get wrong.
     """
     ranks = start_ranks(flags.device)
+    check_restart(flags.output)
     time_utc = ranks.on_first(lambda: time.strftime("%Y%m%d-%H%M%S", time.gmtime()))
     config, notes = ranks.on_first(partial(resolve, flags, ranks.device.type, time_utc=time_utc))
     model = model_config(config)
@@ -132,11 +136,16 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
     check_same_run(known, config.to_json(), manifest_sha256)
     state = read_state(ranks, checkpoint, known.run_id) if checkpoint else None
     start_step = state.step if state else 0
-    if start_step >= num_steps:
+    if start_step > num_steps:
         raise ConfigError(
             f"{checkpoint}: found {start_step} steps done of {num_steps}; allowed: more --epochs "
             "or --max_steps to go on"
         )
+    is_done = start_step == num_steps and ranks.on_first(
+        lambda: is_exported(config.output, num_steps)
+    )
+    if start_step == num_steps and not is_done:
+        notes.append(f"all {num_steps} steps are done: only the model is left to write")
     start = start_facts(command or sys.argv, ranks.world_size, ranks.device, start_step)
     run = replace(
         known,
@@ -155,6 +164,7 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
         num_steps=num_steps,
         checkpoint=checkpoint,
         state=state,
+        is_done=is_done,
     )
 
 

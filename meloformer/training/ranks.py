@@ -7,7 +7,6 @@ the same variables for a world of one, so nothing after this module asks how it 
 import atexit
 import os
 import socket
-import sys
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +15,8 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed as dist
 
-from meloformer.errors import ConfigError, MeloFormerError, TrainingError
+from meloformer.errors import ConfigError, MeloFormerError
+from meloformer.training.leaving import FirstRankError, leave
 
 DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 Result = TypeVar("Result")
@@ -45,9 +45,14 @@ class Ranks:
         """Whether this process writes what is written once."""
         return self.rank == 0
 
+    @property
+    def totals_device(self) -> torch.device:
+        """Where float64 totals are kept: beside the model, if its device has float64."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sum each value over all ranks, in float64; not finite on one rank is so on all."""
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        total = torch.tensor(values, dtype=torch.float64, device=self.totals_device)
         return self.sum_tensor(total).tolist()
 
     def sum_tensor(self, value: torch.Tensor) -> torch.Tensor:
@@ -58,8 +63,8 @@ class Ranks:
 
     def mean_of_sums(self, values: Sequence[torch.Tensor]) -> float:
         """Add up each rank's scalars, then average over ranks; not finite on one is so on all."""
-        total = torch.stack([value.detach().double() for value in values]).sum()
-        return float(self.sum_tensor(total)) / self.world_size
+        total = torch.stack([value.detach() for value in values]).to(self.totals_device)
+        return float(self.sum_tensor(total.double().sum())) / self.world_size
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -71,7 +76,7 @@ class Ranks:
 
         Raises:
             MeloFormerError: what the function raised, on all ranks.
-            TrainingError: on the other ranks, where the function failed in another way.
+            FirstRankError: on the other ranks, where the function failed in another way.
         """
         if self.world_size == 1:
             return function()
@@ -84,9 +89,9 @@ class Ranks:
                 outcome[1] = failure = error
             except Exception as error:
                 # Told to the others first: a rank that dies silently leaves them waiting.
-                outcome[1] = TrainingError(f"the first rank failed: {error!r}")
+                outcome[1] = FirstRankError(f"the first rank failed: {error!r}")
                 failure = error
-        dist.broadcast_object_list(outcome, src=0, device=self.device)
+        dist.broadcast_object_list(outcome, src=0, device=self.totals_device)
         if outcome[1] is not None:
             raise failure or outcome[1]
         return outcome[0]
@@ -149,7 +154,7 @@ def start_ranks(wanted: DeviceName, environment: MutableMapping[str, str] = os.e
             world_size=world_size,
             timeout=COLLECTIVE_TIMEOUT,
         )
-        atexit.register(_leave)
+        atexit.register(leave)
     return Ranks(
         rank=rank, local_rank=local_rank, world_size=world_size, device=torch.device(device)
     )
@@ -166,16 +171,6 @@ def check_gpus(num_ranks: int, num_gpus: int) -> None:
             f"{num_ranks} ranks on a host with {num_gpus} GPU(s); allowed: one rank per GPU; "
             f"start with: torchrun --nproc_per_node {num_gpus} launch/train.py ..."
         )
-
-
-def _leave() -> None:
-    """Leave the process group at the end of the process, unless it ends in an error.
-
-    Not earlier: DeepSpeed keeps groups of its own, and a second run in the same process (a test,
-    a notebook) goes on with them. Not after an error: the others may no longer answer.
-    """
-    if dist.is_initialized() and not hasattr(sys, "last_value"):
-        dist.destroy_process_group()
 
 
 def _free_port() -> int:

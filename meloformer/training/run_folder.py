@@ -80,8 +80,27 @@ def wanted_resume(resume: str | None, environment: Mapping[str, str] = os.enviro
     """What --resume means: as given, or auto where a launcher has restarted the run."""
     if resume is not None:
         return resume
-    restarted = any(int(environment.get(name) or 0) > 0 for name in RESTART_COUNTERS)
-    return "auto" if restarted else "none"
+    return "auto" if restarts(environment) else "none"
+
+
+def check_restart(output: Path | None, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse to start anew, in a folder named by the time, what a launcher wants to go on.
+
+    Raises:
+        ConfigError: the launcher has restarted the run and nothing says where it is.
+    """
+    counted = restarts(environment)
+    if output is None and counted:
+        raise ConfigError(
+            f"found {counted} without --output: the run that was restarted cannot be found again; "
+            "allowed: the first start, or any with --output; give --output runs/<name>"
+        )
+
+
+def restarts(environment: Mapping[str, str]) -> str:
+    """The counter by which a launcher says that it has restarted the run; empty if it has not."""
+    counts = {name: environment.get(name) or "0" for name in RESTART_COUNTERS}
+    return ", ".join(f"{name}={count}" for name, count in counts.items() if int(count) > 0)
 
 
 def find_checkpoint(output: Path, resume: str) -> tuple[Path | None, list[str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from meloformer.errors import CheckpointError
 from meloformer.model.config import MuseFormerConfig
-from meloformer.model.weights import save_model
+from meloformer.model.weights import model_metadata, save_model
 from meloformer.tokens.vocabulary import fingerprint
 from meloformer.training.checkpoint import (
     DEEPSPEED_NAME,
@@ -14,7 +14,9 @@ from meloformer.training.checkpoint import (
     TrainingState,
     begin_checkpoint,
     check_owner,
+    drop_superseded,
     finish_checkpoint,
+    put_in_place,
     set_aside_later,
 )
 from meloformer.training.convert import to_universal
@@ -48,7 +50,7 @@ def save_checkpoint(
     weights = engine.full_weights()
 
     def seal() -> Path:
-        save_model(folder / MODEL_NAME, model, weights, {"tokenizer": fingerprint()})
+        save_model(folder / MODEL_NAME, model, weights, _facts(state.step))
         state.save(folder)
         return finish_checkpoint(folder, keep_last=keep_last)
 
@@ -56,12 +58,52 @@ def save_checkpoint(
     return ranks.on_first(seal)
 
 
-def export_model(engine: Engine, run: Path, model: MuseFormerConfig) -> Path:
-    """Write the trained model next to the checkpoints; collective."""
+def export_model(engine: Engine, run: Path, model: MuseFormerConfig, step: int) -> Path:
+    """Write the model after its last step next to the checkpoints, whole or not at all; collective.
+
+    Returns:
+        The model's folder.
+    """
     weights = engine.full_weights()
-    folder = run / MODEL_NAME
-    engine.ranks.on_first(lambda: save_model(folder, model, weights, {"tokenizer": fingerprint()}))
-    return folder
+
+    def export() -> Path:
+        aside = run / f".{MODEL_NAME}"
+        shutil.rmtree(aside, ignore_errors=True)
+        save_model(aside, model, weights, _facts(step))
+        folder = put_in_place(aside)
+        drop_superseded(run)
+        return folder
+
+    return engine.ranks.on_first(export)
+
+
+def is_exported(run: Path, step: int) -> bool:
+    """Whether the run's model is there, and is the one after this step."""
+    try:
+        return model_metadata(run / MODEL_NAME).get("step") == str(step)
+    except CheckpointError:
+        return False
+
+
+def check_tokenizer(model: Path) -> None:
+    """Refuse weights that were trained on another vocabulary.
+
+    Args:
+        model: folder of the weights.
+
+    Raises:
+        CheckpointError: their header states another fingerprint, or none.
+    """
+    found = model_metadata(model).get("tokenizer", "none")
+    if found != fingerprint():
+        raise CheckpointError(
+            f"{model}: found weights for tokenizer {found[:12]}, expected {fingerprint()[:12]}; "
+            "take weights of this vocabulary, or the release that wrote these"
+        )
+
+
+def _facts(step: int) -> dict[str, str]:
+    return {"tokenizer": fingerprint(), "step": str(step)}
 
 
 def read_state(ranks: Ranks, checkpoint: Path, run_id: str) -> TrainingState:
@@ -70,13 +112,14 @@ def read_state(ranks: Ranks, checkpoint: Path, run_id: str) -> TrainingState:
     def read() -> TrainingState:
         state = TrainingState.load(checkpoint)
         check_owner(state, checkpoint, run_id, fingerprint())
+        check_tokenizer(checkpoint / MODEL_NAME)
         return state
 
     return ranks.on_first(read)
 
 
 def restore(engine: Engine, run: Path, checkpoint: Path, state: TrainingState) -> None:
-    """Load weights and optimizer state; later checkpoints no longer count; collective.
+    """Load weights and optimizer state; what came later no longer counts; collective.
 
     Raises:
         CheckpointError: written under another partitioning, or by a number of ranks from which

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from meloformer.batches.batch import Batch
+from meloformer.batches.phases import phase_at
 from meloformer.batches.stream import TrainStream
 from meloformer.model.attention import build_plan
 from meloformer.model.masks import rule_of
@@ -30,10 +31,10 @@ from meloformer.training.metrics import (
     peak_flops,
 )
 from meloformer.training.prepare import Prepared
-from meloformer.training.saving import restore, save_checkpoint
+from meloformer.training.saving import check_tokenizer, restore, save_checkpoint
 from meloformer.training.step import Clock, Progress, StepCounts
 from meloformer.training.validation import validate
-from meloformer.training.work import PairRate, pair_rate, step_flops
+from meloformer.training.work import PairRates, step_flops
 
 
 class Session:
@@ -78,9 +79,11 @@ class Session:
         )
         for note in self.run.notes:
             self.metrics.say(note)
-        self._pair_rate: PairRate | None = None
+        self._pair_rates = PairRates(self._rule)
+        self._shapes = declare_shapes(self._data.plan, self._data.phases)
+        self._warm_rows: set[int] = set()
         if self._backend == "flex":
-            self._compile()
+            limit_graphs(self._shapes.num_graphs(self._rule))
         self.clock = Clock()
 
     def _build_model(self) -> MuseFormer:
@@ -88,21 +91,27 @@ class Session:
         model = MuseFormer(self.model_config)
         if self.config.init_from:
             folder = find_model_folder(self.config.init_from)
+            check_tokenizer(folder)
             weights = load_weights(folder)
             check_state(model, weights, folder)
             model.load_state_dict(weights)
         return model
 
-    def _compile(self) -> None:
-        shapes = declare_shapes(self._data.plan, self._data.phases)
-        declared = shapes.num_graphs(self._rule)
-        limit_graphs(declared)
+    def warm_up(self, step: int) -> None:
+        """Compile what a phase will meet before its first step; at other steps do nothing."""
+        rows = phase_at(step, self._data.phases).micro_batch_rows
+        if self._backend != "flex" or rows in self._warm_rows:
+            return
+        self._warm_rows.add(rows)
+        shapes = self._shapes.of_rows(rows)
         began = time.perf_counter()
         warm_up(self.engine, self.predict, shapes, self._rule)
         self.metrics.say(
             f"compiled attention for {len(shapes.train)} shapes: {num_graphs(self.ranks.device)} "
-            f"graphs, {declared} declared, in {duration(time.perf_counter() - began)}"
+            f"graphs of {self._shapes.num_graphs(self._rule)} declared, in "
+            f"{duration(time.perf_counter() - began)}"
         )
+        self.clock.pause()
 
     def predict(self, batch: Batch) -> Tensor:
         """(B, T, V) logits of a batch on this rank's device."""
@@ -139,7 +148,7 @@ class Session:
                 lr=learning_rate,
                 grad_norm=grad_norm if math.isfinite(grad_norm) else None,
                 tokens_per_second=counts.targets / seconds,
-                mfu=self._mfu(progress.step, micro_batches[0], counts),
+                mfu=self._mfu(progress.step, micro_batches, counts),
                 padding=counts.padding,
                 data_wait=min(counts.wait_seconds / seconds, 1.0),
                 graphs=num_graphs(device),
@@ -151,13 +160,13 @@ class Session:
             )
         )
 
-    def _mfu(self, step: int, batch: Batch, counts: StepCounts) -> float | None:
+    def _mfu(self, step: int, micro_batches: Sequence[Batch], counts: StepCounts) -> float | None:
         peak = peak_flops(self.ranks.device)
         if peak is None:
             return None
-        if self._pair_rate is None or step % STEPS_PER_LINE == 0:
-            self._pair_rate = pair_rate(batch.layout, self._rule)
-        flops = step_flops(self.model_config, counts, self._pair_rate)
+        # Counting is slow next to a step, and rows of one length hardly differ from step to step.
+        rate = self._pair_rates.of_step(micro_batches, refresh=step % STEPS_PER_LINE == 0)
+        flops = step_flops(self.model_config, counts, rate)
         return flops / (self.clock.step_seconds * peak * self.ranks.world_size)
 
     def validate(self, step: int) -> None:

@@ -43,21 +43,23 @@ def validate(predict: Callable[[Batch], Tensor], batches: Iterable[Batch], ranks
         batches: this rank's share, the same number on all ranks.
         ranks: the started processes.
     """
-    kind_of_V = torch.from_numpy(KIND_OF).long().to(ranks.device)
-    nats_K = torch.zeros(len(Kind), dtype=torch.float64, device=ranks.device)
+    device = ranks.totals_device
+    kind_of_V = torch.from_numpy(KIND_OF).long().to(device)
+    nats_K = torch.zeros(len(Kind), dtype=torch.float64, device=device)
     count_K = torch.zeros_like(nats_K)
-    nats_in_bars = torch.zeros(1, dtype=torch.float64, device=ranks.device)
+    nats_in_bars = torch.zeros(1, dtype=torch.float64, device=device)
     for batch in batches:
         batch = batch.to(ranks.device)
         with torch.no_grad():
-            nats_BT = token_nats(predict(batch), batch.targets_BT).double()
-        is_target_BT = batch.targets_BT != IGNORE_INDEX
+            nats_BT = token_nats(predict(batch), batch.targets_BT).to(device).double()
+        targets_BT = batch.targets_BT.to(device)
+        is_target_BT = targets_BT != IGNORE_INDEX
         nats = nats_BT[is_target_BT]
-        kinds = kind_of_V[batch.targets_BT[is_target_BT]]
+        kinds = kind_of_V[targets_BT[is_target_BT]]
         nats_K.index_add_(0, kinds, nats)
         count_K.index_add_(0, kinds, torch.ones_like(nats))
         # The target at t is the token at t + 1, which says where it stands.
-        bar_of_target_BT = batch.layout.bar_BT.roll(-1, dims=1)
+        bar_of_target_BT = batch.layout.bar_BT.to(device).roll(-1, dims=1)
         nats_in_bars += nats_BT[is_target_BT & (bar_of_target_BT >= 0)].sum()
     total = ranks.sum_tensor(torch.cat([nats_K, count_K, nats_in_bars])).tolist()
     nats_by_kind, count_by_kind = total[: len(Kind)], total[len(Kind) : -1]

@@ -1,12 +1,13 @@
 """How much a step computes, for its share of the device's peak (MFU)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from meloformer.batches.batch import Batch
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.counts import StepPairs, training_flops
 from meloformer.model.masks import Label, Layout, Rule, summary_reads, token_reads
@@ -46,6 +47,44 @@ def pair_rate(layout: Layout, rule: Rule, num_queries: int = SAMPLED_QUERIES) ->
     return PairRate(
         update=update, summarize=_keys_per_query(summary_reads, summaries, keys, num_queries)
     )
+
+
+class PairRates:
+    """Pair rates by row length: rows of one length are alike, and a step may mix lengths.
+
+    Args:
+        rule: head groups.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self._of_length: dict[int, PairRate] = {}
+
+    def of_step(self, micro_batches: Sequence[Batch], *, refresh: bool = False) -> PairRate:
+        """Mean over the queries of a step.
+
+        Args:
+            micro_batches: on the CPU.
+            refresh: count again for the lengths of this step, known or not.
+        """
+        if refresh:
+            for batch in micro_batches:
+                self._of_length.pop(batch.ids_BT.shape[1], None)
+        update, summarize, tokens, summaries = 0.0, 0.0, 0, 0
+        for batch in micro_batches:
+            num_tokens = int((batch.layout.piece_BT >= 0).sum())
+            if not num_tokens:
+                continue  # no row here: all padding, of which no rate can be learned
+            num_summaries = int((batch.layout.piece_BS >= 0).sum())
+            length = batch.ids_BT.shape[1]
+            if length not in self._of_length:
+                self._of_length[length] = pair_rate(batch.layout, self._rule)
+            rate = self._of_length[length]
+            update += rate.update * num_tokens
+            summarize += rate.summarize * num_summaries
+            tokens += num_tokens
+            summaries += num_summaries
+        return PairRate(update=update / max(tokens, 1), summarize=summarize / max(summaries, 1))
 
 
 def step_flops(config: MuseFormerConfig, counts: StepCounts, rate: PairRate) -> float:

@@ -20,6 +20,7 @@ from meloformer.training.checkpoint import (
 from meloformer.training.run_folder import (
     Run,
     accumulation_for,
+    check_restart,
     check_same_run,
     find_checkpoint,
     wanted_resume,
@@ -128,6 +129,20 @@ def test_checkpoints_after_the_one_resumed_from_no_longer_count(tmp_path: Path) 
     assert newest_intact(tmp_path)[0] == step_folder(tmp_path, 10)
 
 
+def test_what_a_resumed_run_makes_again_is_set_aside_until_something_newer_is_sealed(
+    tmp_path: Path,
+) -> None:
+    for step in (5, 10, 20):
+        write_checkpoint(tmp_path, step)
+    (tmp_path / "model").mkdir()
+    renamed = set_aside_later(tmp_path, 5)
+    assert [path.name.split(".")[0] for path in renamed] == ["step-10", "step-20", "model"]
+    assert not (tmp_path / "model").exists() and all(path.is_dir() for path in renamed)
+    write_checkpoint(tmp_path, 8)
+    assert not any(path.exists() for path in renamed)
+    assert [path.name for path in step_folders(tmp_path)] == ["step-5", "step-8"]
+
+
 def test_a_checkpoint_of_another_run_or_vocabulary_is_refused(tmp_path: Path) -> None:
     check_owner(STATE, tmp_path, "mine", "t" * 64)
     with pytest.raises(CheckpointError, match="found a checkpoint of run mine, expected yours"):
@@ -178,6 +193,13 @@ def test_a_restarted_run_goes_on_by_itself(
     resume: str | None, environment: dict, expected: str
 ) -> None:
     assert wanted_resume(resume, environment) == expected
+
+
+def test_a_restarted_run_that_does_not_say_where_it_is_never_starts_anew() -> None:
+    check_restart(None, {"TORCHELASTIC_RESTART_COUNT": "0"})
+    check_restart(Path("runs/mine"), {"TORCHELASTIC_RESTART_COUNT": "1"})
+    with pytest.raises(ConfigError, match=r"SLURM_RESTART_COUNT=2 .* allowed: .* give --output"):
+        check_restart(None, {"SLURM_RESTART_COUNT": "2"})
 
 
 def test_a_resumed_run_keeps_what_its_plan_and_model_depend_on(tmp_path: Path) -> None:

@@ -97,8 +97,18 @@ def test_bf16_follows_the_device_unless_the_file_says(
         ({}, "stage is None"),
         ({"zero_optimization": {"stage": 0}}, "stage is 0"),
         ({"zero_optimization": {"stage": 2, "overlap_comm": True}}, "overlap_comm"),
-        ({"zero_optimization": {"stage": 2}, "optimizer": {}}, "'optimizer' is decided"),
-        ({"zero_optimization": {"stage": 2}, "data_types": {}}, "'data_types' is decided"),
+        (
+            {"zero_optimization": {"stage": 2}, "optimizer": {}},
+            "found 'optimizer', .* allowed: train_batch_size, ",
+        ),
+        ({"zero_optimization": {"stage": 2}, "prescale_gradients": True}, "'prescale_gradients'"),
+        ({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}, "found 'fp16'"),
+        ({"zero_optimization": {"stage": 2}, "bf16": True}, "bf16 is true; allowed: an object"),
+        ({"zero_optimization": {"stage": 2}, "bf16": {"loss": 1}}, "found bf16.loss"),
+        ({"zero_optimization": 2}, "zero_optimization is 2; allowed: an object"),
+        ({"zero_optimization": {"stage": True}}, "stage is True"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}, "offload_optimizer is"),
+        ({"zero_optimization": {"stage": 2}, "data_types": {}}, "found 'data_types'"),
     ],
 )
 def test_files_that_say_what_to_compute_are_refused(

@@ -33,6 +33,15 @@ def test_buckets_and_phases_declare_every_length_at_both_micro_batches() -> None
     assert {shape.rows for shape in shapes.score} == {6}
 
 
+def test_every_shape_belongs_to_one_number_of_rows() -> None:
+    shapes = declare_shapes(PlanConfig(max_seq_len=2048), PhaseConfig(phases="on"))
+    parts = [shapes.of_rows(rows) for rows in (1, 6)]
+    assert parts[0].train + parts[1].train == shapes.train
+    assert sum(part.num_graphs(RULES["halves"]) for part in parts) == shapes.num_graphs(
+        RULES["halves"]
+    )
+
+
 def weights_after_a_step(*, is_warm: bool) -> dict[str, torch.Tensor]:
     ranks = start_ranks("cpu")
     run = RunFacts(
@@ -66,10 +75,12 @@ def test_one_graph_more_than_declared_is_an_error(monkeypatch: pytest.MonkeyPatc
     for name in ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit"):
         monkeypatch.setattr(config, name, getattr(config, name))
     torch._dynamo.reset()
-    limit_graphs(2)  # and one for the probe
     double = torch.compile(lambda x: x * 2, dynamic=False, fullgraph=True, backend="eager")
-    for length in (1, 2, 3):
-        double(torch.ones(length + 1))
+    double(torch.ones(7))  # as the probe of the precision does before
+    limit_graphs(2)
+    for length in (2, 3):
+        double(torch.ones(length))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     with pytest.raises(Exception, match="recompile_limit"):
         double(torch.ones(9))
     torch._dynamo.reset()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ import torch
 
 from meloformer.command_line import parse_flags, run_recipe
 from meloformer.errors import TrainingError
-from meloformer.model.weights import load_model, load_weights
+from meloformer.model.weights import find_model_folder, load_model, load_weights, save_model
 from meloformer.training.checkpoint import check_files, step_folders
 from meloformer.training.config import TrainConfig
 from meloformer.training.loss import step_loss
@@ -282,6 +283,20 @@ def test_a_ds_config_that_contradicts_the_run_is_refused_with_both_numbers(
     assert not output.exists()
 
 
+def test_a_partitioning_that_deepspeed_refuses_is_refused_in_one_line(
+    recipe: ModuleType,
+    base_flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps({"zero_optimization": {"stage": 2, "reduce_bucket_size": "x"}}))
+    output = tmp_path / "run"
+    flags = [*base_flags, "--output", str(output), "--config", str(mine)]
+    assert "reduce_bucket_size = 'x'" in refusal(recipe, flags, capsys)
+    assert not output.exists()
+
+
 def test_a_run_goes_on_with_its_own_settings_only(
     finished: Path,
     recipe: ModuleType,
@@ -290,7 +305,71 @@ def test_a_run_goes_on_with_its_own_settings_only(
 ) -> None:
     flags = [*base_flags, "--output", str(finished), "--resume", "auto", "--max_steps", "9"]
     assert "--seed 7" in refusal(recipe, [*flags, "--seed", "7"], capsys)
-    assert "6 steps done" in refusal(recipe, [*flags, "--max_steps", "6"], capsys)
+    assert "6 steps done of 5" in refusal(recipe, [*flags, "--max_steps", "5"], capsys)
+
+
+def test_a_run_killed_before_its_model_was_written_writes_it_on_resume(
+    finished: Path, recipe: ModuleType, base_flags: list[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    shutil.rmtree(output / "model")
+    flags = [*base_flags, "--output", str(output), "--resume", "auto"]
+    recipe.main(parse_flags(TrainConfig, flags))
+    found, expected = (load_weights(run / "model") for run in (output, finished))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert (output / METRICS_NAME).read_text() == (finished / METRICS_NAME).read_text()
+
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    recipe.main(parse_flags(TrainConfig, flags))
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_a_run_that_goes_on_is_no_longer_known_by_the_model_it_had_finished(
+    finished: Path,
+    recipe: ModuleType,
+    base_flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    assert find_model_folder(output) == output / "model"
+    flags = [*base_flags, "--output", str(output), "--resume", "auto", "--max_steps", "9"]
+    recipe.Session(recipe.prepare(parse_flags(TrainConfig, flags))).close()
+    assert find_model_folder(output) == output / "checkpoints" / "step-6" / "model"
+
+
+def test_each_phase_compiles_its_own_shapes_before_its_first_step(
+    recipe: ModuleType, base_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*base_flags, "--output", str(tmp_path / "run"), "--phases", "on"]
+    session = recipe.Session(recipe.prepare(parse_flags(TrainConfig, flags)))
+    compiled = []
+    monkeypatch.setattr(
+        "meloformer.training.session.warm_up",
+        lambda engine, predict, shapes, rule: compiled.append((step, shapes)),
+    )
+    session._backend = "flex"
+    for step in range(1, 110):
+        session.warm_up(step)
+    session.close()
+    assert [step for step, _ in compiled] == [1, 101]
+    assert [{shape.rows for shape in shapes.train} for _, shapes in compiled] == [{1}, {2}]
+
+
+def test_weights_of_another_vocabulary_do_not_enter(
+    finished: Path,
+    recipe: ModuleType,
+    base_flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = load_model(finished / "model")
+    save_model(tmp_path / "other", model.config, model.state_dict(), {"tokenizer": "u" * 64})
+    flags = [*base_flags, "--output", str(tmp_path / "run"), "--init_from", str(tmp_path / "other")]
+    assert f"found weights for tokenizer {'u' * 12}, expected" in refusal(recipe, flags, capsys)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_says_the_plan_and_writes_nothing(

@@ -1,11 +1,12 @@
 import pytest
 import torch
 
+from meloformer.batches.batch import Batch
 from meloformer.model.attention import build_plan
 from meloformer.model.counts import StepPairs, training_flops
 from meloformer.model.masks import RULES
 from meloformer.training.step import StepCounts
-from meloformer.training.work import PairRate, pair_rate, step_flops
+from meloformer.training.work import PairRate, PairRates, pair_rate, step_flops
 from tests.layouts import as_torch, random_layout, tiny_config
 
 
@@ -33,6 +34,35 @@ def test_a_sample_of_queries_comes_close_to_all_of_them() -> None:
     every = pair_rate(layout, RULES["halves"], num_queries=10**6)
     some = pair_rate(layout, RULES["halves"], num_queries=200)
     assert some.update == pytest.approx(every.update, rel=0.1)
+
+
+def batch_of(seed: int, length: int) -> Batch:
+    layout = as_torch(random_layout(seed, rows=2, length=length))
+    empty = torch.zeros_like(layout.piece_BT)
+    return Batch(
+        ids_BT=empty,
+        targets_BT=empty,
+        layout=layout,
+        blocks=None,
+        num_rows=2,
+        num_targets=0,
+        num_notes=0,
+    )
+
+
+def test_a_step_of_short_rows_is_not_counted_at_the_rate_of_long_ones() -> None:
+    rule = RULES["full"]
+    short, long = batch_of(5, 128), batch_of(6, 1024)
+    rates = PairRates(rule)
+    assert rates.of_step([long]) == pair_rate(long.layout, rule)
+    assert rates.of_step([short]) == pair_rate(short.layout, rule)
+
+    tokens = [int((batch.layout.piece_BT >= 0).sum()) for batch in (short, long)]
+    pairs = [
+        pair_rate(batch.layout, rule).update * n
+        for batch, n in zip((short, long), tokens, strict=True)
+    ]
+    assert rates.of_step([short, long]).update == pytest.approx(sum(pairs) / sum(tokens))
 
 
 def test_padding_and_masked_pairs_are_no_work() -> None:

@@ -1,0 +1,31 @@
+"""One rank that refuses, or waits for one that does: python refusal_worker.py --who all|0|1."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from meloformer.command_line import run_recipe
+from meloformer.errors import ConfigError
+from meloformer.training.leaving import leave_together
+from meloformer.training.ranks import start_ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Args: who: rank that refuses."""
+
+    who: str
+
+
+def main(flags: Flags) -> None:
+    with leave_together():
+        ranks = start_ranks("cpu")
+        if flags.who in ("all", str(ranks.rank)):
+            raise ConfigError("found one thing, allowed another")
+        ranks.sum([1.0])
+
+
+if __name__ == "__main__":
+    run_recipe(main, Flags)
