@@ -50,7 +50,7 @@ class EndToEndConfig:
 
     data: Path = Path("data_shards/chorales")
     output: Path | None = None
-    num_steps: int = 280
+    num_steps: int = 520
     kill_after: int = 5
     num_samples: int = 20
     max_seq_len: int = 1024
@@ -99,7 +99,7 @@ def train_killed_and_resumed(config: EndToEndConfig, output: Path) -> Row:
     # fmt: off
     flags = [
         "--data", config.data, "--output", output, "--model_size", "tiny",
-        "--max_seq_len", config.max_seq_len, "--collate", "pack", "--batch_size", 4,
+        "--max_seq_len", config.max_seq_len, "--collate", "pack", "--batch_size", 2,
         "--gradient_accumulation_steps", 1, "--num_workers", 0, "--learning_rate", 4e-3,
         "--warmup_steps", config.num_steps // 12, "--max_steps", config.num_steps,
         "--save_every", half, "--validate_every", 0, "--validation_rows", 48,

@@ -8,10 +8,10 @@ from meloformer.batches.plan import Collate
 from meloformer.errors import ConfigError
 from meloformer.midi import grid
 from meloformer.model.config import SIZES, MuseFormerConfig, Precision
+from meloformer.model.device import DeviceName
 from meloformer.tokens.vocabulary import VOCAB_SIZE
 from meloformer.training.ds_config import DEFAULT_DS_CONFIG
 from meloformer.training.optimizer import OptimizerConfig
-from meloformer.training.ranks import DeviceName
 from meloformer.training.schedule import ScheduleConfig
 
 ModelSize = Literal["tiny", "small", "base", "large"]

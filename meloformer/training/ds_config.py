@@ -59,7 +59,10 @@ def find_ds_config(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    packaged = Path(str(resources.files("meloformer"))).parent / "ds_configs"
+    package = Path(str(resources.files("meloformer")))
+    # Inside an installed wheel, beside the package in a checkout.
+    inside, beside = package / "ds_configs", package.parent / "ds_configs"
+    packaged = inside if inside.is_dir() else beside
     # Only a name of ours: an absent file of the user's own is never replaced by another.
     if path.parent.name in ("", "ds_configs") and (packaged / path.name).is_file():
         return packaged / path.name

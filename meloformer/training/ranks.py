@@ -10,15 +10,15 @@ import socket
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from meloformer.errors import ConfigError, MeloFormerError
+from meloformer.model.device import DeviceName, choose_device
 from meloformer.training.leaving import FirstRankError, leave
 
-DeviceName = Literal["auto", "cuda", "mps", "cpu"]
 Result = TypeVar("Result")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a first step may compile for minutes on one rank
@@ -95,27 +95,6 @@ class Ranks:
         if outcome[1] is not None:
             raise failure or outcome[1]
         return outcome[0]
-
-
-def choose_device(wanted: DeviceName) -> str:
-    """Type of the device to compute on.
-
-    Raises:
-        ConfigError: a device was asked for that this machine does not have.
-    """
-    present = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if wanted == "auto":
-        return "cuda" if present["cuda"] else "cpu"
-    if not present[wanted]:
-        allowed = ", ".join(name for name, here in present.items() if here)
-        raise ConfigError(
-            f"--device {wanted}: none found on this machine; allowed: auto, {allowed}"
-        )
-    return wanted
 
 
 def start_ranks(wanted: DeviceName, environment: MutableMapping[str, str] = os.environ) -> Ranks:

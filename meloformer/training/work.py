@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from meloformer.batches.batch import Batch
+from meloformer.model.attention import labels_of
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.counts import StepPairs, training_flops
 from meloformer.model.masks import Label, Layout, Rule, summary_reads, token_reads
@@ -37,7 +38,7 @@ def pair_rate(layout: Layout, rule: Rule, num_queries: int = SAMPLED_QUERIES) ->
         rule: head groups.
         num_queries: queries to look at, tokens and summaries each.
     """
-    tokens, summaries = _labels(layout.piece_BT, layout), _labels(layout.piece_BS, layout)
+    tokens, summaries = labels_of(layout)
     keys = Label(*(torch.cat(pair, dim=1) for pair in zip(summaries, tokens, strict=True)))
     shares = sum(group.share for group in rule)
     update = sum(
@@ -97,20 +98,6 @@ def step_flops(config: MuseFormerConfig, counts: StepCounts, rate: PairRate) -> 
 
 def _reads_of(group: Any) -> Callable[[Label, Label], Tensor]:
     return lambda q, k: token_reads(group, q, k)
-
-
-def _labels(piece: Tensor, layout: Layout) -> Label:
-    is_summary = piece is layout.piece_BS
-    time = torch.arange(piece.shape[1], dtype=torch.int32).expand_as(piece)
-    absent = torch.full_like(piece, -1)
-    return Label(
-        piece,
-        layout.bar_BS if is_summary else layout.bar_BT,
-        absent if is_summary else layout.instrument_BT,
-        absent if is_summary else layout.index_BT,
-        time,
-        torch.full_like(piece, is_summary, dtype=torch.bool),
-    )
 
 
 def _keys_per_query(
