@@ -1,6 +1,7 @@
 """Starting several processes for a test, with a time limit and without leftovers."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +47,10 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[s
         text=True,
         timeout=TIME_LIMIT_SECONDS,
     )
+
+
+def free_port() -> int:
+    """A port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

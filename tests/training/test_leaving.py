@@ -1,23 +1,16 @@
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.training.launching import ENVIRONMENT, ROOT, TIME_LIMIT_SECONDS
+from tests.training.launching import ENVIRONMENT, ROOT, TIME_LIMIT_SECONDS, free_port
 
 WORKER = Path(__file__).with_name("refusal_worker.py")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.distributed
-@pytest.mark.parametrize("who", ["all", "0", "1"])
+@pytest.mark.parametrize("who", ["all", pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_a_refusal_ends_every_rank_with_its_line_once_and_no_traceback(who: str) -> None:
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from tests.training.launching import (
     ROOT,
     TIME_LIMIT_SECONDS,
     deepspeed,
+    free_port,
     python,
     run,
     torchrun,
@@ -71,12 +71,6 @@ def kill_in_the_middle(command: list[str], output: Path) -> list[dict]:
             process.kill()
         launcher.wait()
     return read_metrics(output)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 LAUNCHERS: dict[str, Callable[[], list[str]]] = {
