@@ -101,3 +101,10 @@ def test_every_folder_of_readmes_tree_exists() -> None:
         assert (ROOT / name).is_dir(), name
     for name in re.findall(r"^      (\w+/)\s", README, re.MULTILINE):
         assert (ROOT / "meloformer" / name).is_dir(), name
+
+
+def test_every_picture_of_readme_exists() -> None:
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
