@@ -37,7 +37,7 @@ class TrainConfig:
         batch_size: rows per rank and micro-step.
         gradient_accumulation_steps: micro-steps per optimizer step at the first start; later
             starts follow the number of ranks, so that an optimizer step keeps its rows.
-        max_seq_len: tokens of the longest row; 8,192 on CUDA and 1,024 elsewhere if not given.
+        max_seq_len: tokens of the longest row; longer on CUDA than elsewhere if not given.
         num_workers: data processes per rank.
         epochs: passes over the training pieces.
         max_steps: optimizer steps; beats --epochs.

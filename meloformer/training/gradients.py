@@ -6,6 +6,7 @@ only updates. All of them reach into DeepSpeed's internals; the version is pinne
 compare every stage with plain autograd.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +27,7 @@ class Gradients(Protocol):
         """Forget all gradients since the last update."""
 
 
-class _Taken:
+class _Taken(ABC):
     """What the three have in common."""
 
     def __init__(self, engine: Any) -> None:
@@ -47,11 +48,13 @@ class _Taken:
         self._engine._unmanaged_backward_count = 0
         self.is_finished = False
 
+    @abstractmethod
     def _finish(self) -> None:
-        raise NotImplementedError
+        """Reduce what is still local."""
 
+    @abstractmethod
     def _clear_accumulated(self) -> None:
-        raise NotImplementedError
+        """Forget what the partitions hold."""
 
 
 class PartitionedGradients(_Taken):
