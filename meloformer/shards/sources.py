@@ -291,9 +291,27 @@ def _files_of(leaf: Leaf, others: Counter[str]) -> Iterator[MidiFile]:
             others[_suffix(leaf.path.name) or "no suffix"] += 1
 
 
+class _WholeTarInfo(tarfile.TarInfo):
+    """Headers of an archive that has to end with its own end marker.
+
+    The library takes a header that is cut short or spoiled, after the first, for the end.
+    """
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_WholeTarInfo":
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ == "EOFHeaderError":
+                raise
+            raise tarfile.ReadError(f"it breaks off: {error}") from error
+
+
 def _tar_files(leaf: Leaf, others: Counter[str]) -> Iterator[MidiFile]:
     try:
-        with tarfile.open(leaf.path, "r|*", errors="backslashreplace") as tar:
+        with tarfile.open(
+            leaf.path, "r|*", errors="backslashreplace", tarinfo=_WholeTarInfo
+        ) as tar:
             for member in tar:
                 if not member.isreg():
                     continue

@@ -4,6 +4,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from meloformer.errors import MidiError, ShardError
@@ -120,7 +121,9 @@ def test_an_archive_without_midi_is_refused_with_what_it_holds(tmp_path: Path) -
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="no such file or folder; allowed: `default`, a folder"):
+    with pytest.raises(
+        ShardError, match="no such file or folder; allowed: `default`, `chorales`, a folder"
+    ):
         open_source(str(tmp_path / "nowhere"))
 
 
@@ -137,6 +140,22 @@ def test_a_damaged_archive_is_named(midi_folder: Path, tmp_path: Path, name: str
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
     with pytest.raises(ShardError, match=rf"{name} is damaged or no archive .*fetch it again"):
         list(open_source(str(archive)).files())
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_a_tar_cut_anywhere_is_never_taken_for_a_shorter_one(
+    midi_folder: Path, tmp_path: Path, name: str
+) -> None:
+    archive = make_tar(midi_folder, tmp_path / name)
+    whole = archive.read_bytes()
+    num_files = len(list(open_source(str(archive)).files()))
+    end = len(whole) - tarfile.RECORDSIZE if name == "a.tar" else int(0.9 * len(whole))
+    for cut in [*np.linspace(1, end, 60).astype(int).tolist(), 512, 1024, 1536]:
+        archive.write_bytes(whole[:cut])
+        with pytest.raises(ShardError, match="damaged"):
+            list(open_source(str(archive)).files())
+    archive.write_bytes(whole)
+    assert len(list(open_source(str(archive)).files())) == num_files
 
 
 def test_a_damaged_member_of_a_zip_costs_that_file_alone(midi_folder: Path, tmp_path: Path) -> None:
