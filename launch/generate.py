@@ -62,6 +62,10 @@ class GenerateConfig:
 def main(config: GenerateConfig) -> None:
     """Load, sample, decode, write."""
     folder = find_model_folder(config.checkpoint or newest_run())
+    try:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GenerationError(f"--output {config.output}: cannot be written ({error})") from error
     check_fingerprint(model_metadata(folder).get("tokenizer", "none"), str(folder))
     model = load_model(folder, choose_device(config.device))
     if length_warning := beyond_training(model.config, config.controls.bars):
@@ -82,7 +86,6 @@ def main(config: GenerateConfig) -> None:
         )
     elapsed_seconds = time.perf_counter() - started
 
-    config.output.parent.mkdir(parents=True, exist_ok=True)
     digits = len(str(config.num_samples - 1))
     for index, ids in enumerate(pieces):
         number = f"-{index:0{digits}}" if config.num_samples > 1 else ""

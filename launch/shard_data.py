@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
 from meloformer.shards.build import OnProgress, build_shards
-from meloformer.shards.manifest import ShardSettings
+from meloformer.shards.manifest import REJECTED_NAME, ShardSettings
 from meloformer.shards.sources import DEFAULT, open_source
 from meloformer.shards.summary import summary_table
 
@@ -73,6 +73,8 @@ def shard_data(config: ShardDataConfig) -> None:
     seconds = time.perf_counter() - start
     rate = manifest.num_in / seconds
     console.print(summary_table(manifest, title=str(config.output)))
+    if manifest.num_rejected:
+        console.print(f"each rejected file and its reason: {config.output / REJECTED_NAME}")
     console.print(
         f"{seconds:.1f} s, {rate:,.1f} files per second, "
         f"{rate / config.num_workers:,.1f} per second and core"

@@ -14,6 +14,7 @@ from meloformer.errors import MeloFormerError
 Config = TypeVar("Config")
 
 EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
 
 
 def parse_flags(
@@ -54,7 +55,8 @@ def _without_frame(text: str) -> str:
     """What tyro says in a box, as one line."""
     title = re.search(r"╭─+ (.*?) ─*╮", text)
     lines = re.sub(r"[╭╮╰╯│]", " ", re.sub(r"╭.*╮", "", text)).replace("─", " ").split()
-    return f"{title[1]}: {' '.join(lines)}" if title else " ".join(lines)
+    said = " ".join(lines)
+    return said if not title or said.startswith(title[1]) else f"{title[1]}: {said}"
 
 
 def run_recipe(
@@ -72,7 +74,7 @@ def run_recipe(
 
     Raises:
         SystemExit: always, unless the recipe raises something that is not a MeloFormerError. A
-            MeloFormerError becomes one line on stderr and code 2.
+            MeloFormerError becomes one line on stderr and code 2, Ctrl-C one line and code 130.
     """
     try:
         description = sys.modules[function.__module__].__doc__
@@ -80,4 +82,7 @@ def run_recipe(
     except MeloFormerError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(EXIT_REFUSED)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by Ctrl-C; what was finished before stands\n")
+        sys.exit(EXIT_INTERRUPTED)
     sys.exit(status or 0)

@@ -69,3 +69,13 @@ def test_an_error_that_is_not_the_users_keeps_its_traceback() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_recipe(fail, Flags, [])
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(flags: Flags) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(interrupted, Flags, [])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.startswith("stopped by Ctrl-C")

@@ -167,7 +167,8 @@ class ValidationStream:
         pieces = np.arange(len(index.num_tokens))
         if not len(pieces):
             raise BatchError(
-                "a validation split without pieces, allowed 1 or more; build shards from more files"
+                "a validation split without pieces, allowed 1 or more; build the shards with a "
+                "larger --valid_share, or from more files"
             )
         max_tokens, max_bars = config.max_seq_len, config.max_bars
         windows = list(cut_long_pieces(index, whole_pieces(index, pieces), max_tokens, max_bars))

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from meloformer.shards.manifest import (
     load_manifest,
 )
 from meloformer.tokens import vocabulary
+
+_OWN_FILES = re.compile(
+    r"manifest\.json|rejected\.jsonl|(train|valid|test)/shard-\d+(\.tar|\.index\.npz)"
+)
 
 
 def check_output(
@@ -44,6 +49,18 @@ def check_output(
             f"--output {output} holds shards already, {_difference(output, settings, source)}; "
             "nothing was written: use them, give another --output, or replace them with --overwrite"
         )
+    if foreign := _foreign_files(output):
+        raise ShardError(
+            f"--output {output}: found {foreign[0]}, which is no file of a shard folder, and "
+            f"--overwrite replaces the whole folder; move it away ({len(foreign)} such in all), or "
+            "give another --output"
+        )
+
+
+def _foreign_files(output: Path) -> list[str]:
+    """Files that no build of ours has written, relative to the folder."""
+    files = (path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+    return sorted(name for name in files if not _OWN_FILES.fullmatch(name))
 
 
 def _difference(output: Path, settings: ShardSettings, source: InputEntry) -> str:

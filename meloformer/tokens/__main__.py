@@ -1,7 +1,9 @@
 """Show the vocabulary, or a MIDI file as tokens, bar by bar.
 
 python -m meloformer.tokens
+
 python -m meloformer.tokens FILE.mid
+
 python -m meloformer.tokens --output vocabulary.json
 """
 

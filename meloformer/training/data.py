@@ -10,6 +10,8 @@ from meloformer.batches.collate import Collator
 from meloformer.batches.phases import PhaseConfig
 from meloformer.batches.plan import EpochFacts, PlanConfig, epoch_facts
 from meloformer.batches.stream import TrainStream, ValidationStream
+from meloformer.batches.windows import check_bars_fit
+from meloformer.errors import BatchError
 from meloformer.model.masks import Rule
 from meloformer.shards.manifest import MANIFEST_NAME
 from meloformer.shards.reader import ShardFolder
@@ -92,9 +94,19 @@ def open_data(config: ResolvedConfig, global_batch: int, blocks_rule: Rule | Non
 
     Raises:
         ShardError: the folder is missing, damaged, or of another vocabulary.
+        BatchError: a split that training needs is empty, or a bar is longer than a row.
     """
+    shards = ShardFolder.open(config.data)
+    for name in ("train", "valid"):
+        split = shards.split(name)
+        if not split.num_pieces:
+            raise BatchError(
+                f"--data {config.data}: found no piece in its {name} split, allowed 1 or more; "
+                "build the shards with another --valid_share and --test_share, or from more files"
+            )
+        check_bars_fit(split, config.max_seq_len)
     return TrainData(
-        shards=ShardFolder.open(config.data),
+        shards=shards,
         plan=PlanConfig(
             max_seq_len=config.max_seq_len,
             collate=config.collate,

@@ -1,5 +1,6 @@
 """A run's folder: made once, found again on resume, never taken over by another run."""
 
+import fcntl
 import json
 import os
 import platform
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -48,11 +49,18 @@ class Run:
     format_version: int = FORMAT_VERSION
 
     def save(self, folder: Path) -> None:
-        """Write run.json whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write run.json whole or not at all.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
         temporary = folder / f"{RUN_NAME}.tmp"
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        temporary.replace(folder / RUN_NAME)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+            temporary.replace(folder / RUN_NAME)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
 
     @classmethod
     def load(cls, folder: Path) -> "Run":
@@ -103,6 +111,39 @@ def restarts(environment: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={count}" for name, count in counts.items() if int(count) > 0)
 
 
+def lock_run(folder: Path) -> IO[bytes]:
+    """Hold the run folder for this process; the system lets go of it when the process ends.
+
+    Returns:
+        The open lock, to be kept as long as the run.
+
+    Raises:
+        ConfigError: another process trains there, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("wb")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        # lockf and not flock: data workers that outlive a killed run do not inherit it.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        lock.close()
+        raise ConfigError(
+            f"--output {folder}: another process trains there now; wait for it, stop it, or give "
+            "another --output"
+        ) from error
+    return lock
+
+
+def _unwritable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"--output {folder}: cannot be written ({error}); allowed: a folder, new or of this run, "
+        "on a disk with room"
+    )
+
+
 def find_checkpoint(output: Path, resume: str) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, verified byte for byte; None starts at step 0.
 
@@ -126,8 +167,10 @@ def find_checkpoint(output: Path, resume: str) -> tuple[Path | None, list[str]]:
         return None, []
     if resume == "auto":
         if not holds_run:
-            return None, []
+            return None, [f"--resume auto: {output} holds no run; a new one starts"]
         found, passed_over = newest_intact(output)
+        if not passed_over and found is None:
+            return None, [f"--resume auto: {output} holds no checkpoint; it starts at step 1"]
         if passed_over and found is None:
             raise CheckpointError(
                 f"--output {output}: none of its {len(passed_over)} checkpoints is intact, the "
@@ -138,7 +181,7 @@ def find_checkpoint(output: Path, resume: str) -> tuple[Path | None, list[str]]:
     if not folder.is_dir():
         raise CheckpointError(
             f"--resume {folder}: no such folder; allowed: none, auto, or one of "
-            f"{[str(path) for path in step_folders(output)]}"
+            f"{output}/checkpoints: {[path.name for path in step_folders(output)]}"
         )
     if folder.resolve() not in [path.resolve() for path in step_folders(output)]:
         raise CheckpointError(

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from meloformer.training.metrics import (
     peak_flops,
 )
 from meloformer.training.prepare import Prepared
+from meloformer.training.run_folder import lock_run
 from meloformer.training.saving import check_tokenizer, restore, save_checkpoint
 from meloformer.training.step import Clock, Progress, StepCounts
 from meloformer.training.validation import validate
@@ -58,6 +60,9 @@ class Session:
         self.engine = Engine(
             self._build_model(), self.ranks, prepared.ds_config, self.config.optimizer
         )
+        # Before anything of the folder is changed, after everything that may still be refused.
+        self._lock: IO[bytes] | None = None
+        self.ranks.on_first(self._hold_folder)
         state = prepared.state
         self.progress = Progress()
         if prepared.checkpoint and state:
@@ -85,6 +90,9 @@ class Session:
         if self._backend == "flex":
             limit_graphs(self._shapes.num_graphs(self._rule))
         self.clock = Clock()
+
+    def _hold_folder(self) -> None:
+        self._lock = lock_run(self.config.output)
 
     def _build_model(self) -> MuseFormer:
         torch.manual_seed(self.config.seed)
@@ -207,3 +215,5 @@ class Session:
         """Stop data workers, flush files."""
         self.stream.close()
         self.metrics.close()
+        if self._lock:
+            self._lock.close()

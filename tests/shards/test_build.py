@@ -174,7 +174,7 @@ def test_a_taken_output_is_refused_with_what_differs(
 
 def test_overwrite_replaces_shards(midi_folder: Path, built: Path, tmp_path: Path) -> None:
     shutil.copytree(built, tmp_path / "shards")
-    (tmp_path / "shards" / "old").write_text("old")
+    (tmp_path / "shards" / "rejected.jsonl").write_text("old")
     build(midi_folder, tmp_path / "shards", overwrite=True)
     assert all_bytes(tmp_path / "shards") == all_bytes(built)
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
@@ -261,3 +261,15 @@ def test_all_shared_corpora_in_one_go_become_shards_that_are_whole(
     index = folder.split("train")
     sources = {index.facts(piece)["source"].split("/")[0] for piece in range(index.num_pieces)}
     assert sources == {path.name for path in shared_corpora.glob("*.tar.gz")}
+
+
+def test_overwrite_never_takes_a_file_along_that_is_not_of_a_shard_folder(
+    midi_folder: Path, built: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "shards"
+    shutil.copytree(built, output)
+    (output / "train" / "notes.txt").write_text("mine")
+    with pytest.raises(ShardError, match=r"found train/notes\.txt"):
+        build(midi_folder, output, overwrite=True)
+    assert (output / "train" / "notes.txt").read_text() == "mine"
+    assert (output / "manifest.json").is_file()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from meloformer.command_line import parse_flags, run_recipe
-from meloformer.errors import TrainingError
+from meloformer.errors import BatchError, TrainingError
 from meloformer.model.weights import find_model_folder, load_model, load_weights, save_model
 from meloformer.training.checkpoint import check_files, step_folders
 from meloformer.training.config import TrainConfig
@@ -384,3 +384,19 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(
     for word in ("rows", "parameters", "tokens", "GiB", "ZeRO stage 2"):
         assert word in said
     assert not output.exists()
+
+
+def test_a_row_too_short_for_the_longest_bar_is_refused_with_the_length_that_fits(
+    recipe: ModuleType, base_flags: list[str], tmp_path: Path
+) -> None:
+    def refusal(length: int) -> str:
+        flags = [*base_flags, "--max_seq_len", str(length), "--output", str(tmp_path / "run")]
+        with pytest.raises(BatchError) as refused:
+            recipe.main(parse_flags(TrainConfig, [*flags, "--dry_run"]))
+        return str(refused.value)
+
+    needed = re.search(r"--max_seq_len to at least (\d+)", refusal(40))
+    assert needed
+    flags = [*base_flags, "--max_seq_len", needed[1], "--output", str(tmp_path / "run")]
+    recipe.main(parse_flags(TrainConfig, [*flags, "--dry_run"]))
+    assert not (tmp_path / "run").exists()
