@@ -40,7 +40,7 @@ class ShardDataConfig:
     """Flags of launch/shard_data.py."""
 
     midi: str = DEFAULT
-    """`default` (music21's scores), `chorales` (Bach's among them), a folder, a .zip, a .tar(.gz),
+    """`default` (music21's scores), `chorales` (its four-part ones), a folder, a .zip, a .tar(.gz),
     or a text file of paths."""
     output: Path = Path("data_shards/default")
     """Folder to be made."""

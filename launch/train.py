@@ -10,7 +10,7 @@ Eight GPUs, by any launcher:
 
     accelerate launch launch/train.py --max_steps 2
 
-Go on with a run that has stopped, on any number of ranks (ZeRO stages 1 and 2):
+Go on with a run that has stopped, with the flags of its start, on any number of ranks:
     python launch/train.py --output runs/<name> --resume auto
 
 The plan, memory and hours, and stop:
