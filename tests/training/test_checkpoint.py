@@ -161,7 +161,7 @@ def test_a_state_of_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_a_run_is_refused_without_a_wish_to_go_on(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, "none") == (None, [])
-    assert find_checkpoint(tmp_path / "absent", "auto") == (None, [])
+    assert find_checkpoint(tmp_path / "absent", "auto")[0] is None
     write_checkpoint(tmp_path, 3)
     with pytest.raises(ConfigError, match="holds a run"):
         find_checkpoint(tmp_path, "none")
