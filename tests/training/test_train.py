@@ -1,10 +1,8 @@
 """launch/train.py in this process: what a run leaves behind, and what it refuses."""
 
-import importlib.util
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -23,17 +21,6 @@ from meloformer.training.step import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    """launch/train.py as a module; nothing of it runs on import."""
-    spec = importlib.util.spec_from_file_location("launch_train", ROOT / "launch/train.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where run_recipe looks for the text of --help
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
