@@ -1,0 +1,270 @@
+"""Bytes of a URL through fsspec, from servers that are slow, fail, hang up, or send wrong bytes."""
+
+import asyncio
+import hashlib
+import logging
+import random
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit, urlunsplit
+
+from meloformer.errors import ConfigError, ShardError
+
+# Protocols that --data takes, and the package that fsspec needs for each.
+PACKAGES = {
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "hf": "huggingface_hub",
+}
+
+_SMALLEST_RANGE, _LARGEST_RANGE = 64 << 10, 8 << 20
+# Answers to a range that a server gives which takes no ranges.
+_NO_RANGES = (400, 405, 416, 501)
+# Of the answers that blame the request, those that another try may change.
+_WORTH_ANOTHER_TRY = (408, 425, 429)
+
+_log = logging.getLogger(__name__)
+# Not the module's own generator: retries would change what a run's seed decides, and processes
+# forked together would come back together.
+_jitter = random.SystemRandom()
+
+
+class UnreachableError(ShardError):
+    """No server has answered, however often it was asked."""
+
+
+class _WrongSizeError(Exception):
+    """A server has sent more or less than the file should hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """When to give up on a server.
+
+    Args:
+        failures: failed requests in a row for one file; any byte that comes begins a new count.
+        wrong_sums: times that a file may come complete and be other than stated.
+        first_pause_seconds: longest pause after the first failure; each failure doubles it.
+        longest_pause_seconds: pauses do not grow beyond it.
+        request_seconds: time for a request; each one that takes longer doubles it for the next.
+        longest_request_seconds: that time does not grow beyond it.
+    """
+
+    failures: int = 8
+    wrong_sums: int = 3
+    first_pause_seconds: float = 1.0
+    longest_pause_seconds: float = 30.0
+    request_seconds: float = 30.0
+    longest_request_seconds: float = 240.0
+
+    def pause(self, failures: int) -> None:
+        """Wait after a number of failures in a row, a random time so that ranks spread out."""
+        longest = min(self.first_pause_seconds * 2 ** (failures - 1), self.longest_pause_seconds)
+        time.sleep(_jitter.uniform(0.5, 1.0) * longest)
+
+
+class Download:
+    """Reads files under a URL. May be pickled and forked.
+
+    Args:
+        url: of the folder; user, password and query count for every file in it.
+        patience: when to give up.
+
+    Raises:
+        ConfigError: the package for the protocol is missing.
+    """
+
+    def __init__(self, url: str, patience: Patience) -> None:
+        self._url = url
+        self._patience = patience
+        self._request_seconds = patience.request_seconds
+        self._range_bytes = _LARGEST_RANGE
+        self._takes_ranges = True
+        protocol = urlsplit(url).scheme
+        try:
+            self._filesystem()
+        except ImportError as error:
+            raise ConfigError(
+                f"--data {without_credentials(url)}: {protocol}:// needs the package "
+                f"{PACKAGES[protocol]} ({error}); install it with `pip install "
+                f"{PACKAGES[protocol]}`, or give a folder"
+            ) from error
+
+    def url_of(self, file: str) -> str:
+        """The URL of a file in the folder."""
+        if not self._url.startswith("http"):  # elsewhere ? and # are part of a name
+            return f"{self._url}/{file}"
+        parts = urlsplit(self._url)
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{file}"))
+
+    def read_bytes(self, file: str) -> bytes:
+        """A whole file of unknown size, such as the manifest.
+
+        Raises:
+            FileNotFoundError: the server says that there is none.
+            ShardError: the server refuses; `UnreachableError` if it cannot be asked.
+        """
+        url = self.url_of(file)
+        for failures in range(1, self._patience.failures + 1):
+            try:
+                return self._read(url, None, None)
+            except FileNotFoundError:
+                raise
+            except Exception as error:  # what fsspec's packages raise has no other common base
+                self._after_failure(url, failures, error)
+        raise AssertionError("the last failure raises")
+
+    def write(self, file: str, target: BinaryIO, *, num_bytes: int, sha256: str) -> None:
+        """Write a file to `target` from its start, range by range, and compare its sum.
+
+        A connection that breaks costs the range that was on its way and not the file.
+
+        Raises:
+            ShardError: the server has no such file, or another one; `UnreachableError` if it cannot be
+                asked.
+        """
+        url = self.url_of(file)
+        for attempt in range(1, self._patience.wrong_sums + 1):
+            target.seek(0)
+            digest = hashlib.sha256()
+            for block in self._blocks(url, num_bytes):
+                digest.update(block)
+                target.write(block)
+            found = digest.hexdigest()
+            if found == sha256:
+                return
+            message = (
+                f"{without_credentials(url)}: found sha256 {found[:16]}, expected {sha256[:16]}"
+            )
+            if attempt < self._patience.wrong_sums:
+                _log.warning("%s; fetching it again", message)
+                self._patience.pause(attempt)
+        raise ShardError(
+            f"{message}, {self._patience.wrong_sums} times; copy the file to the server again from "
+            "where the shards were made"
+        )
+
+    def _blocks(self, url: str, num_bytes: int) -> Iterator[bytes]:
+        """The bytes of a file in order, from ranges that shrink where they fail."""
+        offset = failures = 0
+        while offset < num_bytes:
+            end = min(offset + self._range_bytes, num_bytes) if self._takes_ranges else num_bytes
+            try:
+                block = self._block(url, offset, end, num_bytes)
+            except FileNotFoundError as error:
+                raise ShardError(
+                    f"{without_credentials(url)}: found no such file, expected {num_bytes} bytes; "
+                    "copy it to the server again from where the shards were made"
+                ) from error
+            except Exception as error:  # what fsspec's packages raise has no other common base
+                if self._takes_ranges and _status(error) in _NO_RANGES:
+                    self._takes_ranges = False
+                    continue
+                failures += 1
+                self._after_failure(url, failures, error)
+                self._range_bytes = max(self._range_bytes // 2, _SMALLEST_RANGE)
+                continue
+            failures = 0
+            offset += len(block)
+            self._range_bytes = min(self._range_bytes * 2, _LARGEST_RANGE)
+            yield block
+
+    def _block(self, url: str, offset: int, end: int, num_bytes: int) -> bytes:
+        ranged = self._takes_ranges
+        block = self._read(url, offset, end) if ranged else self._read(url, None, None)
+        if not ranged or len(block) > end - offset:
+            # A server that ignores ranges has sent the file from its start.
+            if len(block) != num_bytes:
+                raise _WrongSizeError(f"found {len(block)} bytes, expected {num_bytes}")
+            return block[offset:]
+        if not block:
+            raise _WrongSizeError(f"found {offset} bytes, expected {num_bytes}")
+        return block
+
+    def _read(self, url: str, start: int | None, end: int | None) -> bytes:
+        """One request, within its time."""
+        from fsspec.asyn import sync
+
+        filesystem, path = self._filesystem(url)
+        if not filesystem.async_impl:  # it keeps its own limits
+            return filesystem.cat_file(path, start=start, end=end)
+        return sync(
+            filesystem.loop,
+            filesystem._cat_file,
+            path,
+            start=start,
+            end=end,
+            timeout=self._request_seconds,
+        )
+
+    def _filesystem(self, url: str | None = None) -> Any:
+        # Asked for each time: fsspec keeps one per process, and a forked one must not be used.
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(url or self._url)
+
+    def _after_failure(self, url: str, failures: int, error: Exception) -> None:
+        """Wait, or give up.
+
+        Raises:
+            ShardError: another try cannot help; `UnreachableError` if it was the last one.
+        """
+        message = f"{without_credentials(url)}: {_words(error)}"
+        if _is_final(error):
+            raise ShardError(
+                f"{message}; allowed: a URL that can be read with the credentials of this process "
+                "(fsspec and its packages take them from their configuration and environment)"
+            ) from error
+        if failures >= self._patience.failures and isinstance(error, _WrongSizeError):
+            raise ShardError(
+                f"{message}; copy the file to the server again from where the shards were made"
+            ) from error
+        if failures >= self._patience.failures:
+            raise UnreachableError(
+                f"{message}, after {failures} requests in a row; try again later"
+            ) from error
+        _log.warning("%s; asking again (%d of %d)", message, failures, self._patience.failures)
+        if isinstance(error, asyncio.TimeoutError):
+            self._request_seconds = min(
+                self._request_seconds * 2, self._patience.longest_request_seconds
+            )
+        self._patience.pause(failures)
+
+
+def without_credentials(text: str) -> str:
+    """A URL, or words with URLs in them, without user, password and query.
+
+    >>> without_credentials("https://me:secret@host/shards?signature=12 cannot be read")
+    'https://host/shards cannot be read'
+    """
+    text = re.sub(r"(\w://)[^/\s@]+@", r"\1", text)
+    return re.sub(r"(\w://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)
+
+
+def _words(error: Exception) -> str:
+    said = without_credentials(" ".join(str(error).split()))
+    name = type(error).__name__
+    if isinstance(error, _WrongSizeError):
+        return said
+    return f"{name}: {said}" if said else name
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status that an error of fsspec's packages stands for, if any."""
+    for name in ("status", "code"):
+        value = getattr(error, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _is_final(error: Exception) -> bool:
+    if isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError":
+        return True
+    status = _status(error)
+    return status is not None and 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY
