@@ -125,8 +125,8 @@ class Download:
         A connection that breaks costs the range that was on its way and not the file.
 
         Raises:
-            ShardError: the server has no such file, or another one; `UnreachableError` if it cannot be
-                asked.
+            ShardError: the server has no such file, or another one; `UnreachableError` if it
+                cannot be asked.
         """
         url = self.url_of(file)
         for attempt in range(1, self._patience.wrong_sums + 1):

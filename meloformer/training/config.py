@@ -9,6 +9,8 @@ from meloformer.errors import ConfigError
 from meloformer.midi import grid
 from meloformer.model.config import SIZES, MuseFormerConfig, Precision
 from meloformer.model.device import DeviceName
+from meloformer.shards.disk_cache import CacheConfig
+from meloformer.shards.download import without_credentials
 from meloformer.tokens.vocabulary import VOCAB_SIZE
 from meloformer.training.ds_config import DEFAULT_DS_CONFIG
 from meloformer.training.optimizer import OptimizerConfig
@@ -31,7 +33,8 @@ class TrainConfig:
 
     Args:
         config: ds_configs file: how to partition.
-        data: shard folder; the newest of data_shards/ if not given.
+        data: shard folder, or its URL: http(s)://, s3://, gs:// or hf://; the newest of
+            data_shards/ if not given.
         output: run folder; runs/<size>-<UTC time> if not given.
         model_size: small on CUDA and tiny elsewhere if not given.
         batch_size: rows per rank and micro-step.
@@ -56,12 +59,13 @@ class TrainConfig:
         init_from: start from the weights of a run, step or model folder.
         dry_run: say what would be done, and stop.
         device: where to compute.
+        cache: files of remote shards.
         schedule: learning rate.
         optimizer: AdamW.
     """
 
     config: Path = DEFAULT_DS_CONFIG
-    data: Path | None = None
+    data: str | None = None
     output: Path | None = None
     model_size: ModelSize | None = None
     batch_size: int = 6
@@ -84,6 +88,7 @@ class TrainConfig:
     init_from: Path | None = None
     dry_run: bool = False
     device: DeviceName = "auto"
+    cache: CacheConfig = field(default_factory=CacheConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -111,18 +116,24 @@ class TrainConfig:
 class ResolvedConfig(TrainConfig):
     """Flags with nothing left open; same fields as `TrainConfig`."""
 
-    data: Path
+    data: str
     output: Path
     model_size: ModelSize
     max_seq_len: int
     phases: OnOff
 
+    @property
+    def data_name(self) -> str:
+        """What messages and files call the shards: as typed, without the credentials of a URL."""
+        return without_credentials(self.data)
+
     def to_json(self) -> dict[str, Any]:
-        """Plain data, paths as they were typed."""
-        return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(self).items()
-        }
+        """Plain data, paths as they were typed, no credentials."""
+
+        def plain(facts: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {key: str(value) if isinstance(value, Path) else value for key, value in facts}
+
+        return asdict(self, dict_factory=plain) | {"data": self.data_name}
 
 
 def resolve(
@@ -153,7 +164,7 @@ def resolve(
         on = device_type == "cuda" and flags.collate == "bucket"
         chosen["phases"] = "on" if on else "off"
     flags = replace(flags, **chosen)
-    data = flags.data or newest_shards()
+    data = str(flags.data or newest_shards())
     output = flags.output or Path("runs") / f"{flags.model_size}-{time_utc}"
     values: dict[str, Any] = {item.name: getattr(flags, item.name) for item in fields(flags)}
     return ResolvedConfig(**{**values, "data": data, "output": output}), lines

@@ -101,8 +101,9 @@ def open_data(config: ResolvedConfig, global_batch: int, blocks_rule: Rule | Non
         split = shards.split(name)
         if not split.num_pieces:
             raise BatchError(
-                f"--data {config.data}: found no piece in its {name} split, allowed 1 or more; "
-                "build the shards with another --valid_share and --test_share, or from more files"
+                f"--data {config.data_name}: found no piece in its {name} split, allowed 1 or "
+                "more; build the shards with another --valid_share and --test_share, or from more "
+                "files"
             )
         check_bars_fit(split, config.max_seq_len)
     return TrainData(
@@ -123,6 +124,6 @@ def open_data(config: ResolvedConfig, global_batch: int, blocks_rule: Rule | Non
     )
 
 
-def manifest_sum(data: Path) -> str:
+def manifest_sum(data: str) -> str:
     """sha256 of a shard folder's manifest, which holds the sums of all its shards."""
-    return hashlib.sha256((data / MANIFEST_NAME).read_bytes()).hexdigest()
+    return hashlib.sha256((Path(data) / MANIFEST_NAME).read_bytes()).hexdigest()

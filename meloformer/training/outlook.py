@@ -20,7 +20,7 @@ def outlook(prepared: Prepared) -> Table:
     parameters = num_parameters(prepared.model)
     table = Table(title=f"{config.output}", show_header=False, title_justify="left")
     rows = {
-        "shards": f"{config.data}: {prepared.data.shards.split('train').num_pieces:,} pieces",
+        "shards": f"{config.data_name}: {prepared.data.shards.split('train').num_pieces:,} pieces",
         "model": f"{config.model_size}, {parameters:,} parameters, rule {config.attention}, "
         f"{prepared.backend} attention",
         "ranks": f"{ranks.world_size} on {ranks.device.type}, ZeRO stage "

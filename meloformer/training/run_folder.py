@@ -14,6 +14,7 @@ from typing import IO, Any
 import torch
 
 from meloformer.errors import CheckpointError, ConfigError
+from meloformer.shards.download import without_credentials
 from meloformer.training.checkpoint import check_files, newest_intact, step_folders
 
 RUN_NAME = "run.json"
@@ -235,7 +236,7 @@ def start_facts(command: list[str], world_size: int, device: torch.device, step:
     return {
         "step": step,
         # The program's own path may lie under somebody's home.
-        "command": [Path(command[0]).name, *command[1:]],
+        "command": [Path(command[0]).name, *map(without_credentials, command[1:])],
         "world_size": world_size,
         "device": device.type,
         "python": platform.python_version(),
