@@ -3,7 +3,8 @@
 A rule depends on piece, bar, instrument and "is it the bar token" only, so it is constant on pairs
 of *runs* (stretches of equal labels). With M the tokens of each run in each block and A the rule
 between runs, M A M^T counts the allowed pairs of every block; only pairs inside one run need the
-order of time, and those have a closed form.
+order of time, and those have a closed form. Pieces of a row never read each other and padding
+reads itself alone, so A is made piece by piece.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,19 @@ import numpy as np
 import torch
 
 from meloformer.model import masks
-from meloformer.model.masks import BLOCK_SIZE, Blocks, Label, Layout, Rule, StageBlocks
+from meloformer.model.masks import (
+    BLOCK_SIZE,
+    Blocks,
+    HeadGroup,
+    Label,
+    Layout,
+    Rule,
+    StageBlocks,
+)
+
+# Runs that are looked at together: few, and fewer pairs are looked at that no rule allows; many,
+# and less time goes into calls.
+_QUERY_RUNS = 128
 
 
 def build_blocks(layout: Layout, rule: Rule, block_size: int = BLOCK_SIZE) -> Blocks:
@@ -40,64 +53,106 @@ def build_blocks(layout: Layout, rule: Rule, block_size: int = BLOCK_SIZE) -> Bl
 
 def _row_counts(layout: Layout, row: int, rule: Rule, block_size: int) -> list[np.ndarray]:
     """Allowed pairs per block: (Q, N) for SUMMARIZE, then for each head group of UPDATE."""
-    piece_T, bar_T = layout.piece_BT[row], layout.bar_BT[row]
-    instrument_T, index_T = layout.instrument_BT[row], layout.index_BT[row]
-    num_tokens, num_slots = len(piece_T), len(layout.piece_BS[row])
-
+    # Half as wide labels, half the time: the rules are bound by memory.
+    narrow = np.int16 if layout.piece_BT.shape[1] <= np.iinfo(np.int16).max else np.int32
+    piece_T, bar_T, instrument_T, index_T, piece_S, bar_S = (
+        array[row].astype(narrow)
+        for array in (
+            layout.piece_BT,
+            layout.bar_BT,
+            layout.instrument_BT,
+            layout.index_BT,
+            layout.piece_BS,
+            layout.bar_BS,
+        )
+    )
     is_bar_token_T = (index_T == 0) & (bar_T >= 0)
-    labels = np.stack([piece_T, bar_T, instrument_T, is_bar_token_T])
-    starts_T = np.concatenate([[True], (labels[:, 1:] != labels[:, :-1]).any(axis=0)])
+    starts_T = np.ones(len(piece_T), dtype=bool)
+    starts_T[1:] = is_bar_token_T[1:] != is_bar_token_T[:-1]
+    for label_T in (piece_T, bar_T, instrument_T):
+        starts_T[1:] |= label_T[1:] != label_T[:-1]
     first_R = np.flatnonzero(starts_T)
     run_T = np.cumsum(starts_T) - 1
 
+    not_summary, summary = np.zeros(1, dtype=bool), np.ones(1, dtype=bool)
     runs = Label(
         piece_T[first_R],
         bar_T[first_R],
         instrument_T[first_R],
         index_T[first_R],
-        first_R,
-        np.zeros(len(first_R), dtype=bool),
+        first_R.astype(narrow),
+        not_summary,
     )
-    absent_S = np.full(num_slots, -1)
-    slots = Label(
-        layout.piece_BS[row],
-        layout.bar_BS[row],
-        absent_S,
-        absent_S,
-        np.arange(num_slots),
-        np.ones(num_slots, dtype=bool),
+    absent = np.full(1, -1, dtype=narrow)
+    slots = Label(piece_S, bar_S, absent, absent, np.arange(len(piece_S), dtype=narrow), summary)
+    token_edges = _edges(len(piece_T), block_size)
+    slot_counts = _run_counts(
+        np.arange(len(piece_S)), len(piece_S), _edges(len(piece_S), block_size)
     )
+    in_time = _run_counts(run_T, len(first_R), token_edges)
+    stretches = _stretches(runs.piece, slots.piece)
 
-    token_blocks = _edges(num_tokens, block_size)
-    slot_edges = _edges(num_slots, block_size)
-    in_time = _run_counts(run_T, len(first_R), token_blocks)
-
-    summary_summary = _block_sums(
-        masks.summary_reads(_rows(slots), _columns(slots)), slot_edges, slot_edges
-    )
-    summary_run = masks.summary_reads(_rows(slots), _columns(runs)).astype(np.float32)
-    summary_token = np.add.reduceat(_product(summary_run, in_time.T), slot_edges[:-1], axis=0)
-    counts = [np.concatenate([summary_summary, summary_token], axis=1)]
+    # Padding reads itself alone.
+    own_slots = np.where(slots.piece < 0, slot_counts, 0).sum(axis=1)
+    counts = [
+        np.concatenate([np.diag(own_slots), np.zeros((len(own_slots), len(in_time)))], axis=1)
+    ]
+    num_slot_blocks = len(slot_counts)
+    for of_runs, of_slots in stretches:
+        queries = _rows(_part(slots, of_slots))
+        queries_placed = slot_counts[:, of_slots]
+        by_slot = masks.summary_reads(queries, _columns(_part(slots, of_slots)))
+        by_run = masks.summary_reads(queries, _columns(_part(runs, of_runs)))
+        counts[0][:, :num_slot_blocks] += _block_sums(
+            queries_placed, by_slot, slot_counts[:, of_slots]
+        )
+        counts[0][:, num_slot_blocks:] += _block_sums(queries_placed, by_run, in_time[:, of_runs])
 
     for group in rule:
         placed = in_time
         if group.order == "instrument":
-            order_T = masks.instrument_order(piece_T, instrument_T)
-            placed = _run_counts(run_T[order_T], len(first_R), token_blocks)
-        run_slot = masks.token_reads(group, _rows(runs), _columns(slots)).astype(np.float32)
-        token_summary = np.add.reduceat(_product(placed, run_slot), slot_edges[:-1], axis=1)
-
-        between = masks.token_reads(group, _rows(runs), _columns(runs)).astype(np.float32)
-        np.fill_diagonal(between, 0.0)
+            order_T = masks.instrument_order(layout.piece_BT[row], layout.instrument_BT[row])
+            placed = _run_counts(run_T[order_T], len(first_R), token_edges)
         # Inside a run: does a token read an earlier one of its run?
-        earlier = runs._replace(time=runs.time - 1)
-        inside_R = np.diagonal(masks.token_reads(group, _rows(runs), _columns(earlier)))
-        pairs = _product(_product(placed, between), placed.T)
-        pairs += np.tril(_product(placed * inside_R, placed.T), -1)
+        inside_R = masks.token_reads(group, runs, runs._replace(time=runs.time - 1))
+        pairs = np.tril(_product(placed * inside_R, placed.T), -1)
         own = np.where(inside_R, placed * (placed + 1) / 2, placed).sum(axis=1)
         pairs[np.diag_indices_from(pairs)] += own
-        counts.append(np.concatenate([token_summary, pairs], axis=1))
+        of_slot_blocks = np.zeros((len(placed), num_slot_blocks), dtype=np.float32)
+        for of_runs, of_slots in stretches:
+            blocks = _occupied(placed[:, of_runs])
+            of_slot_blocks[blocks] += _block_sums(
+                placed[blocks, of_runs],
+                masks.token_reads(
+                    group, _rows(_part(runs, of_runs)), _columns(_part(slots, of_slots))
+                ),
+                slot_counts[:, of_slots],
+            )
+            pairs[blocks, blocks] += _pairs_of_runs(
+                group, _part(runs, of_runs), placed[blocks, of_runs]
+            )
+        counts.append(np.concatenate([of_slot_blocks, pairs], axis=1))
     return counts
+
+
+def _pairs_of_runs(group: HeadGroup, runs: Label, placed: np.ndarray) -> np.ndarray:
+    """Allowed pairs of tokens of different runs of some pieces, by block.
+
+    Args:
+        group: the rule.
+        runs: labels of the runs, in time.
+        placed: (blocks, runs) tokens of each run in each block.
+    """
+    read = np.zeros((placed.shape[1], len(placed)), dtype=np.float32)
+    for start in range(0, len(read), _QUERY_RUNS):
+        queries = slice(start, min(start + _QUERY_RUNS, len(read)))
+        # No run reads a later one, so those need no look.
+        keys = slice(0, queries.stop)
+        allowed = masks.token_reads(group, _rows(_part(runs, queries)), _columns(_part(runs, keys)))
+        own = np.arange(queries.stop - start)
+        allowed[own, start + own] = False
+        read[queries] = _product(allowed.astype(np.float32), placed[:, keys].T)
+    return _product(placed, read)
 
 
 def _stage(
@@ -134,9 +189,38 @@ def _run_counts(run_T: np.ndarray, num_runs: int, edges: np.ndarray) -> np.ndarr
     return flat.reshape(num_blocks, num_runs).astype(np.float32)
 
 
-def _block_sums(allowed: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    sums = np.add.reduceat(allowed.astype(np.float32), rows[:-1], axis=0)
-    return np.add.reduceat(sums, columns[:-1], axis=1)
+def _block_sums(queries: np.ndarray, allowed: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Allowed pairs of each block, from what each query and each key holds of each block."""
+    return _product(_product(queries, allowed.astype(np.float32)), keys.T)
+
+
+def _stretches(piece_R: np.ndarray, piece_S: np.ndarray) -> list[tuple[slice, slice]]:
+    """Runs and slots of each piece of a row, small neighbours together, padding left out."""
+    num_pieces = int(piece_R.max(initial=-1)) + 1
+    # Both stand piece by piece, padding last.
+    edges_R, edges_S = (
+        np.concatenate([[0], np.cumsum(np.bincount(piece[piece >= 0], minlength=num_pieces))])
+        for piece in (piece_R, piece_S)
+    )
+    stretches, first = [], 0
+    for end in range(1, num_pieces + 1):
+        if end == num_pieces or edges_R[end + 1] - edges_R[first] > _QUERY_RUNS:
+            stretches.append(
+                (slice(edges_R[first], edges_R[end]), slice(edges_S[first], edges_S[end]))
+            )
+            first = end
+    return stretches
+
+
+def _occupied(placed: np.ndarray) -> slice:
+    """The blocks that hold some pieces; neighbours are one stretch in every storage order."""
+    blocks = np.flatnonzero(placed.any(axis=1))
+    return slice(int(blocks[0]), int(blocks[-1]) + 1)
+
+
+def _part(label: Label, part: slice) -> Label:
+    """Labels of a stretch; what is said once holds for all."""
+    return Label(*(field if len(field) == 1 else field[part] for field in label))
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
