@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from meloformer.midi.piece import (
     build_piece,
     build_track,
 )
+from meloformer.midi.recover import is_plain, recover_midi
 
 _MICROSECONDS_PER_MINUTE = 60_000_000
 
@@ -33,10 +35,7 @@ def read_midi(source: bytes | Path) -> Piece:
             says which.
     """
     data = source if isinstance(source, bytes) else _file_bytes(Path(source))
-    try:
-        score = core.ScoreTick.from_midi(data)
-    except Exception as error:  # the parser raises many unrelated classes, all mean this
-        raise MidiError("unreadable", f"{type(error).__name__}: {error}") from error
+    score, recovered = _parse(data)
     tempos = score.tempos.numpy()
     metres = score.time_signatures.numpy()
     with np.errstate(divide="ignore"):
@@ -46,7 +45,23 @@ def read_midi(source: bytes | Path) -> Piece:
         tracks=[_track(track) for track in score.tracks],
         tempos=(tempos["time"], bpm),
         time_signatures=(metres["time"], metres["numerator"], metres["denominator"]),
+        recovered=recovered,
     )
+
+
+def _parse(data: bytes) -> tuple[core.ScoreTick, str]:
+    """The bytes as they are or, where they are wrapped or damaged, mended; and what was mended."""
+    if len(data) > limits.MAX_FILE_BYTES:
+        raise MidiError("file_too_big", f"{len(data)} bytes; allowed {limits.MAX_FILE_BYTES}")
+    if is_plain(data):
+        # The parser raises many unrelated classes; all mean that an event is impossible.
+        with contextlib.suppress(Exception):
+            return core.ScoreTick.from_midi(data), ""
+    mended, recovered = recover_midi(data)
+    try:
+        return core.ScoreTick.from_midi(mended), recovered
+    except Exception as error:
+        raise MidiError("unreadable", f"{type(error).__name__}: {error}") from error
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -61,13 +76,14 @@ def _file_bytes(path: Path) -> bytes:
 
 def _track(track: core.TrackTick) -> Track:
     notes = track.notes.numpy()
-    pedal, num_pedal_events = NO_PEDAL, 0
-    if len(track.controls):
+    pedal, num_controllers = NO_PEDAL, len(track.controls)
+    if num_controllers:
         controls = track.controls.numpy()
-        is_pedal = controls["number"] == SUSTAIN_PEDAL
-        num_pedal_events = int(np.count_nonzero(is_pedal))
-        # Not `track.pedals`: from the second track on its starts can be another track's.
-        pedal = build_pedal(controls["time"][is_pedal], controls["value"][is_pedal])
+        at = np.flatnonzero(controls["number"] == SUSTAIN_PEDAL)
+        num_controllers -= len(at)
+        if len(at):
+            # Not `track.pedals`: from the second track on its starts can be another track's.
+            pedal = build_pedal(controls["time"][at], controls["value"][at])
     return build_track(
         program=track.program,
         is_drum=track.is_drum,
@@ -75,5 +91,5 @@ def _track(track: core.TrackTick) -> Track:
         columns=(notes["time"], notes["duration"], notes["pitch"], notes["velocity"]),
         pedal=pedal,
         num_bends=len(track.pitch_bends),
-        num_controllers=len(track.controls) - num_pedal_events,
+        num_controllers=num_controllers,
     )
