@@ -1,0 +1,421 @@
+"""A report as one HTML page that needs nothing but itself."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+import numpy as np
+
+from meloformer.midi.grid import TEMPOS_BPM
+from meloformer.shards.manifest import SPLITS
+from meloformer.shards.piece_statistics import TOTALS, Histogram, PieceStatistics, family_of
+from meloformer.shards.report_charts import (
+    Bar,
+    Line,
+    bar_chart,
+    columns,
+    length_text,
+    log_curves,
+    log_histogram,
+    percent,
+    short,
+    tokens_text,
+)
+from meloformer.tokens.vocabulary import NUM_KEYS, PITCH_CLASSES, key_name
+
+ROW_LENGTHS = (2048, 4096, 8192, 16384)
+_CURVE_LENGTHS = tuple(round(2 ** (quarters / 4)) for quarters in range(8 * 4, 16 * 4 + 1))
+
+# Eight programs each, in the order of General MIDI.
+_FAMILIES = (
+    *("piano", "chromatic perc.", "organ", "guitar", "bass", "strings", "ensemble", "brass"),
+    *("reed", "pipe", "synth lead", "synth pad", "synth effects", "ethnic", "percussive"),
+    "sound effects",
+)
+_OFF_GRID_LIMITS = (0.0, 0.01, 0.05, 0.2, 1.0)
+_MOST_BARS = 12
+_TEMPO_TICKS = (30, 60, 90, 120, 180, 240)
+
+_STYLE = """
+:root{--paper:#fbfaf7;--ink:#20262c;--muted:#6b7378;--rule:#e2dfd7;--track:#efece4;
+--first:#2f6f8f;--second:#c98a3d;--third:#a8503f}
+@media(prefers-color-scheme:dark){:root{--paper:#15181b;--ink:#e4e2dc;--muted:#959a9d;
+--rule:#30353a;--track:#22272b;--first:#6bacc9;--second:#dba960;--third:#d4806e}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","DejaVu Sans",sans-serif;
+font-variant-numeric:tabular-nums;-webkit-text-size-adjust:100%}
+main{max-width:1080px;margin:0 auto;padding:40px 20px 64px}
+h1,h2,.big{font-family:"Iowan Old Style",Palatino,Georgia,"DejaVu Serif",serif;font-weight:400}
+h1{font-size:30px;line-height:1.2;margin:0 0 6px;overflow-wrap:anywhere}
+h2{font-size:21px;margin:52px 0 4px;padding-top:18px;border-top:1px solid var(--rule)}
+h3{font-size:13px;font-weight:600;margin:0}
+p{margin:0 0 12px;max-width:68ch}
+.lead,.muted,figcaption{color:var(--muted)}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:16px 24px;
+margin:28px 0 0;padding:0}
+.tiles div{border-top:2px solid var(--ink);padding-top:8px}
+.tiles dt{color:var(--muted);font-size:13px}
+.tiles dd{margin:0;font-size:25px;line-height:1.25;white-space:nowrap}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));
+gap:30px 36px;margin-top:20px}
+.wide{grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr))}
+figure{margin:0;min-width:0}
+figcaption{font-size:13px;margin-top:2px}
+.big{font-size:23px;line-height:1.3}
+.big small{font:13px system-ui,sans-serif;color:var(--muted)}
+svg{display:block;width:100%;max-width:430px;height:auto;margin-top:6px;overflow:visible}
+svg .bars rect{fill:var(--first)}
+svg rect:hover{opacity:.7}
+svg .median{stroke:var(--third);stroke-width:1.2;stroke-dasharray:3 3}
+svg .base{stroke:var(--muted);stroke-width:.8}
+svg .grid{stroke:var(--rule);stroke-width:.8}
+svg .curve{fill:none;stroke-width:2;stroke-linejoin:round}
+svg .tick{fill:var(--muted);font-size:11px}
+.legend{font-size:13px;color:var(--muted);margin:4px 0 0}
+.legend span{margin-right:16px;white-space:nowrap}
+.legend i{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:6px}
+ul.bars{list-style:none;margin:10px 0 0;padding:0;font-size:13px}
+ul.bars li{display:grid;grid-template-columns:minmax(86px,9.5em) 1fr minmax(4em,auto) 4.6em;
+gap:10px;align-items:center;padding:2.5px 0}
+ul.bars .label{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+ul.bars .track{background:var(--track);height:11px;border-radius:2px}
+ul.bars .track i{display:block;height:100%;border-radius:2px;min-width:1px}
+ul.bars .count{text-align:right}
+ul.bars .share{text-align:right;color:var(--muted)}
+.stack{display:flex;height:22px;border-radius:3px;overflow:hidden;margin:18px 0 8px;gap:1px}
+.stack i{min-width:2px}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;margin-top:14px;font-size:14px}
+th,td{text-align:right;padding:5px 0 5px 26px;border-bottom:1px solid var(--rule);
+white-space:nowrap}
+th{font-weight:600;font-size:13px;color:var(--muted)}
+th:first-child,td:first-child{text-align:left;padding-left:0}
+footer{margin-top:56px;color:var(--muted);font-size:13px}
+@media(max-width:520px){main{padding-top:26px}h1{font-size:25px}.tiles dd{font-size:21px}
+table{font-size:13px}th{font-size:12px}th,td{padding-left:11px}
+ul.bars li{grid-template-columns:116px 1fr auto 4.2em;gap:8px}}
+@media print{body{font-size:12px}h2{break-after:avoid}figure{break-inside:avoid}}
+"""
+
+
+def report_page(
+    statistics: PieceStatistics,
+    rejected: Mapping[str, int],
+    num_duplicates: int,
+    cluster_sizes: Mapping[int, int],
+    *,
+    title: str,
+) -> str:
+    """The whole page.
+
+    Args:
+        statistics: of all pieces.
+        rejected: files by reason.
+        num_duplicates: exact copies left out.
+        cluster_sizes: number of clusters of near copies by number of pieces, single ones too.
+        title: what was read.
+    """
+    parts = [
+        _head(statistics, title),
+        _files(statistics, rejected, num_duplicates),
+    ]
+    if statistics.num_pieces:
+        parts += [
+            _lengths(statistics),
+            _coverage(statistics),
+            _music(statistics),
+            _copies(statistics, num_duplicates, cluster_sizes),
+            _quality(statistics),
+        ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(parts)
+        + "\n<footer>One row for each piece, with all of these columns: pieces.parquet</footer>"
+        "\n</main></body></html>\n"
+    )
+
+
+def _head(statistics: PieceStatistics, title: str) -> str:
+    tiles = {what: short(statistics.total(what)) for what in TOTALS}
+    tiles["of music"] = f"{statistics.total_seconds / 3600:,.0f} h"
+    if statistics.total_seconds < 3600 * 10:
+        tiles["of music"] = length_text(statistics.total_seconds)
+    cells = "".join(f"<div><dd>{value}</dd><dt>{name}</dt></div>" for name, value in tiles.items())
+    return (
+        f'<h1>{escape(title)}</h1><p class="lead">What the files hold, and what became of them.'
+        f'</p><dl class="tiles">{cells}</dl>'
+    )
+
+
+def _files(statistics: PieceStatistics, rejected: Mapping[str, int], num_duplicates: int) -> str:
+    pieces, num_rejected = statistics.num_pieces, sum(rejected.values())
+    num_in = pieces + num_duplicates + num_rejected
+    parts = (
+        ("pieces", pieces, "var(--first)"),
+        ("duplicates", num_duplicates, "var(--second)"),
+        ("rejected", num_rejected, "var(--third)"),
+    )
+    stack = "".join(
+        f'<i style="flex:{count};background:{colour}" title="{count:,} {name}"></i>'
+        for name, count, colour in parts
+        if count
+    )
+    legend = "".join(
+        f'<span><i style="background:{colour}"></i>{count:,} {name} '
+        f"({percent(count / max(num_in, 1))})</span>"
+        for name, count, colour in parts
+    )
+    bars = [Bar(reason, count) for reason, count in _by_count(rejected)]
+    reasons = (
+        _card("Rejected, by reason", bar_chart(bars, num_in, colour="var(--third)"))
+        if bars
+        else _card("Rejected, by reason", '<p class="muted">None.</p>')
+    )
+    rows = [
+        [name or "not split", *(f"{counts[what]:,}" for what in TOTALS)]
+        for name in ("", *SPLITS)
+        for counts in [statistics.splits.get(name)]
+        if counts is not None
+    ]
+    rows.append(["all", *(f"{statistics.total(what):,}" for what in TOTALS)])
+    return (
+        f"<h2>Files</h2><p>{num_in:,} files in = {pieces:,} pieces + {num_duplicates:,} duplicates "
+        f"+ {num_rejected:,} rejected.</p>"
+        f'<div class="stack">{stack}</div><p class="legend">{legend}</p>'
+        f'<div class="cards wide">{reasons}{_card("Pieces", _table(["", *TOTALS], rows))}</div>'
+    )
+
+
+def _lengths(statistics: PieceStatistics) -> str:
+    cards = [
+        _quantity("Tokens", "tokens a piece", statistics.tokens),
+        _quantity("Bars", "bars a piece", statistics.bars),
+        _quantity("Duration", "a piece", statistics.seconds, times=True),
+        _quantity("Notes", "notes a piece", statistics.notes),
+        _quantity("Tokens per bar", "tokens a bar", statistics.tokens_per_bar),
+        _quantity("Notes per bar", "notes a bar", statistics.notes_per_bar),
+    ]
+    return (
+        '<h2>Length</h2><p class="muted">The large figure and the dashed line are the median; '
+        "axes are logarithmic, and areas are pieces.</p>"
+        f'<div class="cards">{"".join(cards)}</div>'
+    )
+
+
+def _quantity(title: str, unit: str, histogram: Histogram, *, times: bool = False) -> str:
+    text = length_text if times else short
+    low, median, high = (text(histogram.quantile(share)) for share in (0.05, 0.5, 0.95))
+    ticks = [t for t in (5, 15, 60, 300, 1200, 3600, 14400) if times and t < histogram.largest]
+    drawing = log_histogram(
+        histogram,
+        name=title.lower(),
+        text=_short_time if times else short,
+        ticks=[t for t in ticks if t >= histogram.quantile(0)] if times else None,
+    )
+    return _card(
+        title,
+        f'<div class="big">{median} <small>{unit}</small></div>{drawing}',
+        f"5 to 95 %: {low} to {high}; at most {text(histogram.largest)}",
+    )
+
+
+def _short_time(seconds: float) -> str:
+    """A time on an axis.
+
+    >>> _short_time(15), _short_time(300), _short_time(7200)
+    ('15 s', '5 min', '2 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:.3g} h"
+
+
+def _coverage(statistics: PieceStatistics) -> str:
+    tokens = statistics.tokens
+    lines = [
+        Line(
+            "pieces that fit whole",
+            [tokens.share_up_to(length) for length in _CURVE_LENGTHS],
+            "var(--first)",
+        ),
+        Line(
+            "tokens seen with all that went before",
+            [tokens.weight_within(length) for length in _CURVE_LENGTHS],
+            "var(--second)",
+        ),
+    ]
+    rows = [
+        [
+            tokens_text(length),
+            percent(tokens.share_up_to(length)),
+            percent(tokens.weight_up_to(length)),
+            percent(tokens.weight_within(length)),
+        ]
+        for length in ROW_LENGTHS
+    ]
+    curves = log_curves(_CURVE_LENGTHS, lines, marks=ROW_LENGTHS, label="Coverage by row length")
+    head = ["row of", "pieces fit", "tokens in these", "tokens seen"]
+    return (
+        "<h2>Coverage</h2><p>How much a row of so many tokens holds: the pieces that fit whole, "
+        "the tokens in these, and the tokens seen together with all that went before them in their "
+        "piece.</p>"
+        f'<div class="cards wide">{_card("", curves)}{_card("", _table(head, rows))}</div>'
+    )
+
+
+def _music(statistics: PieceStatistics) -> str:
+    pieces = statistics.num_pieces
+    families = [
+        Bar(_family_name(family), count)
+        for family, count in sorted(statistics.families.items(), key=lambda item: -item[1])
+    ]
+    programs = [Bar(_named(name), count) for name, count in _by_count(statistics.instruments)]
+    metres = [Bar(name, count) for name, count in _by_count(statistics.metres)]
+    keys = [statistics.keys[key_name(index)] for index in range(NUM_KEYS)]
+    tempos = statistics.tempo_bpm
+    half_step = 2 ** (1 / 32)
+    edges = np.append(TEMPOS_BPM[::2] / half_step, TEMPOS_BPM[-1] * half_step)
+    tempo_card = _card(
+        "Tempo",
+        f'<div class="big">{short(tempos.quantile(0.5))} <small>quarters a minute</small></div>'
+        + log_histogram(tempos, name="tempo", edges=edges, ticks=_TEMPO_TICKS),
+        f"5 to 95 %: {short(tempos.quantile(0.05))} to {short(tempos.quantile(0.95))}; it changes "
+        f"in {percent(statistics.several_tempos / pieces)} of the pieces",
+    )
+    key_card = _card(
+        "Keys",
+        columns((("major", keys[:12]), ("minor", keys[12:])), PITCH_CLASSES, "Pieces by key"),
+        f"{percent(1 - sum(keys) / pieces)} of the pieces have none (drums alone)",
+    )
+    counts = statistics.num_instruments
+    most = int(counts.largest)
+    shown = min(most, _MOST_BARS)
+    per_count = counts.counts_between(np.append(np.arange(1, shown + 1), most + 1))
+    names = [str(number) for number in range(1, shown + 1)]
+    names[-1] += "+" if most > shown else ""
+    ensemble = _card(
+        "Instruments a piece",
+        columns((("pieces", per_count.tolist()),), names, "Pieces by number of instruments"),
+        f"at most {most}",
+    )
+    return (
+        '<h2>Music</h2><div class="cards">'
+        f"{tempo_card}{key_card}{ensemble}</div>"
+        '<div class="cards">'
+        f"{_card('Instruments, by family', bar_chart(families, pieces))}"
+        f"{_card('Programs', _most(programs, pieces))}"
+        f"{_card('Metres', _most(metres, pieces), _changes(statistics))}</div>"
+    )
+
+
+def _family_name(family: int) -> str:
+    return "drums" if family < 0 else _FAMILIES[family]
+
+
+def _named(instrument: str) -> str:
+    """An instrument with the name of its family.
+
+    >>> _named("#P40"), _named("#D")
+    ('#P40 strings', '#D drums')
+    """
+    return f"{instrument} {_family_name(family_of(instrument))}"
+
+
+def _changes(statistics: PieceStatistics) -> str:
+    share = percent(statistics.several_metres / statistics.num_pieces)
+    return f"shares of the pieces that hold it; it changes in {share} of them"
+
+
+def _copies(
+    statistics: PieceStatistics, num_duplicates: int, cluster_sizes: Mapping[int, int]
+) -> str:
+    clusters = {size: count for size, count in cluster_sizes.items() if size > 1}
+    pieces = sum(size * count for size, count in clusters.items())
+    said = (
+        f"{num_duplicates:,} files repeat another note for note and are left out. "
+        f"{pieces:,} pieces ({percent(pieces / statistics.num_pieces)}) stand in "
+        f"{sum(clusters.values()):,} clusters of near copies; a cluster never crosses the splits."
+    )
+    if not cluster_sizes:
+        said = f"{num_duplicates:,} files repeat another note for note and are left out."
+    bounds = ((2, 2), (3, 3), (4, 7), (8, 15), (16, 63), (64, None))
+    bars = [
+        Bar(
+            f"{low} pieces"
+            if low == high
+            else f"{low} or more"
+            if high is None
+            else f"{low} to {high}",
+            count,
+            note=f"{inside:,} pcs",
+        )
+        for low, high in bounds
+        for found in [{s: c for s, c in clusters.items() if low <= s <= (high or s)}]
+        for count, inside in [(sum(found.values()), sum(s * c for s, c in found.items()))]
+        if count
+    ]
+    chart = _card("Clusters of near copies, by size", bar_chart(bars, 1)) if bars else ""
+    return f'<h2>Copies</h2><p>{said}</p><div class="cards wide">{chart}</div>'
+
+
+def _quality(statistics: PieceStatistics) -> str:
+    pieces = statistics.num_pieces
+    cards = []
+    if statistics.off_grid.total:
+        limits = np.array(_OFF_GRID_LIMITS) + statistics.off_grid.unit / 2
+        counts = statistics.off_grid.counts_between(np.concatenate([[0.0], limits]))
+        names = ["none"] + [f"up to {100 * limit:g} %" for limit in _OFF_GRID_LIMITS[1:]]
+        bars = [Bar(name, int(count)) for name, count in zip(names, counts, strict=True)]
+        cards.append(
+            _card(
+                "Onsets off the grid",
+                bar_chart(bars, pieces, colour="var(--second)"),
+                "pieces by the share of their onsets that lie off the grid; a warning, no reason "
+                "to reject",
+            )
+        )
+    given_up = {
+        name.replace("_", " "): count
+        for name, count in statistics.quantised.items()
+        if name != "notes"
+    }
+    if any(given_up.values()):
+        bars = [Bar(name, count, note=" ") for name, count in _by_count(given_up) if count]
+        cards.append(
+            _card(
+                "What the grid cost",
+                bar_chart(bars, 1, colour="var(--second)"),
+                "sums over all pieces",
+            )
+        )
+    if statistics.recovered:
+        bars = [Bar(name, count) for name, count in _by_count(statistics.recovered)]
+        cards.append(_card("Files mended", bar_chart(bars, pieces, colour="var(--second)")))
+    return f'<h2>Quality</h2><div class="cards wide">{"".join(cards)}</div>' if cards else ""
+
+
+def _by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _most(bars: Sequence[Bar], total: int) -> str:
+    """The longest bars, and how many are not shown."""
+    chart = bar_chart(bars[:_MOST_BARS], total)
+    rest = len(bars) - _MOST_BARS
+    return chart + (f'<p class="legend">and {rest} more</p>' if rest > 0 else "")
+
+
+def _card(title: str, content: str, caption: str = "") -> str:
+    heading = f"<h3>{escape(title)}</h3>" if title else ""
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{heading}{content}{below}</figure>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><tr>{cells}</tr>{lines}</table></div>'
