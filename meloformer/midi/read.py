@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -53,14 +52,22 @@ def _parse(data: bytes) -> tuple[core.ScoreTick, str]:
     """The bytes as they are or, where they are wrapped or damaged, mended; and what was mended."""
     if len(data) > limits.MAX_FILE_BYTES:
         raise MidiError("file_too_big", f"{len(data)} bytes; allowed {limits.MAX_FILE_BYTES}")
-    if is_plain(data):
-        # The parser raises many unrelated classes; all mean that an event is impossible.
-        with contextlib.suppress(Exception):
-            return core.ScoreTick.from_midi(data), ""
-    mended, recovered = recover_midi(data)
+    if not is_plain(data):
+        mended, recovered = recover_midi(data)
+        return _score(mended), recovered
     try:
-        return core.ScoreTick.from_midi(mended), recovered
-    except Exception as error:
+        return _score(data), ""
+    except MidiError:
+        mended, recovered = recover_midi(data)
+        return _score(mended), recovered or "events"
+
+
+def _score(data: bytes) -> core.ScoreTick:
+    try:
+        return core.ScoreTick.from_midi(data)
+    except MemoryError:
+        raise
+    except Exception as error:  # the parser raises many unrelated classes, all mean this
         raise MidiError("unreadable", f"{type(error).__name__}: {error}") from error
 
 

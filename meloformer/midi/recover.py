@@ -157,7 +157,8 @@ class _Header:
         length = int.from_bytes(data[start + 4 : start + 8], "big") if start >= 0 else None
         if length is None and (kind > 3 or not 0 < self.division < 0x8000):
             raise MidiError("header_lost", "ticks per quarter are lost with the header")
-        self.is_damaged = length != 6 or kind > 2 or start + _HEADER.size != first_track
+        is_next = _aliens_end(data, start + _HEADER.size) == first_track
+        self.is_damaged = length != 6 or kind > 2 or not is_next
         self.frame_ticks: float | None = None  # ticks per second
         if self.division >= 0x8000:
             rate = 256 - (self.division >> 8)
@@ -218,16 +219,21 @@ def _alien_end(data: bytes, position: int) -> int | None:
     return end if is_chunk and tag != b"MThd" and end <= len(data) else None
 
 
-def _next_track(data: bytes, position: int, mended: list[str]) -> int:
-    """Position of the next track of this file, -1 where there is none."""
-    aliens_end = position
+def _aliens_end(data: bytes, position: int) -> int:
+    """Where chunks of other kinds, if there are any at `position`, give way to something else."""
     for _ in range(_MAX_ALIENS):
-        if data[aliens_end : aliens_end + 4] == b"MTrk":
-            return aliens_end
-        end = _alien_end(data, aliens_end)
+        end = _alien_end(data, position)
         if end is None:
             break
-        aliens_end = end
+        position = end
+    return position
+
+
+def _next_track(data: bytes, position: int, mended: list[str]) -> int:
+    """Position of the next track of this file, -1 where there is none."""
+    aliens_end = _aliens_end(data, position)
+    if data[aliens_end : aliens_end + 4] == b"MTrk":
+        return aliens_end
     found = data.find(b"MTrk", position)
     if found < 0 or data.find(b"MThd", position, found) >= 0:
         return -1
