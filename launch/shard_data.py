@@ -3,10 +3,12 @@
     python launch/shard_data.py                                     # the default corpus
     python launch/shard_data.py --midi chorales --output data_shards/chorales   # a part of it
     python launch/shard_data.py --midi lakh.tar.gz --output data_shards/lakh --num_workers 16
-    python launch/shard_data.py --midi my_midi_folder --output data_shards/mine --pedal off
+    python launch/shard_data.py --midi lakh.tar.gz --report reports/lakh   # look before building
+    python launch/shard_data.py --midi more_midi --output data_shards/lakh --append
 
-`--midi` takes `default`, `chorales`, a folder (archives in it are opened), a .zip, a .tar(.gz), or
-a text file of paths. The shards do not depend on --num_workers.
+`--midi` takes `default`, `chorales`, a folder (archives in it are opened), a .zip, a .tar(.gz), a
+Hugging Face dataset on disk, or a text file of paths. The shards depend neither on --num_workers
+nor on --engine. After a stop of any kind the same command goes on where it stopped.
 """
 
 import os
@@ -22,8 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
-from meloformer.shards.build import OnProgress, build_shards
-from meloformer.shards.manifest import REJECTED_NAME, ShardSettings
+from meloformer.shards.build import BuildOptions, OnProgress, build_shards
+from meloformer.shards.guard import FileLimits
+from meloformer.shards.manifest import REJECTED_NAME, Manifest, ShardSettings
+from meloformer.shards.pool import Run, local_engine
 from meloformer.shards.sources import DEFAULT, open_source
 from meloformer.shards.summary import summary_table
 
@@ -41,20 +45,29 @@ class ShardDataConfig:
 
     midi: str = DEFAULT
     """`default` (music21's scores), `chorales` (its four-part ones), a folder, a .zip, a .tar(.gz),
-    or a text file of paths."""
+    a Hugging Face dataset on disk, or a text file of paths."""
     output: Path = Path("data_shards/default")
     """Folder to be made."""
     num_workers: int = field(default_factory=num_cores)
-    """Processes; all cores unless given."""
-    engine: Literal["local"] = "local"
-    """Where the workers run."""
+    """Processes of this machine; all cores unless given. Ray uses all cores of its cluster."""
+    engine: Literal["local", "ray"] = "local"
+    """Where the workers run: on this machine, or on the Ray cluster that RAY_ADDRESS names, whose
+    nodes must all see --midi and --output."""
+    append: bool = False
+    """Add to the shards that --output holds; no piece of them moves."""
     overwrite: bool = False
-    """Replace the shards that --output holds."""
+    """Replace the shards that --output holds, or the unfinished ones of another build."""
+    report: Path | None = None
+    """Folder for a page (report.html) and a table (pieces.parquet) on what would be built; nothing
+    is built then, and the same command without it goes on from there."""
+    limits: FileLimits = field(default_factory=FileLimits)
     settings: ShardSettings = field(default_factory=ShardSettings)
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise ConfigError(f"--num_workers {self.num_workers}: allowed 1 or more")
+        if self.append and self.overwrite:
+            raise ConfigError("--append and --overwrite: allowed is one of them, not both")
 
 
 def shard_data(config: ShardDataConfig) -> None:
@@ -66,15 +79,37 @@ def shard_data(config: ShardDataConfig) -> None:
             source,
             config.output,
             config.settings,
-            num_workers=config.num_workers,
-            overwrite=config.overwrite,
-            on_progress=on_progress,
+            run=engine_of(config),
+            options=BuildOptions(
+                overwrite=config.overwrite,
+                append=config.append,
+                limits=config.limits,
+                report=config.report,
+                on_progress=on_progress,
+            ),
         )
-    seconds = time.perf_counter() - start
-    rate = manifest.num_in / seconds
+    if manifest is None:
+        console.print(f"report: {config.report}/report.html and pieces.parquet; nothing was built")
+    else:
+        print_result(console, config, manifest, time.perf_counter() - start)
+
+
+def engine_of(config: ShardDataConfig) -> Run:
+    if config.engine == "ray":
+        from meloformer.shards.ray_engine import ray_engine
+
+        return ray_engine()
+    return local_engine(config.num_workers)
+
+
+def print_result(
+    console: Console, config: ShardDataConfig, manifest: Manifest, seconds: float
+) -> None:
+    """What the folder holds now, and how fast it came."""
     console.print(summary_table(manifest, title=str(config.output)))
     if manifest.num_rejected:
         console.print(f"each rejected file and its reason: {config.output / REJECTED_NAME}")
+    rate = manifest.inputs[-1].files / seconds
     console.print(
         f"{seconds:.1f} s, {rate:,.1f} files per second, "
         f"{rate / config.num_workers:,.1f} per second and core"
@@ -83,21 +118,24 @@ def shard_data(config: ShardDataConfig) -> None:
 
 @contextmanager
 def progress_bar(console: Console) -> Iterator[OnProgress]:
-    """Files done, of all where their number is known, and files per second."""
+    """What is being done, how much of it, of all where that is known, and how fast."""
     columns = (
-        TextColumn("converting"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("files, {task.fields[rate]:,.0f}/s,"),
+        TextColumn("{task.fields[rate]:,.0f}/s,"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("files", total=None, rate=0.0)
-        start = time.perf_counter()
+        tasks = {}
+        starts = {}
 
-        def on_progress(done: int, total: int | None) -> None:
-            rate = done / (time.perf_counter() - start)
-            progress.update(task, completed=done, total=total, rate=rate)
+        def on_progress(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=None, rate=0.0)
+                starts[what] = time.perf_counter()
+            rate = done / max(time.perf_counter() - starts[what], 1e-3)
+            progress.update(tasks[what], completed=done, total=total, rate=rate)
 
         yield on_progress
 

@@ -1,47 +1,76 @@
-"""MIDI files to a shard folder: convert, drop exact copies, split by content, write.
+"""MIDI files to a shard folder: convert, drop exact copies, place near copies, write.
 
 What is written depends on the files and the settings alone: chunks of input are cut the same way
-for any number of workers, and pieces are put in order by their hash.
+for any number of workers, and pieces are put in order by their hash. Every step leaves its result
+on disk under its name only when it is whole, so that a killed build goes on.
 """
 
+import json
+import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from meloformer.errors import ShardError
-from meloformer.shards.chunks import ChunkResult, convert_chunks, cut_chunks
-from meloformer.shards.content import split_of
+from meloformer.shards.card import data_card
+from meloformer.shards.chunks import convert_chunks, cut_chunks
+from meloformer.shards.copies import KNOWN, Kept, read_rows, separate_copies, signed
+from meloformer.shards.guard import FileLimits
+from meloformer.shards.known import KnownPieces
 from meloformer.shards.manifest import (
+    CARD_NAME,
+    FORMAT_VERSION,
     REJECTED_NAME,
-    SPLITS,
     InputEntry,
     Manifest,
-    ShardEntry,
     ShardSettings,
+    flat_settings,
 )
-from meloformer.shards.pool import Died, run_in_pool
-from meloformer.shards.sources import Source
+from meloformer.shards.output import check_append, check_output
+from meloformer.shards.placing import Placed, place_pieces
+from meloformer.shards.pool import Run
+from meloformer.shards.report import write_report
+from meloformer.shards.sources import Source, Survey
 from meloformer.shards.spill import (
     RECORD,
-    piece_source,
-    read_piece,
+    ChunkTable,
+    load_chunk,
+    piece_facts,
     rejected_line,
-    rejected_lines,
+    write_whole,
 )
-from meloformer.shards.staging import check_output, staged
-from meloformer.shards.tars import shard_stem, stored_bytes, write_shard
+from meloformer.shards.staging import Staging, staged
+from meloformer.shards.writing import placed_facts, write_splits
 from meloformer.tokens import vocabulary
 
-_SPILL_NAME = "spill"
+# Called with what is done at the moment, how much of it, and of how much (None: not known yet).
+OnProgress = Callable[[str, int, int | None], None]
 
-# Called with (files done, files in all or None) as the build goes on.
-OnProgress = Callable[[int, int | None], None]
+_COPY_PAIR = np.dtype((RECORD, (2,)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How a build goes about it; nothing here changes what is written.
+
+    Args:
+        overwrite: replace a shard folder that stands at the output, or an unfinished build.
+        append: add to the folder that stands at the output.
+        limits: of each file.
+        report: folder for a report on what would be built; then nothing is built.
+        on_progress: see OnProgress.
+    """
+
+    overwrite: bool = False
+    append: bool = False
+    limits: FileLimits = field(default_factory=FileLimits)
+    report: Path | None = None
+    on_progress: OnProgress = lambda what, done, total: None
 
 
 def build_shards(
@@ -49,181 +78,219 @@ def build_shards(
     output: Path,
     settings: ShardSettings,
     *,
-    num_workers: int,
-    overwrite: bool = False,
-    on_progress: OnProgress = lambda done, total: None,
-) -> Manifest:
-    """Make a shard folder.
+    run: Run,
+    options: BuildOptions | None = None,
+) -> Manifest | None:
+    """Make a shard folder, or add to one.
 
     Args:
         source: MIDI files.
         output: the folder; it appears only when it is complete.
         settings: what decides the bytes, next to the files.
-        num_workers: processes; the bytes do not depend on it.
-        overwrite: replace a shard folder that stands at `output`.
-        on_progress: see OnProgress.
+        run: engine; the bytes do not depend on it.
+        options: see BuildOptions.
 
     Returns:
-        What manifest.json says.
+        What manifest.json says; None where only a report was asked for.
 
     Raises:
         ShardError: no MIDI, no usable MIDI, a damaged archive, or an output that is taken or
             cannot be written.
     """
+    options = options or BuildOptions()
     survey = source.survey()
-    made_from = InputEntry(name=source.name, fingerprint=survey.fingerprint)
-    check_output(output, settings, made_from, overwrite=overwrite)
-    with staged(output, overwrite=overwrite) as folder:
-        spill = folder / _SPILL_NAME
-        spill.mkdir()
-        results: list[ChunkResult] = []
-        num_in = 0
-        for result in convert_chunks(
-            cut_chunks(source.files()), spill, settings, num_workers=num_workers
-        ):
-            results.append(result)
-            num_in += len(result.records) + result.rejected.total()
-            on_progress(num_in, survey.num_files)
-        results.sort(key=lambda result: result.number)
-        rejected = sum((result.rejected for result in results), Counter[str]())
-        records = np.concatenate([np.zeros(0, RECORD), *(result.records for result in results)])
-        if len(records) == 0:
-            raise _nothing_usable(source, rejected, next(rejected_lines(spill, len(results))))
-        kept, copies = separate_copies(records, partial(piece_source, spill))
-        with (folder / REJECTED_NAME).open("w", encoding="utf-8") as file:
-            file.writelines(rejected_lines(spill, len(results)))
-            file.writelines(_copy_lines(copies, spill))
-        manifest = Manifest(
-            settings=settings,
-            source=made_from,
-            num_in=num_in,
-            num_duplicates=len(copies),
-            rejected=dict(rejected),
-            quantised=dict(sum((result.counts for result in results), Counter[str]())),
-            splits=_write_splits(kept, spill, folder, settings, num_workers),
-            tokenizer_fingerprint=vocabulary.fingerprint(),
-        )
-        shutil.rmtree(spill)
-        manifest.save(folder)
+    note = {
+        "format_version": FORMAT_VERSION,
+        "tokenizer": vocabulary.fingerprint(),
+        **flat_settings(settings),
+        "input": source.name,
+        "fingerprint": survey.fingerprint,
+        "append": options.append,
+    }
+    with staged(output, note, overwrite=options.overwrite) as staging:
+        if staging.is_complete() or staging.was_finished():
+            return staging.put_in_place()
+        if options.append:
+            known = KnownPieces.of(check_append(output, settings))
+        else:
+            check_output(output, settings, source.name, survey, overwrite=options.overwrite)
+            known = KnownPieces.none()
+        manifest = _build(source, survey, known, settings, staging, run, options)
+        if manifest is None:
+            return None
+        manifest.save(staging.folder)
+        return staging.put_in_place()
+
+
+def _build(
+    source: Source,
+    survey: Survey,
+    known: KnownPieces,
+    settings: ShardSettings,
+    staging: Staging,
+    run: Run,
+    options: BuildOptions,
+) -> Manifest | None:
+    work = staging.work
+    spill = work / "spill"
+    spill.mkdir(parents=True, exist_ok=True)
+    tables, licences = _convert(source, survey, spill, settings, run, options)
+    totals = _Totals.of(tables)
+    if not totals.num_pieces and not known.num_pieces:
+        raise _nothing_usable(source, totals, tables)
+    options.on_progress("sorting", 0, None)
+    rows = chain(known.keys(), (signed(table) for table in tables()))
+    kept = separate_copies(rows, known.num_pieces + totals.num_pieces, work)
+    placed = place_pieces(kept, known, settings, work)
+    if options.report is not None:
+        rejected = totals.rejected + Counter({JOINS_TWO_SPLITS: placed.num_joining})
+        pieces = placed_facts(placed, spill)
+        title = source.name
+        write_report(options.report, pieces, +rejected, kept.num_copies, title=title)
+        return None
+    splits = write_splits(placed, kept, known, spill, staging, settings, run, options.on_progress)
+    lines = chain(
+        (line for table in tables() for line in table.rejected_lines),
+        _copy_lines(kept, known, spill),
+        _joining_lines(placed, spill),
+    )
+    _write_rejected(staging.folder, known.folder, lines)
+    rejected = totals.rejected + Counter({JOINS_TWO_SPLITS: placed.num_joining})
+    base = known.manifest()
+    made_from = InputEntry(
+        name=source.name,
+        fingerprint=survey.fingerprint,
+        files=totals.num_files,
+        licences=licences,
+    )
+    manifest = Manifest(
+        settings=settings,
+        inputs=(*(base.inputs if base else ()), made_from),
+        num_in=totals.num_files + (base.num_in if base else 0),
+        num_duplicates=kept.num_copies + (base.num_duplicates if base else 0),
+        rejected=dict(+(rejected + Counter(base.rejected if base else {}))),
+        quantised=dict(totals.counts + Counter(base.quantised if base else {})),
+        num_clusters=placed.num_clusters,
+        num_near_copies=placed.num_near_copies,
+        splits=splits,
+        tokenizer_fingerprint=vocabulary.fingerprint(),
+    )
+    (staging.folder / CARD_NAME).write_text(data_card(manifest), encoding="utf-8")
     return manifest
 
 
-def _nothing_usable(source: Source, rejected: Counter[str], first: str) -> ShardError:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common(5))
+JOINS_TWO_SPLITS = "joins_two_splits"
+
+
+def _convert(
+    source: Source,
+    survey: Survey,
+    spill: Path,
+    settings: ShardSettings,
+    run: Run,
+    options: BuildOptions,
+) -> tuple[Callable[[], Iterator[ChunkTable]], tuple[str, ...]]:
+    """Convert what is not converted yet; a walk through all chunks, and the licences met."""
+    done_path = spill / "done.json"
+    if not done_path.exists():
+        num_done = 0
+
+        def on_done(num_files: int) -> None:
+            nonlocal num_done
+            num_done += num_files
+            options.on_progress("converting", num_done, survey.num_files)
+
+        num_chunks = convert_chunks(
+            cut_chunks(source.files()),
+            spill,
+            settings,
+            run=run,
+            limits=options.limits,
+            on_done=on_done,
+        )
+        write_whole(done_path, json.dumps([num_chunks, source.licences()]).encode())
+    num_chunks, licences = json.loads(done_path.read_text())
+
+    def tables() -> Iterator[ChunkTable]:
+        for chunk in range(num_chunks):
+            table = load_chunk(spill, chunk)
+            if table is None:
+                done_path.unlink()
+                raise OSError(f"chunk {chunk} of {spill} was damaged since it was written")
+            yield table
+
+    return tables, tuple(licences)
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """Sums over all chunks."""
+
+    num_files: int
+    num_pieces: int
+    rejected: Counter[str]
+    counts: Counter[str]
+
+    @classmethod
+    def of(cls, tables: Callable[[], Iterator[ChunkTable]]) -> "_Totals":
+        num_files = num_pieces = 0
+        rejected: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
+        for table in tables():
+            num_files += table.num_files
+            num_pieces += len(table.records)
+            rejected.update(table.rejected)
+            counts.update(table.counts)
+        return cls(num_files, num_pieces, rejected, counts)
+
+
+def _nothing_usable(
+    source: Source, totals: _Totals, tables: Callable[[], Iterator[ChunkTable]]
+) -> ShardError:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in totals.rejected.most_common(5))
+    first = next(line for table in tables() for line in table.rejected_lines)
     return ShardError(
-        f"no usable MIDI in {source.name}: all {rejected.total()} files were rejected ({reasons}), "
+        f"no usable MIDI in {source.name}: all {totals.num_files} files were rejected ({reasons}), "
         f"the first as {first.strip()}; give another --midi"
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Copy:
-    """A piece that repeats another note for note, each as one row of spill.RECORD."""
-
-    record: Any
-    repeats: Any
-
-
-def separate_copies(
-    records: np.ndarray, name_of: Callable[[Any], str]
-) -> tuple[np.ndarray, list[Copy]]:
-    """Keep one piece of each key: the one whose file has the smallest name.
-
-    Args:
-        records: (N,) spill.RECORD, in the order of the input.
-        name_of: name of a record's file; asked for copies only.
-
-    Returns:
-        (pieces kept in the order of their keys, the others).
-    """
-    ordered = records[np.argsort(records["key"], kind="stable")]
-    _, first, count = np.unique(ordered["key"], return_index=True, return_counts=True)
-    chosen = first.copy()
-    copies: list[Copy] = []
-    for group in np.flatnonzero(count > 1):
-        members = range(first[group], first[group] + count[group])
-        # A list may name one file twice: then the first mention stays.
-        by_name = sorted(members, key=lambda member: (name_of(ordered[member]), member))
-        chosen[group] = by_name[0]
-        copies += [Copy(ordered[member], ordered[by_name[0]]) for member in by_name[1:]]
-    return ordered[chosen], copies
-
-
-def _copy_lines(copies: list[Copy], spill: Path) -> Iterator[str]:
-    for copy in copies:
-        yield rejected_line(
-            {
-                "path": piece_source(spill, copy.record),
-                "reason": "duplicate",
-                "repeats": piece_source(spill, copy.repeats),
-                "key": copy.repeats["key"].decode(),
-            }
-        )
-
-
-def cut_shards(sizes: np.ndarray, settings: ShardSettings) -> list[slice]:
-    """Consecutive runs of pieces that each fit one tar.
-
-    Args:
-        sizes: (P,) bytes that each piece takes in a tar.
-        settings: limits; a piece larger than a tar still gets one.
-
-    >>> cut_shards(np.array([4, 4, 9, 1]), ShardSettings(bytes_per_shard=8))
-    [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
-    """
-    ends = np.cumsum(sizes)
-    runs: list[slice] = []
-    start = 0
-    while start < len(sizes):
-        limit = (ends[start - 1] if start else 0) + settings.bytes_per_shard
-        fitting = int(np.searchsorted(ends, limit, side="right"))
-        stop = max(min(fitting, start + settings.pieces_per_shard), start + 1)
-        runs.append(slice(start, stop))
-        start = stop
-    return runs
-
-
-@dataclass(frozen=True, eq=False)
-class _ShardJob:
-    """One tar to be written."""
-
-    split: str
-    number: int
-    records: np.ndarray
-
-
-def _write_splits(
-    records: np.ndarray, spill: Path, folder: Path, settings: ShardSettings, num_workers: int
-) -> dict[str, tuple[ShardEntry, ...]]:
-    split = split_of(records["tune"], settings)
-    jobs: list[_ShardJob] = []
-    for index, name in enumerate(SPLITS):
-        (folder / name).mkdir()
-        of_split = records[split == index]
-        sizes = stored_bytes(of_split["npy_size"]) + stored_bytes(of_split["facts_size"])
-        runs = cut_shards(sizes, settings)
-        jobs += [_ShardJob(name, number, of_split[run]) for number, run in enumerate(runs)]
-    task = partial(_write_job, spill=spill, folder=folder)
-    # To start workers takes longer than to write a few shards.
-    results: Iterable[tuple[_ShardJob, ShardEntry | Died]] = (
-        ((job, task(job)) for job in jobs)
-        if len(jobs) <= len(SPLITS)
-        else run_in_pool(task, jobs, num_workers=min(num_workers, len(jobs)))
-    )
-    written: dict[tuple[str, int], ShardEntry] = {}
-    for job, entry in results:
-        if isinstance(entry, Died):
-            raise ShardError(
-                f"a worker died while it wrote {job.split}/{shard_stem(job.number)}; this machine "
-                "is probably out of memory: try fewer --num_workers"
+def _copy_lines(kept: Kept, known: KnownPieces, spill: Path) -> Iterator[str]:
+    for block in read_rows(kept.copies, _COPY_PAIR):
+        for copy, original in block.reshape(-1, 2):
+            repeats = (
+                known.source(int(original["row"]))
+                if original["chunk"] == KNOWN
+                else piece_facts(spill, original)["source"]
             )
-        written[job.split, job.number] = entry
-    return {
-        name: tuple(entry for (of, _), entry in sorted(written.items()) if of == name)
-        for name in SPLITS
-    }
+            yield rejected_line(
+                {
+                    "path": piece_facts(spill, copy)["source"],
+                    "reason": "duplicate",
+                    "repeats": repeats,
+                    "key": original["key"].decode(),
+                }
+            )
 
 
-def _write_job(job: _ShardJob, *, spill: Path, folder: Path) -> ShardEntry:
-    pieces = (read_piece(spill, record) for record in job.records)
-    return write_shard(folder, f"{job.split}/{shard_stem(job.number)}", pieces)
+def _joining_lines(placed: Placed, spill: Path) -> Iterator[str]:
+    for block in read_rows(placed.joining, RECORD):
+        for record in block:
+            yield rejected_line(
+                {
+                    "path": piece_facts(spill, record)["source"],
+                    "reason": JOINS_TWO_SPLITS,
+                    "detail": "resembles pieces of two splits; near copies stand in one",
+                    "key": record["key"].decode(),
+                }
+            )
+
+
+def _write_rejected(folder: Path, base: Path | None, lines: Iterator[str]) -> None:
+    path = folder / REJECTED_NAME
+    if base is not None:
+        shutil.copyfile(base / REJECTED_NAME, path)
+    with path.open("a" if base is not None else "w", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,33 +1,23 @@
 """A chunk of input files to pieces on disk: what one worker does, whatever the files hold."""
 
-import faulthandler
-import math
-import os
-import signal
-import time
+import hashlib
 import traceback
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from types import FrameType, TracebackType
-
-import numpy as np
 
 from meloformer.errors import MidiError, ShardError
 from meloformer.shards.convert import ConvertedPiece, convert_midi
+from meloformer.shards.guard import FileLimits, Guard, TimeIsUp
 from meloformer.shards.manifest import ShardSettings
-from meloformer.shards.pool import Died, run_in_pool
-from meloformer.shards.sources import MidiFile
-from meloformer.shards.spill import SpillWriter
+from meloformer.shards.pool import Died, Run
+from meloformer.shards.sources import MidiFile, RefusedFile, carried_bytes
+from meloformer.shards.spill import SpillWriter, load_chunk
 
-FILES_PER_CHUNK = 32
-FILE_TIME_LIMIT_SECONDS = 60.0
-
-_REARM_SECONDS = 1.0
+FILES_PER_CHUNK = 128
+# Members of a compressed tar travel to the workers with their bytes.
+BYTES_PER_CHUNK = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -37,45 +27,28 @@ class Chunk:
     number: int
     files: tuple[MidiFile, ...]
 
-
-@dataclass(frozen=True, eq=False)
-class ChunkResult:
-    """What became of a chunk.
-
-    Args:
-        number: of the chunk.
-        records: (N,) spill.RECORD of its pieces.
-        rejected: files by reason.
-        counts: what quantising cost, summed over its pieces.
-    """
-
-    number: int
-    records: np.ndarray
-    rejected: Counter[str]
-    counts: Counter[str]
-
-
-@dataclass(frozen=True)
-class Culprit:
-    """A file whose worker died with it: never read again."""
-
-    name: str
-
-    def read(self) -> bytes:
-        raise MidiError(
-            "crashed", "the worker died (a crash, a hang in native code, or out of memory)"
-        )
+    @property
+    def names_sum(self) -> str:
+        """To know the chunk again when a killed build goes on."""
+        return hashlib.sha256("\0".join(file.name for file in self.files).encode()).hexdigest()
 
 
 def cut_chunks(
-    files: Iterable[MidiFile], files_per_chunk: int = FILES_PER_CHUNK
+    files: Iterable[MidiFile],
+    files_per_chunk: int = FILES_PER_CHUNK,
+    bytes_per_chunk: int = BYTES_PER_CHUNK,
 ) -> Iterator[Chunk]:
-    """Cut the input into chunks."""
-    rest = iter(files)
-    number = 0
-    while chunk := tuple(islice(rest, files_per_chunk)):
-        yield Chunk(number, chunk)
-        number += 1
+    """Cut the input into chunks, by the number of files and by the bytes that they carry."""
+    chunk: list[MidiFile] = []
+    number = held = 0
+    for file in files:
+        chunk.append(file)
+        held += carried_bytes(file)
+        if len(chunk) == files_per_chunk or held >= bytes_per_chunk:
+            yield Chunk(number, tuple(chunk))
+            chunk, number, held = [], number + 1, 0
+    if chunk:
+        yield Chunk(number, tuple(chunk))
 
 
 def convert_chunks(
@@ -83,94 +56,129 @@ def convert_chunks(
     spill: Path,
     settings: ShardSettings,
     *,
-    num_workers: int,
-    time_limit_seconds: float = FILE_TIME_LIMIT_SECONDS,
-) -> Iterator[ChunkResult]:
-    """Convert chunks in worker processes; results come as they are ready.
+    run: Run,
+    limits: FileLimits,
+    on_done: Callable[[int], None],
+) -> int:
+    """Convert the chunks that are not done yet.
 
     Where a worker died, the files it may have died of are tried one by one, and those that kill
     their worker again are rejected with the reason `crashed`.
 
+    Args:
+        chunks: all of the input.
+        spill: folder that takes the pieces, and may hold some from before.
+        settings: settings of the build.
+        run: how jobs are run.
+        limits: of each file.
+        on_done: called with the number of files of each finished chunk.
+
+    Returns:
+        Number of chunks.
+
     Raises:
         ShardError: workers go on dying without a file to blame.
     """
-    task = partial(
-        convert_chunk, spill=spill, settings=settings, time_limit_seconds=time_limit_seconds
-    )
+    num_chunks = 0
+
+    def to_do() -> Iterator[Chunk]:
+        nonlocal num_chunks
+        for chunk in chunks:
+            num_chunks += 1
+            done = load_chunk(spill, chunk.number)
+            if done is not None and done.files == chunk.names_sum:
+                on_done(len(chunk.files))
+            else:
+                yield chunk
+
+    task = partial(convert_chunk, spill=spill, settings=settings, limits=limits)
     lost: list[Chunk] = []
-    for chunk, result in run_in_pool(task, chunks, num_workers=num_workers):
+    for chunk, result in run(task, to_do()):
         if isinstance(result, Died):
             lost.append(chunk)
         else:
-            yield result
-    if lost:
-        yield from _convert_lost(lost, task)
+            on_done(result)
+    for result in _convert_lost(lost, task, run):
+        on_done(result)
+    return num_chunks
 
 
-def _convert_lost(lost: list[Chunk], task: "partial[ChunkResult]") -> Iterator[ChunkResult]:
+def _convert_lost(lost: list[Chunk], task: "partial[int]", run: Run) -> Iterator[int]:
     # One job at a time, so that a death has one suspect.
-    one_by_one = partial(run_in_pool, task, num_workers=1, jobs_per_worker=1)
-    singles = (Chunk(chunk.number, (file,)) for chunk in lost for file in chunk.files)
+    singles = (
+        Chunk(chunk.number, (file,)) for chunk in sorted(lost, key=_number) for file in chunk.files
+    )
     culprits = {
         (single.number, single.files[0].name)
-        for single, result in one_by_one(singles)
+        for single, result in run(task, singles, one_by_one=True)
         if isinstance(result, Died)
     }
     cleared = (
         Chunk(
             chunk.number,
             tuple(
-                Culprit(file.name) if (chunk.number, file.name) in culprits else file
+                _culprit(file) if (chunk.number, file.name) in culprits else file
                 for file in chunk.files
             ),
         )
         for chunk in lost
     )
-    for chunk, result in one_by_one(cleared):
+    for chunk, result in run(task, cleared, one_by_one=True):
         if isinstance(result, Died):
             raise ShardError(
                 f"workers die at chunk {chunk.number} (from {chunk.files[0].name}), though each "
-                "of its files alone passes; this machine is probably out of memory"
+                "of its files alone passes; this machine is probably out of memory: try fewer "
+                "--num_workers"
             )
         yield result
 
 
-def convert_chunk(
-    chunk: Chunk, *, spill: Path, settings: ShardSettings, time_limit_seconds: float
-) -> ChunkResult:
+def _culprit(file: MidiFile) -> MidiFile:
+    """In the place of a file whose worker died with it: never read again."""
+    died = "the worker died (a crash, a hang in native code, or out of memory)"
+    return RefusedFile(file.name, "crashed", died)
+
+
+def _number(chunk: Chunk) -> int:
+    return chunk.number
+
+
+def convert_chunk(chunk: Chunk, *, spill: Path, settings: ShardSettings, limits: FileLimits) -> int:
     """Convert the files of a chunk one after the other.
 
     Args:
         chunk: files.
         spill: folder that takes the pieces.
         settings: settings of the build.
-        time_limit_seconds: per file, reading included.
+        limits: of each file, reading included.
+
+    Returns:
+        Number of files.
     """
-    rejected: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
-    with _Watch(time_limit_seconds) as watch, SpillWriter(spill, chunk.number) as writer:
+    with Guard(limits) as guard, SpillWriter(spill, chunk.number, chunk.names_sum) as writer:
         for file in chunk.files:
             try:
-                piece = _convert_file(file, settings, watch)
+                piece = _convert_file(file, settings, guard)
             except MidiError as error:
-                rejected[error.reason] += 1
                 writer.reject(file.name, error)
             else:
-                counts.update(piece.counts)
-                writer.add(piece)
-        records = writer.records()
-    return ChunkResult(chunk.number, records, rejected, counts)
+                writer.add(file.name, piece)
+    return len(chunk.files)
 
 
-def _convert_file(file: MidiFile, settings: ShardSettings, watch: "_Watch") -> ConvertedPiece:
+def _convert_file(file: MidiFile, settings: ShardSettings, guard: Guard) -> ConvertedPiece:
+    limits = guard.limits
     try:
-        with watch.one_file():
-            return convert_midi(file.read(), file.name, settings)
+        with guard.one_file():
+            return convert_midi(file.read(), file.name, settings, file.facts)
     except MidiError:
         raise
-    except _TimeIsUp as error:
-        limit = f"{watch.limit_seconds:g} s"
+    except TimeIsUp as error:
+        limit = f"{limits.file_seconds:g} s"
         raise MidiError("timeout", f"took more than {limit}; allowed {limit}") from error
+    except MemoryError as error:
+        limit = f"{limits.file_megabytes} MB"
+        raise MidiError("too_much_memory", f"wanted more than {limit}; allowed {limit}") from error
     except Exception as error:  # a fault of ours on one file of millions: named, counted, not fatal
         raise MidiError("internal_error", _where(error)) from error
 
@@ -178,52 +186,3 @@ def _convert_file(file: MidiFile, settings: ShardSettings, watch: "_Watch") -> C
 def _where(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
-
-
-class _TimeIsUp(BaseException):
-    """Not an Exception: no reader may take it for one of its own."""
-
-
-class _Watch:
-    """Limits the time of a file: by an alarm, and where native code is deaf to it, by death.
-
-    Args:
-        limit_seconds: after which the alarm raises; the process ends after about twice as long.
-    """
-
-    def __init__(self, limit_seconds: float) -> None:
-        self.limit_seconds = limit_seconds
-        self._armed_at = -math.inf
-
-    def __enter__(self) -> "_Watch":
-        self._previous = signal.signal(signal.SIGALRM, self._on_alarm)
-        self._null = open(os.devnull, "w")  # closed in __exit__
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        signal.signal(signal.SIGALRM, self._previous)
-        self._null.close()
-
-    @contextmanager
-    def one_file(self) -> Iterator[None]:
-        """Raise _TimeIsUp in the block when its time is up."""
-        # Arming costs a thread, so files that come quickly share one.
-        now = time.monotonic()
-        if now - self._armed_at > min(_REARM_SECONDS, self.limit_seconds):
-            faulthandler.dump_traceback_later(2 * self.limit_seconds, exit=True, file=self._null)
-            self._armed_at = now
-        signal.setitimer(signal.ITIMER_REAL, self.limit_seconds)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-    @staticmethod
-    def _on_alarm(number: int, frame: FrameType | None) -> None:
-        raise _TimeIsUp

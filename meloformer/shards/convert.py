@@ -1,22 +1,28 @@
 """One MIDI file to one piece: a pure function of its bytes and the settings."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from meloformer.midi.filters import check_quality, off_grid_share
 from meloformer.midi.grid import METRE_STEPS, METRES, STEPS_PER_QUARTER, TEMPOS_BPM
 from meloformer.midi.quantise import QuantiseCounts, quantise_counted
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.midi.read import read_midi
 from meloformer.shards.content import note_key, tune_hash
+from meloformer.shards.fingerprints import signature
 from meloformer.shards.manifest import ShardSettings
 from meloformer.shards.tars import StoredPiece, ids_to_npy
 from meloformer.tokens.attributes import read_prefix
 from meloformer.tokens.hid import encode
 from meloformer.tokens.vocabulary import instrument_name, key_name
 from meloformer.tokens.windows import bar_starts
+
+NO_FACTS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,34 +32,49 @@ class ConvertedPiece:
     Args:
         stored: as it will lie in a shard.
         tune: hash that decides the split.
+        signature: (NUM_HASHES,) uint32, by which near copies are found.
         counts: what quantising cost.
     """
 
     stored: StoredPiece
     tune: int
+    signature: np.ndarray
     counts: dict[str, int]
 
 
-def convert_midi(data: bytes, name: str, settings: ShardSettings) -> ConvertedPiece:
-    """Read, quantise, encode and describe one MIDI file.
+def convert_midi(
+    data: bytes, name: str, settings: ShardSettings, extra: Mapping[str, Any] = NO_FACTS
+) -> ConvertedPiece:
+    """Read, quantise, filter, encode and describe one MIDI file.
 
     Args:
         data: bytes of the file.
         name: where it came from, for the facts.
         settings: settings of the build.
+        extra: facts that the input brings along.
 
     Raises:
         MidiError: the file cannot become a piece.
     """
-    quantised, counts = quantise_counted(read_midi(data), pedal=settings.pedal == "on")
+    piece = read_midi(data)
+    quantised, counts = quantise_counted(piece, pedal=settings.pedal == "on")
+    check_quality(quantised, settings.filters)
     ids = encode(quantised)
     tune = tune_hash(quantised)
     flat_counts = _flat(counts)
-    facts = describe(quantised, ids) | {
-        "source": name,
-        "tune": f"{tune:016x}",
-        "quantised": flat_counts,
-    }
+    facts = (
+        dict(extra)
+        | describe(quantised, ids)
+        | {
+            "source": name,
+            "tune": f"{tune:016x}",
+            "off_grid": round(off_grid_share(piece), 4),
+            "quantised": flat_counts,
+        }
+    )
+    if piece.recovered:
+        facts["recovered"] = piece.recovered
+        flat_counts = flat_counts | {f"recovered_{piece.recovered}": 1}
     stored = StoredPiece(
         key=note_key(quantised),
         ids_npy=ids_to_npy(ids),
@@ -62,7 +83,7 @@ def convert_midi(data: bytes, name: str, settings: ShardSettings) -> ConvertedPi
         num_notes=quantised.num_notes,
         bar_starts=bar_starts(ids),
     )
-    return ConvertedPiece(stored=stored, tune=tune, counts=flat_counts)
+    return ConvertedPiece(stored=stored, tune=tune, signature=signature(piece), counts=flat_counts)
 
 
 def describe(quantised: QuantisedPiece, ids: np.ndarray) -> dict[str, Any]:

@@ -43,14 +43,15 @@ class ShardIndex:
     def num_pieces(self) -> int:
         return len(self.keys)
 
-    def save(self, path: Path) -> None:
-        """Write an uncompressed .npz; equal arrays give equal bytes."""
-        with path.open("wb") as file:
-            np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+    def to_bytes(self) -> bytes:
+        """An uncompressed .npz; equal arrays give equal bytes."""
+        file = io.BytesIO()
+        np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+        return file.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes, path: Path) -> "ShardIndex":
-        """Read what `save` wrote.
+        """Read what `to_bytes` wrote.
 
         Args:
             data: the whole file.

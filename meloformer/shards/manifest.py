@@ -2,18 +2,21 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from meloformer.errors import ConfigError, ShardError
+from meloformer.midi.filters import FilterSettings
 from meloformer.tokens import vocabulary
 
 FORMAT_NAME = "meloformer-shards"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "rejected.jsonl"
+CARD_NAME = "README.md"
 SPLITS = ("train", "valid", "test")
 
 _READ_BYTES = 1 << 20
@@ -29,6 +32,9 @@ class ShardSettings:
         test_share: share of pieces kept for the last test, by hash of their content.
         pieces_per_shard: most pieces that one tar holds.
         bytes_per_shard: size at which a tar is closed; a single larger piece still gets one.
+        near_copy_threshold: share of bars in common (Jaccard) from which two pieces are near
+            copies and never stand in two splits; 0 looks for none.
+        filters: what a file must be like to become a piece.
     """
 
     pedal: Literal["on", "off"] = "on"
@@ -36,6 +42,8 @@ class ShardSettings:
     test_share: float = 0.05
     pieces_per_shard: int = 4096
     bytes_per_shard: int = 64 << 20
+    near_copy_threshold: float = 0.2
+    filters: FilterSettings = field(default_factory=FilterSettings)
 
     def __post_init__(self) -> None:
         for name in ("valid_share", "test_share"):
@@ -49,11 +57,20 @@ class ShardSettings:
         for name in ("pieces_per_shard", "bytes_per_shard"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: allowed 1 or more")
+        if not 0.0 <= self.near_copy_threshold < 1.0:
+            raise ConfigError(
+                f"--near_copy_threshold {self.near_copy_threshold}: allowed 0 (looks for no near "
+                "copies) up to, not with, 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """One tar and its index: names relative to the shard folder, sizes, sums and counts."""
+    """One tar, its index and its signatures: names relative to the folder, sizes, sums, counts.
+
+    `longest_piece` is in tokens; `longest_bar` is the most tokens that a window of a single bar
+    of any of its pieces takes.
+    """
 
     file: str
     bytes: int
@@ -61,18 +78,40 @@ class ShardEntry:
     index_file: str
     index_bytes: int
     index_sha256: str
+    signatures_file: str
+    signatures_bytes: int
+    signatures_sha256: str
     pieces: int
     bars: int
     notes: int
     tokens: int
+    longest_piece: int
+    longest_bar: int
+
+    def files(self) -> tuple[tuple[str, int, str], ...]:
+        """(name, bytes, sha256) of each of its files."""
+        return (
+            (self.file, self.bytes, self.sha256),
+            (self.index_file, self.index_bytes, self.index_sha256),
+            (self.signatures_file, self.signatures_bytes, self.signatures_sha256),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputEntry:
-    """Where the MIDI came from: last part of the path given, sum over file names and sizes."""
+    """Where MIDI came from, for each build or append.
+
+    Args:
+        name: last part of the path given.
+        fingerprint: sum over file names and sizes.
+        files: MIDI files seen.
+        licences: licence files met, with a guess at what they say.
+    """
 
     name: str
     fingerprint: str
+    files: int
+    licences: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,21 +120,25 @@ class Manifest:
 
     Args:
         settings: settings of the build.
-        source: what was read.
+        inputs: what was read, one for the build and for each append.
         num_in: MIDI files seen; pieces + duplicates + rejected.
         num_duplicates: exact note copies left out.
         rejected: files left out by reason.
         quantised: sums of the quantiser's counts over all files that became a piece or duplicate.
+        num_clusters: clusters of two or more near copies.
+        num_near_copies: pieces in them.
         splits: shards of each split, in the order in which pieces are numbered.
         tokenizer_fingerprint: vocabulary of the tokens.
     """
 
     settings: ShardSettings
-    source: InputEntry
+    inputs: tuple[InputEntry, ...]
     num_in: int
     num_duplicates: int
     rejected: dict[str, int]
     quantised: dict[str, int]
+    num_clusters: int
+    num_near_copies: int
     splits: dict[str, tuple[ShardEntry, ...]]
     tokenizer_fingerprint: str
 
@@ -128,7 +171,7 @@ class Manifest:
                 "vocabulary_size": vocabulary.VOCAB_SIZE,
             },
             "settings": asdict(self.settings),
-            "input": asdict(self.source),
+            "inputs": [asdict(entry) for entry in self.inputs],
             "counts": {
                 "in": self.num_in,
                 "pieces": self.num_pieces,
@@ -136,6 +179,7 @@ class Manifest:
                 "rejected": self.num_rejected,
             },
             "rejected_by_reason": dict(sorted(self.rejected.items())),
+            "near_copies": {"clusters": self.num_clusters, "pieces": self.num_near_copies},
             "quantised": dict(sorted(self.quantised.items())),
             "splits": {
                 split: {what: self.total(split, what) for what in totals}  # type: ignore[arg-type]
@@ -145,27 +189,53 @@ class Manifest:
         }
 
     def save(self, folder: Path) -> None:
-        """Write manifest.json into a shard folder."""
+        """Write manifest.json into a shard folder, last of all: it says that the rest is there."""
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
-        (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+        unfinished = folder / f".{MANIFEST_NAME}.unfinished"
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(folder / MANIFEST_NAME)
+
+
+class CountError(ShardError):
+    """A manifest whose counts do not add up: files were lost, or it was changed by hand."""
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read and check manifest.json of a shard folder.
+    """Read and check manifest.json of a shard folder on disk.
 
     Raises:
-        ShardError: no manifest, not JSON, not ours, of another format version, or its counts do
-            not add up.
+        ShardError: no manifest, or what `parse_manifest` raises.
     """
     path = folder / MANIFEST_NAME
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise ShardError(
             f"{folder} is no shard folder: found no {MANIFEST_NAME} in it; "
             "make one with `make shard-data MIDI=<folder> OUT=<folder>`"
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read ({error}); check the disk") from error
+    return parse_manifest(data, str(path))
+
+
+def parse_manifest(text: bytes, path: str) -> Manifest:
+    """Check what a manifest.json holds.
+
+    Args:
+        text: the whole file.
+        path: where it lies, for messages.
+
+    Raises:
+        CountError: its counts do not add up.
+        ShardError: not JSON, not ours, or of another format version.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
         raise ShardError(
             f"{path} cannot be read as JSON ({error}); make the shards again with `make shard-data`"
         ) from error
@@ -194,12 +264,14 @@ def load_manifest(folder: Path) -> Manifest:
 
 def _manifest_from_json(data: dict[str, Any]) -> Manifest:
     return Manifest(
-        settings=ShardSettings(**data["settings"]),
-        source=InputEntry(**data["input"]),
+        settings=settings_from_json(data["settings"]),
+        inputs=tuple(_input_from_json(entry) for entry in data["inputs"]),
         num_in=int(data["counts"]["in"]),
         num_duplicates=int(data["counts"]["duplicates"]),
         rejected={str(reason): int(count) for reason, count in data["rejected_by_reason"].items()},
         quantised={str(name): int(count) for name, count in data["quantised"].items()},
+        num_clusters=int(data["near_copies"]["clusters"]),
+        num_near_copies=int(data["near_copies"]["pieces"]),
         splits={
             split: tuple(ShardEntry(**shard) for shard in data["splits"][split]["shards"])
             for split in SPLITS
@@ -208,14 +280,23 @@ def _manifest_from_json(data: dict[str, Any]) -> Manifest:
     )
 
 
-def _check_counts(path: Path, data: dict[str, Any], manifest: Manifest) -> None:
+def settings_from_json(data: dict[str, Any]) -> ShardSettings:
+    """Settings as `dataclasses.asdict` wrote them."""
+    return ShardSettings(**{**data, "filters": FilterSettings(**data["filters"])})
+
+
+def _input_from_json(data: dict[str, Any]) -> InputEntry:
+    return InputEntry(**{**data, "licences": tuple(data["licences"])})
+
+
+def _check_counts(path: str, data: dict[str, Any], manifest: Manifest) -> None:
     """Refuse a manifest whose stated sums are not the sums of its parts."""
     counts = manifest.to_json()["counts"]
     if data["counts"] != counts:
-        raise ShardError(f"{path}: found counts {data['counts']}, the shards listed give {counts}")
+        raise CountError(f"{path}: found counts {data['counts']}, the shards listed give {counts}")
     parts = manifest.num_pieces + manifest.num_duplicates + manifest.num_rejected
     if manifest.num_in != parts:
-        raise ShardError(
+        raise CountError(
             f"{path}: found in = {manifest.num_in}, expected pieces + duplicates + rejected = "
             f"{manifest.num_pieces} + {manifest.num_duplicates} + {manifest.num_rejected} = {parts}"
         )
@@ -243,7 +324,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         ShardError: names the file, what was found and what was expected.
     """
     for shard in manifest.shards():
-        for name, size in ((shard.file, shard.bytes), (shard.index_file, shard.index_bytes)):
+        for name, size, _ in shard.files():
             path = folder / name
             found = path.stat().st_size if path.is_file() else None
             if found != size:
@@ -256,11 +337,16 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 def changed_settings(old: ShardSettings, new: ShardSettings) -> list[str]:
     """Settings that differ, as `name old -> new`."""
+    before, after = flat_settings(old), flat_settings(new)
     return [
-        f"{field.name} {getattr(old, field.name)} -> {getattr(new, field.name)}"
-        for field in fields(ShardSettings)
-        if getattr(old, field.name) != getattr(new, field.name)
+        f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]
     ]
+
+
+def flat_settings(settings: ShardSettings) -> dict[str, Any]:
+    """All settings by the names of their flags, filters among them."""
+    flat = {item.name: getattr(settings, item.name) for item in fields(settings)}
+    return flat | asdict(flat.pop("filters"))
 
 
 def sha256_of(path: Path) -> str:

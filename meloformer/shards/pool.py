@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -21,6 +21,34 @@ class Died(Generic[Job]):
 
 
 DIED: Died = Died()
+
+
+class Run(Protocol):
+    """An engine: runs a task over jobs somewhere, and says which jobs were lost."""
+
+    def __call__(
+        self, task: Callable[[Job], Result], jobs: Iterable[Job], *, one_by_one: bool = False
+    ) -> Iterator[tuple[Job, Result | Died]]:
+        """Results as they are ready, DIED in the place of those whose worker died.
+
+        Args:
+            task: a picklable function.
+            jobs: picklable; drawn only as they are needed.
+            one_by_one: one job at a time, so that a death has one suspect.
+        """
+
+
+def local_engine(num_workers: int) -> Run:
+    """Runs jobs in processes of this machine."""
+
+    def run(
+        task: Callable[[Job], Result], jobs: Iterable[Job], *, one_by_one: bool = False
+    ) -> Iterator[tuple[Job, Result | Died]]:
+        if one_by_one:
+            return run_in_pool(task, jobs, num_workers=1, jobs_per_worker=1)
+        return run_in_pool(task, jobs, num_workers=num_workers)
+
+    return run
 
 
 def run_in_pool(

@@ -1,24 +1,35 @@
-"""Converted pieces on their way to a shard: kept on disk, one file per chunk of input."""
+"""Converted pieces on their way to a shard: kept on disk, two files for each chunk of input.
 
+`NNNNNNNN.pieces` holds the pieces, `NNNNNNNN.chunk` what the build has to know of them. The second
+is written last and takes its name when it is complete: a chunk that has one is done, whatever was
+killed since.
+"""
+
+import io
 import json
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from meloformer.errors import MidiError
 from meloformer.shards.content import KEY_LENGTH
 from meloformer.shards.convert import ConvertedPiece
+from meloformer.shards.fingerprints import NUM_HASHES
 from meloformer.shards.tars import StoredPiece
 
-# All that the build holds in memory of a piece.
 RECORD = np.dtype(
     [
         ("key", f"S{KEY_LENGTH}"),
         ("tune", np.uint64),
         ("chunk", np.int32),
+        ("row", np.int32),  # among the chunk's pieces
         ("offset", np.int64),  # in the chunk's file: .npy, then .json, then bar starts
         ("npy_size", np.int32),
         ("facts_size", np.int32),
@@ -30,27 +41,63 @@ RECORD = np.dtype(
 _BAR_STARTS_DTYPE = np.dtype("<i4")
 
 
+@dataclass(frozen=True, eq=False)
+class ChunkTable:
+    """What became of a chunk.
+
+    Args:
+        files: sum over the names of its files.
+        records: (N,) RECORD of its pieces.
+        names: (N,) file that each piece came from.
+        signatures: (N, NUM_HASHES) uint32.
+        rejected_lines: of rejected.jsonl, one for each file that is not a piece.
+        rejected: files by reason.
+        counts: what quantising cost, summed over its pieces.
+    """
+
+    files: str
+    records: np.ndarray
+    names: list[str]
+    signatures: np.ndarray
+    rejected_lines: list[str]
+    rejected: Counter[str]
+    counts: Counter[str]
+
+    @property
+    def num_files(self) -> int:
+        return len(self.records) + len(self.rejected_lines)
+
+
 class SpillWriter:
     """Writes the pieces and the rejections of one chunk.
 
     Args:
         folder: exists.
-        chunk: number of the chunk; what an earlier try of it wrote is replaced.
+        chunk: number of the chunk.
+        files: sum over the names of its files, to know them again.
     """
 
-    def __init__(self, folder: Path, chunk: int) -> None:
-        self._chunk = chunk
-        self._pieces = _pieces_path(folder, chunk).open("wb")
-        self._rejected = _rejected_path(folder, chunk).open("w", encoding="utf-8")
+    def __init__(self, folder: Path, chunk: int, files: str) -> None:
+        self._folder, self._chunk, self._files = folder, chunk, files
         self._rows: list[tuple] = []
+        self._names: list[str] = []
+        self._signatures: list[np.ndarray] = []
+        self._rejected_lines: list[str] = []
+        self._rejected: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
-    def add(self, piece: ConvertedPiece) -> None:
+    def __enter__(self) -> "SpillWriter":
+        self._pieces = _pieces_path(self._folder, self._chunk).open("wb")
+        return self
+
+    def add(self, name: str, piece: ConvertedPiece) -> None:
         """Keep a piece."""
         stored = piece.stored
         row = (
             stored.key.encode(),
             piece.tune,
             self._chunk,
+            len(self._rows),
             self._pieces.tell(),
             len(stored.ids_npy),
             len(stored.facts_json),
@@ -58,22 +105,20 @@ class SpillWriter:
             len(stored.bar_starts) - 1,
             stored.num_notes,
         )
-        self._rows.append(row)
         self._pieces.write(stored.ids_npy)
         self._pieces.write(stored.facts_json)
         self._pieces.write(stored.bar_starts.astype(_BAR_STARTS_DTYPE).tobytes())
+        self._rows.append(row)
+        self._names.append(name)
+        self._signatures.append(piece.signature)
+        self._counts.update(piece.counts)
 
     def reject(self, name: str, error: MidiError) -> None:
         """Write down a file that cannot become a piece, and why."""
-        line = {"path": name, "reason": error.reason, "detail": error.detail}
-        self._rejected.write(rejected_line(line))
-
-    def records(self) -> np.ndarray:
-        """(N,) RECORD of the pieces, in the order of the chunk."""
-        return np.array(self._rows, dtype=RECORD)
-
-    def __enter__(self) -> "SpillWriter":
-        return self
+        self._rejected[error.reason] += 1
+        self._rejected_lines.append(
+            rejected_line({"path": name, "reason": error.reason, "detail": error.detail})
+        )
 
     def __exit__(
         self,
@@ -82,7 +127,98 @@ class SpillWriter:
         trace: TracebackType | None,
     ) -> None:
         self._pieces.close()
-        self._rejected.close()
+        if error is None:
+            self._write_table()
+
+    def _write_table(self) -> None:
+        text = {
+            "files": self._files,
+            "names": self._names,
+            "rejected_lines": self._rejected_lines,
+            "rejected": self._rejected,
+            "counts": self._counts,
+        }
+        signatures = np.array(self._signatures, np.uint32).reshape(-1, NUM_HASHES)
+        table = io.BytesIO()
+        np.savez(
+            table,
+            records=np.array(self._rows, dtype=RECORD),
+            signatures=signatures,
+            text=np.frombuffer(json.dumps(text, ensure_ascii=False).encode(), np.uint8),
+        )
+        path = _table_path(self._folder, self._chunk)
+        write_whole(path, table.getvalue())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that takes its name only when all of it is there."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_bytes(data)
+    os.replace(unfinished, path)
+
+
+def load_chunk(folder: Path, chunk: int) -> ChunkTable | None:
+    """What became of a chunk; None where it is not done."""
+    try:
+        with np.load(_table_path(folder, chunk), allow_pickle=False) as arrays:
+            records, signatures = arrays["records"], arrays["signatures"]
+            text = json.loads(arrays["text"].tobytes())
+        pieces_size = _pieces_path(folder, chunk).stat().st_size
+    except (OSError, ValueError, KeyError, BadZipFile):  # cut short by a crash of the machine
+        return None
+    if len(records) and _end(records[-1]) > pieces_size:
+        return None
+    return ChunkTable(
+        files=text["files"],
+        records=records,
+        names=text["names"],
+        signatures=signatures,
+        rejected_lines=text["rejected_lines"],
+        rejected=Counter(text["rejected"]),
+        counts=Counter(text["counts"]),
+    )
+
+
+def read_piece(
+    folder: Path, record: np.void, extra: Mapping[str, Any] | None = None
+) -> StoredPiece:
+    """Take a piece back from its chunk's file.
+
+    Args:
+        folder: holds the chunks.
+        record: RECORD.
+        extra: facts that were not known when the piece was converted, put behind the others.
+    """
+    npy_size, facts_size = int(record["npy_size"]), int(record["facts_size"])
+    offset = int(record["offset"])
+    with _pieces_path(folder, int(record["chunk"])).open("rb") as file:
+        file.seek(offset)
+        data = file.read(_end(record) - offset)
+    facts = data[npy_size : npy_size + facts_size]
+    return StoredPiece(
+        key=record["key"].decode(),
+        ids_npy=data[:npy_size],
+        facts_json=with_facts(facts, extra) if extra else facts,
+        num_tokens=int(record["num_tokens"]),
+        num_notes=int(record["num_notes"]),
+        bar_starts=np.frombuffer(
+            data, _BAR_STARTS_DTYPE, int(record["num_bars"]) + 1, npy_size + facts_size
+        ),
+    )
+
+
+def piece_facts(folder: Path, record: np.void) -> dict[str, Any]:
+    """Facts of a piece, its source among them."""
+    return json.loads(read_piece(folder, record).facts_json)
+
+
+def with_facts(facts_json: bytes, extra: Mapping[str, Any]) -> bytes:
+    """Facts with more behind them, without reading the JSON.
+
+    >>> with_facts(b'{"a": 1}', {"b": 2})
+    b'{"a": 1, "b": 2}'
+    """
+    return facts_json[:-1] + b", " + json.dumps(extra, ensure_ascii=False).encode()[1:]
 
 
 def rejected_line(entry: dict[str, Any]) -> str:
@@ -90,38 +226,16 @@ def rejected_line(entry: dict[str, Any]) -> str:
     return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
-def read_piece(folder: Path, record: np.void) -> StoredPiece:
-    """Take a piece back from its chunk's file."""
-    npy_size, facts_size = int(record["npy_size"]), int(record["facts_size"])
+def _end(record: np.void) -> int:
+    """Byte behind a piece in its chunk's file."""
     num_starts = int(record["num_bars"]) + 1
-    with _pieces_path(folder, int(record["chunk"])).open("rb") as file:
-        file.seek(int(record["offset"]))
-        data = file.read(npy_size + facts_size + num_starts * _BAR_STARTS_DTYPE.itemsize)
-    return StoredPiece(
-        key=record["key"].decode(),
-        ids_npy=data[:npy_size],
-        facts_json=data[npy_size : npy_size + facts_size],
-        num_tokens=int(record["num_tokens"]),
-        num_notes=int(record["num_notes"]),
-        bar_starts=np.frombuffer(data, _BAR_STARTS_DTYPE, num_starts, npy_size + facts_size),
-    )
-
-
-def piece_source(folder: Path, record: np.void) -> str:
-    """Name of the file that a piece came from."""
-    return json.loads(read_piece(folder, record).facts_json)["source"]
-
-
-def rejected_lines(folder: Path, num_chunks: int) -> Iterator[str]:
-    """Lines of all chunks, in the order of the input."""
-    for chunk in range(num_chunks):
-        with _rejected_path(folder, chunk).open(encoding="utf-8") as file:
-            yield from file
+    sizes = int(record["npy_size"]) + int(record["facts_size"])
+    return int(record["offset"]) + sizes + num_starts * _BAR_STARTS_DTYPE.itemsize
 
 
 def _pieces_path(folder: Path, chunk: int) -> Path:
     return folder / f"{chunk:08d}.pieces"
 
 
-def _rejected_path(folder: Path, chunk: int) -> Path:
-    return folder / f"{chunk:08d}.rejected.jsonl"
+def _table_path(folder: Path, chunk: int) -> Path:
+    return folder / f"{chunk:08d}.chunk"

@@ -1,145 +1,186 @@
-"""Where a build writes: a folder beside the output, renamed to it when all is there."""
+"""Where a build writes: a folder beside the output that takes its name when all is there.
+
+What a killed build left is kept, with a note of what was being built: the same command goes on.
+"""
 
 import fcntl
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from meloformer.errors import ShardError
 from meloformer.shards.manifest import (
+    CARD_NAME,
     MANIFEST_NAME,
-    InputEntry,
-    ShardSettings,
-    changed_settings,
+    REJECTED_NAME,
+    Manifest,
     load_manifest,
 )
-from meloformer.tokens import vocabulary
 
 _OWN_FILES = re.compile(
-    r"manifest\.json|rejected\.jsonl|(train|valid|test)/shard-\d+(\.tar|\.index\.npz)"
+    rf"{re.escape(MANIFEST_NAME)}|{re.escape(REJECTED_NAME)}|{re.escape(CARD_NAME)}|"
+    r"(train|valid|test)/shard-\d+(\.tar|\.index\.npz|\.signatures\.npy)"
 )
 
 
-def check_output(
-    output: Path, settings: ShardSettings, source: InputEntry, *, overwrite: bool
-) -> None:
-    """Refuse to write where something stands already.
+class BuildStoppedError(ShardError):
+    """A build that stopped for want of room or memory; what it has done is kept."""
+
+
+class Staging:
+    """A folder to write into, held by this process alone.
 
     Args:
-        output: the folder to be made.
-        settings: settings of the build, to say how they differ from what is there.
-        source: input of the build, likewise.
-        overwrite: allow to replace a shard folder; never anything else.
-
-    Raises:
-        ShardError: the folder is taken.
+        output: what it becomes.
     """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / MANIFEST_NAME).is_file():
-        raise ShardError(
-            f"--output {output}: found something that is no shard folder (no {MANIFEST_NAME}), "
-            "nothing was written; give another --output"
-        )
-    if not overwrite:
-        raise ShardError(
-            f"--output {output} holds shards already, {_difference(output, settings, source)}; "
-            "nothing was written: use them, give another --output, or replace them with --overwrite"
-        )
-    if foreign := _foreign_files(output):
-        raise ShardError(
-            f"--output {output}: found {foreign[0]}, which is no file of a shard folder, and "
-            f"--overwrite replaces the whole folder; move it away ({len(foreign)} such in all), or "
-            "give another --output"
-        )
 
+    def __init__(self, output: Path) -> None:
+        self.output = output.absolute()
+        self.folder = self.output.parent / f".{output.name}.building"
+        self._note = self.output.parent / f".{output.name}.building.json"
+        self._replaced = self.output.parent / f".{output.name}.replaced"
 
-def _foreign_files(output: Path) -> list[str]:
-    """Files that no build of ours has written, relative to the folder."""
-    files = (path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
-    return sorted(name for name in files if not _OWN_FILES.fullmatch(name))
+    @property
+    def work(self) -> Path:
+        """Folder for what is needed until the end of the build."""
+        return self.folder / "work"
 
+    def is_complete(self) -> bool:
+        """All is written, and only the name is wrong."""
+        return (self.folder / MANIFEST_NAME).is_file()
 
-def _difference(output: Path, settings: ShardSettings, source: InputEntry) -> str:
-    try:
-        old = load_manifest(output)
-    except ShardError as error:
-        return f"which this version cannot read ({error})"
-    differences = changed_settings(old.settings, settings)
-    if old.source.fingerprint != source.fingerprint:
-        differences.append(f"input {old.source.name} -> {source.name} (names or sizes differ)")
-    if old.tokenizer_fingerprint != vocabulary.fingerprint():
-        differences.append("made with another vocabulary")
-    return (
-        "made otherwise: " + ", ".join(differences)
-        if differences
-        else "made from the same input with the same settings"
-    )
+    def was_finished(self) -> bool:
+        """The build was killed after its folder had taken its place."""
+        return not self.folder.exists() and (self.output / MANIFEST_NAME).is_file()
 
+    def put_in_place(self) -> Manifest:
+        """Give the folder its name; what stood there before gives way."""
+        if not self.was_finished():
+            shutil.rmtree(self.work, ignore_errors=True)
+            if (self.output / MANIFEST_NAME).is_file():
+                shutil.rmtree(self._replaced, ignore_errors=True)
+                self.output.rename(self._replaced)
+            self.folder.rename(self.output)  # an empty folder gives way, anything else is an error
+        shutil.rmtree(self._replaced, ignore_errors=True)
+        self._note.unlink(missing_ok=True)
+        return load_manifest(self.output)
 
-@contextmanager
-def staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into that becomes `output` at the end, or vanishes after an error.
+    def discard(self) -> None:
+        """Forget the build: what it was made from has to change first."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._note.unlink(missing_ok=True)
 
-    Args:
-        output: absent, empty, or a shard folder that may be replaced.
-        overwrite: replace it.
+    def read_note(self) -> dict[str, Any] | None:
+        """What was being built; None where nothing was."""
+        try:
+            return json.loads(self._note.read_text(encoding="utf-8") or "null")
+        except (OSError, ValueError):
+            return None
 
-    Raises:
-        ShardError: another build writes there, or the disk refuses.
-    """
-    output = output.absolute()
-    staging = output.parent / f".{output.name}.building"
-    try:
-        staging.mkdir(parents=True, exist_ok=True)
-        with _locked(staging, output):
-            _empty(staging)  # of what a killed build left
+    def begin(self, note: dict[str, Any]) -> None:
+        """Start afresh; the note is written last, so that it never tells of what is not there."""
+        self._note.write_text("")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        self._note.write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other builds out; the system lets go when the process dies."""
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = self._open_locked()
+        try:
+            yield
+        finally:
+            if not self.folder.exists():  # nothing is left that the note could tell of
+                self._note.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def _open_locked(self) -> int:
+        while True:
+            descriptor = os.open(self._note, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                yield staging
-                _put_in_place(staging, output, overwrite=overwrite)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-    except OSError as error:
-        raise ShardError(
-            f"--output {output} cannot be written ({error}); nothing was put in its place: "
-            "make room or give another --output"
-        ) from error
+                self._lock(descriptor)
+                # Another build may have ended, and its note with it, before the lock was ours.
+                if self._note.stat().st_ino == os.fstat(descriptor).st_ino:
+                    return descriptor
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
 
-
-@contextmanager
-def _locked(staging: Path, output: Path) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go of it when the process dies."""
-    descriptor = os.open(staging, os.O_RDONLY)
-    try:
+    def _lock(self, descriptor: int) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ShardError(
-                f"--output {output}: another build writes there now; wait for it or give another "
-                "--output"
+                f"--output {self.output}: another build writes there now; wait for it or give "
+                "another --output"
             ) from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+@contextmanager
+def staged(output: Path, note: dict[str, Any], *, overwrite: bool) -> Iterator[Staging]:
+    """A place to build, empty or with what a killed build of the same kind left.
+
+    Args:
+        output: absent, empty, or a shard folder that may be replaced.
+        note: what is built, as JSON; only a build with an equal note is gone on with.
+        overwrite: discard what an unfinished build of another kind left.
+
+    Raises:
+        ShardError: another build writes there, or left something else unfinished.
+        BuildStoppedError: the disk refuses.
+    """
+    staging = Staging(output)
+    try:
+        with staging.held():
+            _take_up(staging, note, overwrite=overwrite)
+            try:
+                yield staging
+            except BuildStoppedError:
+                raise
+            except ShardError:
+                staging.discard()
+                raise
+    except OSError as error:
+        raise BuildStoppedError(
+            f"--output {output} cannot be written ({error}); nothing was put in its place: make "
+            "room and give the same command, which goes on where this one stopped, or give another "
+            "--output"
+        ) from error
 
 
-def _put_in_place(staging: Path, output: Path, *, overwrite: bool) -> None:
-    if overwrite and (output / MANIFEST_NAME).is_file():
-        replaced = output.parent / f".{output.name}.replaced"
-        shutil.rmtree(replaced, ignore_errors=True)
-        output.rename(replaced)
-        staging.rename(output)
-        shutil.rmtree(replaced)
-    else:
-        staging.rename(output)  # an empty folder gives way, anything else is an error
+def _take_up(staging: Staging, note: dict[str, Any], *, overwrite: bool) -> None:
+    note = json.loads(json.dumps(note))
+    found = staging.read_note()
+    if found == note and (staging.folder.exists() or staging.was_finished()):
+        return
+    if found is not None and staging.folder.exists() and not overwrite:
+        changed = ", ".join(
+            f"{name} {found.get(name)!r} -> {note[name]!r}"
+            for name in note
+            if found.get(name) != note[name]
+        )
+        raise UnfinishedBuildError(
+            f"--output {staging.output}: an unfinished build of another kind lies there "
+            f"({changed}); finish it with its own command, or discard it with --overwrite"
+        )
+    staging.begin(note)
+
+
+class UnfinishedBuildError(BuildStoppedError):
+    """Another build was begun at this output, and is kept."""
+
+
+def foreign_files(output: Path) -> list[str]:
+    """Files that no build of ours has written, relative to the folder."""
+    files = (path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+    return sorted(name for name in files if not _OWN_FILES.fullmatch(name))

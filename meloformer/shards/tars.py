@@ -1,21 +1,39 @@
 """One shard: a plain WebDataset tar whose bytes depend on its pieces alone, with its index."""
 
+import hashlib
 import io
+import os
 import tarfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
+from meloformer.shards.content import KEY_LENGTH
+from meloformer.shards.fingerprints import NUM_HASHES
 from meloformer.shards.index import ShardIndex
-from meloformer.shards.manifest import ShardEntry, sha256_of
+from meloformer.shards.manifest import ShardEntry
 
 IDS_SUFFIX = ".npy"
 FACTS_SUFFIX = ".json"
 INDEX_SUFFIX = ".index.npz"
+SIGNATURES_SUFFIX = ".signatures.npy"
 IDS_DTYPE = np.dtype("<u2")
+
+# What appending to a folder has to know of the pieces that are there.
+COPY_RECORD = np.dtype(
+    [
+        ("tune", "<u8"),
+        ("cluster", f"S{KEY_LENGTH}"),  # key of the piece that names the cluster
+        ("signature", "<u4", (NUM_HASHES,)),
+    ]
+)
+
+# Metre, tempo and EOS, which a window of one bar may need on top.
+_RESTATED = 3
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,8 +59,13 @@ class StoredPiece:
 
 def ids_to_npy(ids: np.ndarray) -> bytes:
     """(T,) token ids as the bytes of an .npy file, little-endian uint16."""
+    return npy_bytes(ids.astype(IDS_DTYPE, copy=False))
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """An array as the bytes of an .npy file."""
     file = io.BytesIO()
-    np.lib.format.write_array(file, ids.astype(IDS_DTYPE), version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
     return file.getvalue()
 
 
@@ -65,23 +88,30 @@ def shard_stem(number: int) -> str:
     return f"shard-{number:06d}"
 
 
-def write_shard(folder: Path, stem: str, pieces: Iterable[StoredPiece]) -> ShardEntry:
-    """Write one tar and its index; same pieces, same bytes.
+def write_shard(
+    folder: Path, stem: str, pieces: Iterable[StoredPiece], copies: np.ndarray
+) -> ShardEntry:
+    """Write one tar, its index and its signatures; same pieces, same bytes.
+
+    Each file appears under its name only when it is complete.
 
     Args:
         folder: the shard folder.
         stem: path of the shard inside it, without suffix (`train/shard-000000`).
         pieces: at least one, in the order to be stored.
+        copies: (P,) COPY_RECORD, what appending asks of each of them.
     """
-    tar_path, index_path = folder / f"{stem}.tar", folder / f"{stem}{INDEX_SUFFIX}"
+    tar_path = folder / f"{stem}.tar"
     tar_path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[tuple] = []
     bar_starts: list[np.ndarray] = []
-    with tarfile.open(tar_path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    longest_bar = 0
+    with _SummedFile(tar_path) as tar:
         for piece in pieces:
             npy_offset = _add(tar, piece.key + IDS_SUFFIX, piece.ids_npy)
             facts_offset = _add(tar, piece.key + FACTS_SUFFIX, piece.facts_json)
             header_size = len(piece.ids_npy) - piece.num_tokens * IDS_DTYPE.itemsize
+            starts = piece.bar_starts
             rows.append(
                 (
                     piece.key.encode(),
@@ -90,12 +120,15 @@ def write_shard(folder: Path, stem: str, pieces: Iterable[StoredPiece]) -> Shard
                     facts_offset,
                     len(piece.facts_json),
                     piece.num_tokens,
-                    len(piece.bar_starts) - 1,
+                    len(starts) - 1,
                     piece.num_notes,
-                    int(piece.bar_starts[0]),
+                    int(starts[0]),
                 )
             )
-            bar_starts.append(piece.bar_starts)
+            bar_starts.append(starts)
+            longest_bar = max(longest_bar, int(starts[0] + np.diff(starts).max()) + _RESTATED)
+        tar.write(bytes(2 * tarfile.BLOCKSIZE))
+        tar.write(bytes(-tar.size % tarfile.RECORDSIZE))
     columns = list(zip(*rows, strict=True))
     index = ShardIndex(
         keys=np.array(columns[0], dtype=bytes),
@@ -109,26 +142,76 @@ def write_shard(folder: Path, stem: str, pieces: Iterable[StoredPiece]) -> Shard
         prefix_length=np.array(columns[8], dtype=np.int32),
         bar_starts=np.concatenate(bar_starts).astype(np.int32),
     )
-    index.save(index_path)
+    index_sum = _write(folder / f"{stem}{INDEX_SUFFIX}", index.to_bytes())
+    signatures_sum = _write(folder / f"{stem}{SIGNATURES_SUFFIX}", npy_bytes(copies))
     return ShardEntry(
         file=f"{stem}.tar",
-        bytes=tar_path.stat().st_size,
-        sha256=sha256_of(tar_path),
+        bytes=tar.size,
+        sha256=tar.sha256,
         index_file=f"{stem}{INDEX_SUFFIX}",
-        index_bytes=index_path.stat().st_size,
-        index_sha256=sha256_of(index_path),
+        index_bytes=index_sum[0],
+        index_sha256=index_sum[1],
+        signatures_file=f"{stem}{SIGNATURES_SUFFIX}",
+        signatures_bytes=signatures_sum[0],
+        signatures_sha256=signatures_sum[1],
         pieces=index.num_pieces,
         bars=int(index.num_bars.sum()),
         notes=int(index.num_notes.sum()),
         tokens=int(index.num_tokens.sum()),
+        longest_piece=int(index.num_tokens.max()),
+        longest_bar=longest_bar,
     )
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+class _SummedFile:
+    """A file that takes its name when it is closed without an error, and its sum on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._unfinished = path, path.with_name(f".{path.name}.unfinished")
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def __enter__(self) -> "_SummedFile":
+        self._file = self._unfinished.open("wb")
+        return self
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._file:
+            if error is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        if error is None:
+            self._unfinished.rename(self._path)
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _write(path: Path, data: bytes) -> tuple[int, str]:
+    """Write a whole file; returns its size and sum."""
+    with _SummedFile(path) as file:
+        file.write(data)
+    return file.size, file.sha256
+
+
+def _add(tar: _SummedFile, name: str, data: bytes) -> int:
     """Append a file without time, owner or rights of this machine; returns its data's offset."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     member.mode = 0o644
-    offset = tar.offset + tarfile.BLOCKSIZE  # a USTAR header of a short name is one block
-    tar.addfile(member, io.BytesIO(data))
+    tar.write(member.tobuf(tarfile.USTAR_FORMAT))  # of a short name, so it is one block
+    offset = tar.size
+    tar.write(data)
+    tar.write(bytes(-len(data) % tarfile.BLOCKSIZE))
     return offset

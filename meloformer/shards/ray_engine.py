@@ -1,0 +1,92 @@
+"""Jobs of a build on a Ray cluster: the same tasks, the same bytes, on many machines.
+
+The nodes share the input and the output folder; Ray carries jobs and their small results alone.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from meloformer.errors import ConfigError, ShardError
+from meloformer.shards.pool import DIED, Died, Job, Result, Run
+
+# One to run and some to go on with.
+_JOBS_PER_CORE = 3
+
+
+def ray_engine() -> Run:
+    """Run jobs as Ray tasks of one core each, on all cores of the cluster.
+
+    Connects to the cluster that RAY_ADDRESS names, or starts one on this machine.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        ShardError: there is no cluster at RAY_ADDRESS.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            f"--engine ray needs the extra `ray` ({error}); install it with "
+            "`pip install 'meloformer[ray]'`"
+        ) from error
+    if not ray.is_initialized():
+        try:
+            ray.init(log_to_driver=False, configure_logging=False)
+        except (ConnectionError, RuntimeError) as error:
+            raise ShardError(
+                f"no Ray cluster ({error}); start one with `ray start --head`, or name one in "
+                "RAY_ADDRESS"
+            ) from error
+
+    def run(
+        task: Callable[[Job], Result], jobs: Iterable[Job], *, one_by_one: bool = False
+    ) -> Iterator[tuple[Job, Result | Died]]:
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        most = 1 if one_by_one else _JOBS_PER_CORE * cores
+        return _run(ray, task, jobs, most)
+
+    return run
+
+
+def _run(
+    ray: Any, task: Callable[[Job], Result], jobs: Iterable[Job], most: int
+) -> Iterator[tuple[Job, Result | Died]]:
+    # A job that died is not tried again here: its files have to be looked at one by one.
+    remote = ray.remote(num_cpus=1, max_retries=0)(_call).options(name=_name(task))
+    shared = ray.put(task)
+    waiting = iter(jobs)
+    running: dict[Any, Job] = {}
+    while True:
+        while len(running) < most:
+            try:
+                job = next(waiting)
+            except StopIteration:
+                break
+            running[remote.remote(shared, job)] = job
+        if not running:
+            return
+        done, _ = ray.wait(list(running), num_returns=1)
+        for reference in done:
+            job = running.pop(reference)
+            yield job, _result(ray, reference)
+
+
+def _call(task: Callable[[Job], Result], job: Job) -> Result:
+    return task(job)
+
+
+def _result(ray: Any, reference: Any) -> Any:
+    lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError)
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, Exception) else error from error
+    except lost:
+        return DIED
+    except (ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError):
+        return DIED
+
+
+def _name(task: Any) -> str:
+    """For Ray's own lists of tasks."""
+    return getattr(getattr(task, "func", task), "__name__", type(task).__name__)
