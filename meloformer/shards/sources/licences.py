@@ -8,7 +8,7 @@ _MAX_NAMES = 100
 
 _BY = r"by(?:[- ](?:nc|sa|nd))*"
 _CARD_LICENCE = re.compile(r"\A---\r?\n(?:.*\r?\n)*?license:\s*[\"']?([\w.+-]+)")
-# The first that matches names the licence; {1}, {2} are its groups.
+# What stands first in the text names the licence, for licences name others; {1}, {2} are groups.
 _WORDS = [
     (re.compile(pattern), name)
     for pattern, name in (
@@ -29,9 +29,13 @@ _WORDS = [
         (r"mozilla public license|\bmpl-2\.0\b", "MPL 2.0"),
         (r"permission is hereby granted, free of charge|\bmit\b(?: license|\Z)", "MIT"),
         (r"redistribution and use in source and binary forms|\bbsd\b", "BSD"),
-        (r"public domain|\bunlicense\b|publicdomain/mark", "public domain"),
-        (r"all rights reserved", "all rights reserved"),
+        (r"\bunlicense\b|publicdomain/mark", "public domain"),
     )
+]
+# What many licences say besides.
+_VAGUE_WORDS = [
+    (re.compile("public domain"), "public domain"),
+    (re.compile("all rights reserved"), "all rights reserved"),
 ]
 UNKNOWN = "unknown"
 
@@ -43,13 +47,18 @@ def guess_licence(text: str) -> str:
     ('CC-BY 4.0', 'CC-BY-SA 4.0')
     """
     plain = " ".join(text.lower().split())
-    for pattern, name in _WORDS:
-        if match := pattern.search(plain):
-            groups = [group or "" for group in match.groups()]
-            for number, group in enumerate(groups, start=1):
-                name = name.replace(f"{{{number}}}", group.upper().replace(" ", "-"))
-            return name.strip()
+    for words in (_WORDS, _VAGUE_WORDS):
+        found = [(match, name) for pattern, name in words if (match := pattern.search(plain))]
+        if found:
+            match, name = min(found, key=lambda pair: pair[0].start())
+            return _filled(name, match)
     return UNKNOWN
+
+
+def _filled(name: str, match: re.Match[str]) -> str:
+    for number, group in enumerate(match.groups(), start=1):
+        name = name.replace(f"{{{number}}}", (group or "").upper().replace(" ", "-"))
+    return name.strip()
 
 
 class Licences:
