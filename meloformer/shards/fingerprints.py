@@ -1,10 +1,10 @@
 """What near copies are known by: short melodic figures of each track, and a MinHash over them.
 
-A figure is eight successive notes of the top or bottom line of one track, told by its intervals
+A figure is eight successive notes of the top or the bottom line of one track, told by its intervals
 and by which notes come faster or slower than the one before. So it survives transposition, another
 tempo, note values twice as long, another program, moved bar lines, a dropped track, and most
 changes of single notes. Tracks, not instruments: many files give one program to all of them, and
-then the lines of what remains after a drop are no longer those of the whole.
+the lines of what remains after a drop are no longer those of the whole.
 
 Source: Broder, "On the resemblance and containment of documents", 1997.
 """
@@ -15,22 +15,21 @@ from meloformer.midi.grid import STEPS_PER_QUARTER
 from meloformer.midi.piece import Piece
 
 NUM_HASHES = 128
+NO_FINGERPRINT = np.uint32(0xFFFFFFFF)  # every hash of a piece without a figure
 
-_SYMBOLS = 6  # of a figure: one for each three successive notes
-_SHORT_SYMBOLS = 3  # of a figure in a track so short that longer ones would be too few
-_SHORT_TRACK = 24  # notes of a line
-_MIN_PITCH_CLASSES = 3  # fewer is an ostinato that half of all pieces hold
+_FIGURE_NOTES = 8
+_SHORT_FIGURE_NOTES = 5  # of a line so short that longer figures would be too few
+_SHORT_LINE_NOTES = 24
+_MIN_PITCH_CLASSES = 3  # fewer make an ostinato that half of all pieces hold
 _MAX_PER_TRACK = 48
-_MIN_MELODIC = 8  # fewer figures than this, and the drums speak too
+_MIN_MELODIC = 8  # figures of a piece; with fewer its drums speak too
 
-# Layout of a sorting key, from the lowest bit: is it varied, the figure's hash, the track.
-_HASH_BITS = 47
-_TRACK_SHIFT = np.uint64(_HASH_BITS + 1)
-_HASH_MASK = np.uint64((1 << _HASH_BITS) - 1)
+# A note as one integer, from the lowest bit: pitch, onset, line (twice the track, and one more for
+# its bottom line). A figure likewise: is it varied, its hash, the track.
+_ONSET_SHIFT, _LINE_SHIFT = 7, 46
+_HASH_BITS, _TRACK_SHIFT = 47, 48
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_ODD = np.uint64(_GOLDEN)
-_ODD_SQUARED = np.uint64(_GOLDEN**2 % 2**64)
+_GOLDEN = 0x9E3779B97F4A7C15  # odd; its powers make the hash of a figure
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
@@ -40,33 +39,38 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(33))
 
 
-# A symbol is an interval of -127..127 or a drum, and one of three paces.
-_NUM_INTERVALS = 256
-_SYMBOL_HASHES = _mix(np.arange(1, 2 * 3 * _NUM_INTERVALS + 1, dtype=np.uint64) * _ODD)
-_HASH_SEEDS = _mix(np.arange(1, 2 * NUM_HASHES + 1, dtype=np.uint64) * ~_ODD)
-_XOR = (_HASH_SEEDS[:NUM_HASHES] >> np.uint64(32)).astype(np.uint32)
-_FACTOR = (_HASH_SEEDS[NUM_HASHES:] >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+def _random_words(start: int, num: int) -> np.ndarray:
+    """(num,) uint64 that look random and are the same on every machine."""
+    return _mix(np.arange(start, start + num, dtype=np.uint64) * np.uint64(_GOLDEN))
 
-NO_FINGERPRINT = np.uint32(0xFFFFFFFF)  # every hash of a piece that has none
+
+# A symbol is what one note adds to a figure: its pace, of three, and its interval or drum.
+_NUM_HEIGHTS = 256
+_MELODIC_SYMBOLS = _random_words(1, 3 * _NUM_HEIGHTS)
+_DRUM_SYMBOLS = _random_words(1 << 16, 3 * _NUM_HEIGHTS)
+_POWER_1, _POWER_2 = (np.uint64(pow(_GOLDEN, power, 2**64)) for power in (1, 2))
+_XOR = (_random_words(2 << 16, NUM_HASHES) >> np.uint64(32)).astype(np.uint32)
+_FACTOR = (_random_words(3 << 16, NUM_HASHES) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+
+_PITCH_CLASS_BIT = (1 << np.arange(128) % 12).astype(np.uint16)
+_DRUM_BIT = (1 << np.arange(128) % 16).astype(np.uint16)
 
 
 def signature(piece: Piece) -> np.ndarray:
     """MinHash of a piece's figures; the share of equal entries estimates how much two share.
 
     Args:
-        piece: as read, tracks apart.
+        piece: as read, its tracks apart.
 
     Returns:
         (NUM_HASHES,) uint32; all NO_FINGERPRINT for a piece without a figure.
     """
     found = fingerprints(piece)
-    if len(found) == 0:
-        return np.full(NUM_HASHES, NO_FINGERPRINT)
-    return min_hashes(found)
+    return min_hashes(found) if len(found) else np.full(NUM_HASHES, NO_FINGERPRINT)
 
 
 def min_hashes(values: np.ndarray) -> np.ndarray:
-    """Least value of each of NUM_HASHES scrambled orders.
+    """Least of the values in each of NUM_HASHES scrambled orders.
 
     Args:
         values: (N,) uint32, N >= 1.
@@ -74,7 +78,8 @@ def min_hashes(values: np.ndarray) -> np.ndarray:
     Returns:
         (NUM_HASHES,) uint32.
     """
-    scrambled = (values[:, None] ^ _XOR) * _FACTOR
+    scrambled = values[:, None] ^ _XOR
+    scrambled *= _FACTOR
     return scrambled.min(axis=0)
 
 
@@ -84,104 +89,102 @@ def fingerprints(piece: Piece) -> np.ndarray:
     Returns:
         (N,) uint32, in no order, some perhaps twice.
     """
-    melodic = _figures(*_notes(piece, drums=False), is_drum=False)
+    melodic = _figures(piece, drums=False)
     if len(melodic) >= _MIN_MELODIC:
         return melodic
-    return np.concatenate([melodic, _figures(*_notes(piece, drums=True), is_drum=True)])
+    return np.concatenate([melodic, _figures(piece, drums=True)])
 
 
-def _notes(piece: Piece, *, drums: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Track, onset in grid steps and pitch of all notes of the drums, or of all others."""
-    tracks = [track for track in piece.tracks if track.is_drum == drums and len(track.notes)]
+def _figures(piece: Piece, *, drums: bool) -> np.ndarray:
+    """Sampled figures of the drums, or of all other tracks.
+
+    Returns:
+        (N,) uint32.
+    """
+    notes, line_ends = _lines(piece, drums=drums)
+    if len(notes) < _SHORT_FIGURE_NOTES:
+        return np.zeros(0, np.uint32)
+    pitch = notes & 127
+    wait = notes >> _ONSET_SHIFT
+    wait = wait[1:] - wait[:-1]
+    # Against the wait before: scaling all note values changes nothing.
+    pace = (5 * wait[1:] > 7 * wait[:-1]).astype(np.int64)
+    pace += 7 * wait[1:] >= 5 * wait[:-1]
+    height = pitch[2:] if drums else pitch[2:] - pitch[1:-1] + 128
+    one = (_DRUM_SYMBOLS if drums else _MELODIC_SYMBOLS)[height + _NUM_HEIGHTS * pace]
+    two = one[:-1] * _POWER_1 + one[1:]
+    four = two[:-2] * _POWER_2 + two[2:]
+    six = four[:-2] * _POWER_2 + two[4:]
+    heard = (_DRUM_BIT if drums else _PITCH_CLASS_BIT)[pitch]
+    heard_2 = heard[:-1] | heard[1:]
+    heard_4 = heard_2[:-2] | heard_2[2:]
+    heard_8 = heard_4[:-4] | heard_4[4:]
+
+    long, short = np.zeros(len(notes), bool), np.zeros(len(notes), bool)
+    start = 0
+    for end in line_ends:
+        if end - start >= _SHORT_LINE_NOTES:
+            long[start : end - _FIGURE_NOTES + 1] = True
+        elif end - start >= _SHORT_FIGURE_NOTES:
+            short[start : end - _SHORT_FIGURE_NOTES + 1] = True
+        start = end
+    track = notes >> (_LINE_SHIFT + 1)
+    keys = _keys(six, heard_8, track, long)
+    if short.any():
+        three = two[:-1] * _POWER_1 + one[2:]
+        heard_5 = heard_4[:-1] | heard[4:]
+        keys = np.concatenate([keys, _keys(three, heard_5, track, short)])
+    return _sample(keys)
+
+
+def _lines(piece: Piece, *, drums: bool) -> tuple[np.ndarray, list[int]]:
+    """Top line of each track, then the bottom line of each that has chords: one note an onset.
+
+    Returns:
+        (N,) int64 notes as integers, ascending within a line, and where each line ends.
+    """
+    tracks = [track.notes for track in piece.tracks if track.is_drum == drums and len(track.notes)]
     if not tracks:
-        nothing = np.zeros(0, np.int64)
-        return nothing, nothing, nothing
-    onset = np.concatenate([track.notes.onset_ticks for track in tracks]).astype(np.int64)
-    onset = (onset * (2 * STEPS_PER_QUARTER) + piece.ticks_per_quarter) // (
-        2 * piece.ticks_per_quarter
-    )
-    number = np.repeat(np.arange(len(tracks)), [len(track.notes) for track in tracks])
-    return number, onset, np.concatenate([track.notes.pitch for track in tracks])
-
-
-def _figures(
-    track: np.ndarray, onset: np.ndarray, pitch: np.ndarray, *, is_drum: bool
-) -> np.ndarray:
-    """Sampled figures of each track.
-
-    Args:
-        track: (N,) int64.
-        onset: (N,) int64 steps.
-        pitch: (N,).
-        is_drum: pitches are names, not heights.
-
-    Returns:
-        (M,) uint32.
-    """
-    if len(track) <= _SHORT_SYMBOLS + 1:
-        return np.zeros(0, np.uint32)
-    line, onset, pitch = _lines(track, onset, pitch)
-    if len(line) <= _SHORT_SYMBOLS + 1:
-        return np.zeros(0, np.uint32)
-    interval = onset[1:] - onset[:-1]
-    # Pace against the interval before: scaling all note values changes nothing.
-    pace = (5 * interval[1:] > 7 * interval[:-1]).astype(np.int64)
-    pace += 5 * interval[:-1] <= 7 * interval[1:]
-    if is_drum:
-        height = pitch[2:] + 3 * _NUM_INTERVALS
-    else:
-        height = pitch[2:] - pitch[1:-1] + 128
-    symbol = _SYMBOL_HASHES[height + pace * _NUM_INTERVALS]
-    # One bit for each pitch class; a figure's bits are joined below along with its hash.
-    classes = np.uint16(1) << (pitch if is_drum else pitch % 12).astype(np.uint16) % np.uint16(16)
-
-    two = symbol[:-1] * _ODD + symbol[1:]
-    four = two[:-2] * _ODD_SQUARED + two[2:]
-    six = four[:-2] * _ODD_SQUARED + two[4:]
-    classes_two = classes[:-1] | classes[1:]
-    classes_four = classes_two[:-2] | classes_two[2:]
-    classes_eight = classes_four[:-4] | classes_four[4:]
-    size = np.bincount(line)
-    keys = [_keys(six, classes_eight, line, size >= _SHORT_TRACK)]
-    if (size < _SHORT_TRACK).any():
-        three = two[:-1] * _ODD + symbol[2:]
-        classes_five = classes_four[:-1] | classes[4:]
-        keys.append(_keys(three, classes_five, line, size < _SHORT_TRACK))
-    return _sample(np.concatenate(keys))
-
-
-def _lines(
-    track: np.ndarray, onset: np.ndarray, pitch: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Top line of each track, then the bottom line of each that has chords.
-
-    Returns:
-        line (twice the track, plus one for the bottom), onset and pitch; one note an onset.
-    """
-    keys = np.sort((track << 39 | onset) << 7 | pitch)
-    slot = keys >> 7
-    differs = slot[1:] != slot[:-1]
-    top = keys[np.append(differs, True)]
-    bottom = keys[np.append(True, differs)]
-    chordal = np.zeros(int(track.max()) + 1, bool)
-    chordal[(bottom >> 46)[top != bottom]] = True
-    bottom = bottom[chordal[bottom >> 46]]
-    line = np.concatenate([(top >> 46) * 2, (bottom >> 46) * 2 + 1])
-    both = np.concatenate([top, bottom])
-    return line, (both >> 7) & ((1 << 39) - 1), both & 127
+        return np.zeros(0, np.int64), []
+    num_notes = [len(notes) for notes in tracks]
+    notes = np.concatenate([notes.onset_ticks for notes in tracks], dtype=np.int64)
+    notes *= 2 * STEPS_PER_QUARTER
+    notes += piece.ticks_per_quarter
+    notes //= 2 * piece.ticks_per_quarter
+    notes <<= _ONSET_SHIFT
+    notes += np.concatenate([notes.pitch for notes in tracks])
+    notes += np.repeat(np.arange(len(tracks)) << (_LINE_SHIFT + 1), num_notes)
+    notes.sort()
+    slot = notes >> _ONSET_SHIFT
+    differs = np.ones(len(notes) + 1, bool)
+    np.not_equal(slot[1:], slot[:-1], out=differs[1:-1])
+    top = notes[differs[1:]]
+    ends = np.searchsorted(top, np.arange(1, len(tracks) + 1) << (_LINE_SHIFT + 1))
+    if len(top) == len(notes):
+        return top, ends.tolist()
+    num_onsets = np.diff(ends, prepend=0)
+    chordal = num_onsets < num_notes
+    bottom = notes[differs[:-1]][np.repeat(chordal, num_onsets)] + (1 << _LINE_SHIFT)
+    bottom_ends = len(top) + np.cumsum(num_onsets[chordal])
+    return np.concatenate([top, bottom]), [*ends.tolist(), *bottom_ends.tolist()]
 
 
 def _keys(
-    hashes: np.ndarray, classes: np.ndarray, line: np.ndarray, is_wanted: np.ndarray
+    hashes: np.ndarray, heard: np.ndarray, track: np.ndarray, is_start: np.ndarray
 ) -> np.ndarray:
-    """Sorting keys of the figures that lie within one line, of the wanted lines."""
-    if len(hashes) == 0:
-        return hashes
-    first, last = line[: len(hashes)], line[len(line) - len(hashes) :]
-    inside = (first == last) & is_wanted[first]
-    varied = np.bitwise_count(classes[inside]) >= _MIN_PITCH_CLASSES
-    keys = _mix(hashes[inside]) & (_HASH_MASK << np.uint64(1)) | varied
-    return keys | (first[inside] >> 1).astype(np.uint64) << _TRACK_SHIFT
+    """Figures as integers that sort by track.
+
+    Args:
+        hashes: (N,) uint64, a figure for each note but the last ones.
+        heard: (N,) uint16, a bit for each pitch class or drum.
+        track: (M >= N,) int64, of each note.
+        is_start: (M,) bool: a figure that starts here stays within its line.
+    """
+    at = np.flatnonzero(is_start)
+    keys = (hashes[at] >> np.uint64(64 - _HASH_BITS)).view(np.int64) << 1
+    keys |= np.bitwise_count(heard[at]) >= _MIN_PITCH_CLASSES
+    keys |= track[at] << _TRACK_SHIFT
+    return keys
 
 
 def _sample(keys: np.ndarray) -> np.ndarray:
@@ -194,22 +197,24 @@ def _sample(keys: np.ndarray) -> np.ndarray:
     versions of the piece choose the same.
 
     Args:
-        keys: (N,) uint64.
+        keys: (N,) int64.
 
     Returns:
         (M,) uint32.
     """
-    keys = np.sort(keys)
     if len(keys) == 0:
         return np.zeros(0, np.uint32)
-    start = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
-    count = np.diff(start, append=len(keys))
-    keys = keys[start]
-    track = (keys >> _TRACK_SHIFT).astype(np.int64)
+    keys.sort()
+    is_new = np.ones(len(keys) + 1, bool)
+    np.not_equal(keys[1:], keys[:-1], out=is_new[1:-1])
+    start = np.flatnonzero(is_new)
+    count = (start[1:] - start[:-1]).astype(np.float64)
+    keys = keys[start[:-1]]
+    track = keys >> _TRACK_SHIFT
     total = np.bincount(track, count)
-    pairs = np.bincount(track, count * count)
-    wanted = np.minimum(np.maximum(total * total // np.maximum(pairs, 1), 1), _MAX_PER_TRACK)
-    limit = (2.0**_HASH_BITS / np.maximum(total, 1) * wanted).astype(np.uint64)
-    hashes = keys >> np.uint64(1) & _HASH_MASK
-    is_kept = (hashes // count.astype(np.uint64) <= limit[track]) & ((keys & np.uint64(1)) != 0)
-    return (hashes[is_kept] >> np.uint64(8)).astype(np.uint32)
+    effective = total * total / np.maximum(np.bincount(track, count * count), 1.0)
+    chance = np.clip(np.floor(effective), 1.0, _MAX_PER_TRACK) / np.maximum(total, 1.0)
+    hashes = keys >> 1 & ((1 << _HASH_BITS) - 1)
+    is_kept = hashes <= count * chance[track] * 2.0**_HASH_BITS
+    is_kept &= (keys & 1).astype(bool)
+    return (hashes[is_kept] >> (_HASH_BITS - 32)).astype(np.uint32)
