@@ -202,14 +202,17 @@ def _directory(file: IO[bytes]) -> Iterator[_Entry]:
     """
     num_entries, size, offset, shift = _find_directory(file)
     file.seek(offset + shift)
-    end = offset + shift + size
-    for _ in range(num_entries):
+    num_found = 0
+    # Up to its end, not by their number: old tools count with 16 bits and overflow.
+    while size > 0:
         (magic, made_by, _, flags, method, _, _, crc32, packed, unpacked, *rest) = _CENTRAL.unpack(
             file.read(_CENTRAL.size)
         )
         name_bytes, extra_bytes, comment_bytes, _, _, external, local = rest
         if magic != b"PK\1\2":
             raise ValueError("its directory is spoiled")
+        size -= _CENTRAL.size + name_bytes + extra_bytes + comment_bytes
+        num_found += 1
         raw_name = file.read(name_bytes)
         extra = file.read(extra_bytes)
         file.seek(comment_bytes, os.SEEK_CUR)
@@ -227,7 +230,7 @@ def _directory(file: IO[bytes]) -> Iterator[_Entry]:
             is_encrypted=bool(flags & _ENCRYPTED),
             is_link=is_unix and stat.S_ISLNK(external >> 16),
         )
-    if file.tell() != end:
+    if size != 0 or (num_found - num_entries) % (_FULL16 + 1) != 0:
         raise ValueError("its directory does not end where it says")
 
 
@@ -237,9 +240,7 @@ def _find_directory(file: IO[bytes]) -> tuple[int, int, int, int]:
     tail_bytes = min(file_bytes, _END.size + _MAX_COMMENT)
     file.seek(file_bytes - tail_bytes)
     tail = file.read(tail_bytes)
-    position = tail.rfind(_END_MAGIC, 0, max(0, len(tail) - _END.size + len(_END_MAGIC)))
-    if position < 0:
-        raise ValueError("no directory at its end")
+    position = _end_record(tail)
     _, disk, _, _, num_entries, size, offset, _ = _END.unpack_from(tail, position)
     end = file_bytes - tail_bytes + position
     if end >= _LOCATOR64.size and (_FULL16 in (disk, num_entries) or _FULL32 in (size, offset)):
@@ -258,6 +259,21 @@ def _find_directory(file: IO[bytes]) -> tuple[int, int, int, int]:
     if shift < 0:
         raise ValueError("its directory lies outside")
     return num_entries, size, offset, shift
+
+
+def _end_record(tail: bytes) -> int:
+    """Where the end record stands: the one whose comment ends with the file, else the last."""
+    positions = []
+    position = len(tail) - _END.size + len(_END_MAGIC)
+    while position > 0 and (position := tail.rfind(_END_MAGIC, 0, position)) >= 0:
+        *_, comment_bytes = _END.unpack_from(tail, position)
+        if position + _END.size + comment_bytes == len(tail):
+            return position
+        positions.append(position)
+        position += len(_END_MAGIC) - 1
+    if not positions:
+        raise ValueError("no directory at its end")
+    return positions[0]
 
 
 def _wide(extra: bytes, unpacked: int, packed: int, local: int) -> tuple[int, int, int]:
