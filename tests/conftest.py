@@ -9,6 +9,7 @@ import pytest
 from meloformer.midi.default_corpus import default_corpus_paths
 from meloformer.shards.build import build_shards
 from meloformer.shards.manifest import ShardSettings
+from meloformer.shards.pool import local_engine
 from meloformer.shards.reader import ShardFolder
 from meloformer.shards.sources import score_source
 from meloformer.tokens import vocabulary
@@ -39,7 +40,7 @@ def chorale_shards() -> Path:
             chorales = [path for path in default_corpus_paths() if path.parent.name == "bach"]
             settings = ShardSettings(valid_share=0.15, test_share=0.1, pieces_per_shard=8)
             source = score_source(chorales[:NUM_CHORALES])
-            build_shards(source, folder, settings, num_workers=2)
+            build_shards(source, folder, settings, run=local_engine(2))
     shards = ShardFolder.open(folder)
     assert all(shards.split(split).num_pieces for split in ("train", "valid", "test"))
     return folder

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from meloformer.shards.bucket_sort import sort_by_hash
+from meloformer.shards.clusters import UnionFind
 from meloformer.shards.content import KEY_LENGTH, split_of
 from meloformer.shards.copies import Kept, read_rows
 from meloformer.shards.fingerprints import NUM_HASHES
 from meloformer.shards.known import KNOWN_RECORD, KnownPieces
 from meloformer.shards.manifest import SPLITS, ShardSettings
-from meloformer.shards.near_copies import UnionFind, find_pairs
+from meloformer.shards.near_copies import find_pairs
 from meloformer.shards.spill import RECORD
 
 PLACED_RECORD = np.dtype(

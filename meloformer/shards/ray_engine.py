@@ -3,6 +3,8 @@
 The nodes share the input and the output folder; Ray carries jobs and their small results alone.
 """
 
+import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,6 +13,7 @@ from meloformer.shards.pool import DIED, Died, Job, Result, Run
 
 # One to run and some to go on with.
 _JOBS_PER_CORE = 3
+_CONNECT_SECONDS = 5.0
 
 
 def ray_engine() -> Run:
@@ -30,6 +33,7 @@ def ray_engine() -> Run:
             "`pip install 'meloformer[ray]'`"
         ) from error
     if not ray.is_initialized():
+        _check_address(os.environ.get("RAY_ADDRESS", ""))
         try:
             ray.init(log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError) as error:
@@ -46,6 +50,20 @@ def ray_engine() -> Run:
         return _run(ray, task, jobs, most)
 
     return run
+
+
+def _check_address(address: str) -> None:
+    """Ray itself tries an address where nobody answers for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():  # `auto`, `ray://...`, or none
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ShardError(
+            f"no Ray cluster at RAY_ADDRESS {address} ({error}); start one with "
+            "`ray start --head`, or give the address that it prints"
+        ) from error
 
 
 def _run(

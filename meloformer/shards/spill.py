@@ -164,7 +164,7 @@ def load_chunk(folder: Path, chunk: int) -> ChunkTable | None:
             records, signatures = arrays["records"], arrays["signatures"]
             text = json.loads(arrays["text"].tobytes())
         pieces_size = _pieces_path(folder, chunk).stat().st_size
-    except (OSError, ValueError, KeyError, BadZipFile):  # cut short by a crash of the machine
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # cut short by a crash of the machine
         return None
     if len(records) and _end(records[-1]) > pieces_size:
         return None

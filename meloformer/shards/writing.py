@@ -88,8 +88,8 @@ def write_splits(
     entries_folder = staging.work / "entries"
     entries_folder.mkdir(exist_ok=True)
     old: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
-    for split, entry in known.entries:
-        old[SPLITS[split]].append(entry)
+    for number, entry in known.entries:
+        old[SPLITS[number]].append(entry)
     for split in SPLITS:
         (staging.folder / split).mkdir(exist_ok=True)
     for entry in (entry for of_split in old.values() for entry in of_split):

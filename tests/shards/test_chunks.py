@@ -14,32 +14,61 @@ import pytest
 from meloformer.shards.chunks import (
     FILES_PER_CHUNK,
     Chunk,
-    ChunkResult,
     convert_chunk,
     convert_chunks,
     cut_chunks,
 )
+from meloformer.shards.guard import FileLimits
 from meloformer.shards.manifest import ShardSettings
-from meloformer.shards.spill import piece_source, read_piece, rejected_lines
+from meloformer.shards.pool import local_engine
+from meloformer.shards.sources import MidiFile
+from meloformer.shards.sources.files import CarriedFile
+from meloformer.shards.spill import ChunkTable, load_chunk, piece_facts, read_piece
 
 
 def file_of(name: str, data: bytes) -> Any:
-    return SimpleNamespace(name=name, read=partial(bytes, data))
+    return SimpleNamespace(name=name, read=partial(bytes, data), facts={})
 
 
 def file_that(name: str, act: Any) -> Any:
-    return SimpleNamespace(name=name, read=act)
+    return SimpleNamespace(name=name, read=act, facts={})
+
+
+def tables_of(spill: Path, num_chunks: int) -> list[ChunkTable]:
+    tables = [load_chunk(spill, number) for number in range(num_chunks)]
+    return [table for table in tables if table is not None]
 
 
 def rejections(spill: Path, num_chunks: int) -> dict[str, str]:
-    entries = [json.loads(line) for line in rejected_lines(spill, num_chunks)]
-    return {entry["path"]: entry["reason"] for entry in entries}
+    lines = [line for table in tables_of(spill, num_chunks) for line in table.rejected_lines]
+    return {entry["path"]: entry["reason"] for entry in map(json.loads, lines)}
 
 
-def convert(chunk: Chunk, spill: Path, time_limit_seconds: float = 60.0) -> ChunkResult:
-    return convert_chunk(
-        chunk, spill=spill, settings=ShardSettings(), time_limit_seconds=time_limit_seconds
+def convert(files: tuple[MidiFile, ...], spill: Path, **limits: Any) -> ChunkTable:
+    chunk = Chunk(0, files)
+    number = convert_chunk(
+        chunk, spill=spill, settings=ShardSettings(), limits=FileLimits(**limits)
     )
+    assert number == len(files)
+    [table] = tables_of(spill, 1)
+    return table
+
+
+def convert_all(
+    chunks: list[Chunk], spill: Path, num_workers: int, **limits: Any
+) -> tuple[list[ChunkTable], int]:
+    """Tables of all chunks, and how many files were said to be done."""
+    done: list[int] = []
+    num_chunks = convert_chunks(
+        chunks,
+        spill,
+        ShardSettings(),
+        run=local_engine(num_workers),
+        limits=FileLimits(**limits),
+        on_done=done.append,
+    )
+    assert num_chunks == len(chunks)
+    return tables_of(spill, num_chunks), sum(done)
 
 
 def test_chunks_hold_every_file_once_in_order() -> None:
@@ -49,17 +78,24 @@ def test_chunks_hold_every_file_once_in_order() -> None:
     assert [file for chunk in chunks for file in chunk.files] == files
 
 
+def test_chunks_end_where_their_files_carry_too_many_bytes() -> None:
+    files = [CarriedFile(str(number), bytes(10)) for number in range(5)]
+    sizes = [len(chunk.files) for chunk in cut_chunks(files, bytes_per_chunk=15)]
+    assert sizes == [2, 2, 1]
+
+
 def test_a_piece_comes_back_from_the_spill_as_it_went_in(
     chorales: list[bytes], tmp_path: Path
 ) -> None:
     files = tuple(file_of(f"{number}.mid", data) for number, data in enumerate(chorales))
-    result = convert(Chunk(0, files), tmp_path)
-    assert len(result.records) == len(chorales)
-    assert result.counts["notes"] >= result.records["num_notes"].sum()
-    for number, record in enumerate(result.records):
-        piece = read_piece(tmp_path, record)
+    table = convert(files, tmp_path)
+    assert len(table.records) == len(table.signatures) == len(chorales)
+    assert table.counts["notes"] >= table.records["num_notes"].sum()
+    for number, record in enumerate(table.records):
+        piece = read_piece(tmp_path, record, {"cluster": "x"})
         facts = json.loads(piece.facts_json)
-        assert piece_source(tmp_path, record) == facts["source"] == f"{number}.mid"
+        assert facts == piece_facts(tmp_path, record) | {"cluster": "x"}
+        assert table.names[number] == facts["source"] == f"{number}.mid"
         assert piece.bar_starts[0] < piece.bar_starts[-1] == piece.num_tokens - 1
         assert np.array_equal(piece.bar_starts, np.sort(piece.bar_starts))
         assert facts["num_bars"] == len(piece.bar_starts) - 1
@@ -70,24 +106,28 @@ def test_what_is_wrong_with_a_file_is_a_reason_and_the_others_pass(
     chorales: list[bytes], tmp_path: Path
 ) -> None:
     files = (
-        file_of("broken.mid", chorales[0][:100]),
+        file_of("broken.mid", b"MThd" + bytes(20)),
         file_of("good.mid", chorales[0]),
         file_that("slow.mid", partial(time.sleep, 600)),
+        file_that("hungry.mid", partial(bytes, 3 << 30)),
         file_that("our fault.mid", partial(int, "no number")),
     )
-    result = convert(Chunk(0, files), tmp_path, time_limit_seconds=0.2)
-    assert len(result.records) == 1
-    assert rejections(tmp_path, 1) == {
-        "broken.mid": "unreadable",
+    table = convert(files, tmp_path, file_seconds=0.5, file_megabytes=500)
+    assert len(table.records) == 1
+    expected = {
         "slow.mid": "timeout",
+        "hungry.mid": "too_much_memory",
         "our fault.mid": "internal_error",
     }
-    assert result.rejected == {"unreadable": 1, "timeout": 1, "internal_error": 1}
+    found = rejections(tmp_path, 1)
+    assert found.keys() == expected.keys() | {"broken.mid"}
+    assert {name: found[name] for name in expected} == expected
+    assert table.rejected.total() == len(found)
 
 
 def test_a_fault_of_ours_is_written_down_with_its_place(tmp_path: Path) -> None:
-    convert(Chunk(0, (file_that("x.mid", partial(int, "no number")),)), tmp_path)
-    [line] = rejected_lines(tmp_path, 1)
+    table = convert((file_that("x.mid", partial(int, "no number")),), tmp_path)
+    [line] = table.rejected_lines
     assert "ValueError" in json.loads(line)["detail"]
     assert "chunks.py:" in json.loads(line)["detail"]
 
@@ -103,15 +143,41 @@ def test_files_that_kill_or_hang_their_worker_are_named_and_cost_nothing_else(
         Chunk(2, (file_that("hangs.mid", partial(sum, range(10**15))), good[6])),
         Chunk(3, tuple(good[7:])),
     ]
-    results = sorted(
-        convert_chunks(chunks, tmp_path, ShardSettings(), num_workers=2, time_limit_seconds=1.0),
-        key=lambda result: result.number,
-    )
-    assert [result.number for result in results] == [0, 1, 2, 3]
-    assert [len(result.records) for result in results] == [2, 4, 1, 5]
+    tables, num_done = convert_all(chunks, tmp_path, 2, file_seconds=1.0)
+    assert num_done == len(good) + 2
+    assert [len(table.records) for table in tables] == [2, 4, 1, 5]
     assert rejections(tmp_path, 4) == {"dies.mid": "crashed", "hangs.mid": "crashed"}
-    sources = {piece_source(tmp_path, record) for result in results for record in result.records}
-    assert sources == {file.name for file in good}
+    assert {name for table in tables for name in table.names} == {file.name for file in good}
+
+
+def test_a_chunk_that_is_done_is_not_done_again_unless_its_files_are_others(
+    chorales: list[bytes], tmp_path: Path
+) -> None:
+    good = [file_of(f"{number}.mid", data) for number, data in enumerate(chorales[:4])]
+    chunks = [Chunk(0, tuple(good[:2])), Chunk(1, tuple(good[2:]))]
+    convert_all(chunks, tmp_path, 1)
+    before = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
+    tables, num_done = convert_all(chunks, tmp_path, 1)
+    assert num_done == 4
+    assert {path.name: path.stat().st_ino for path in tmp_path.iterdir()} == before
+    other = [chunks[0], Chunk(1, (good[0],))]
+    tables, num_done = convert_all(other, tmp_path, 1)
+    assert num_done == 3
+    assert tables[1].names == ["0.mid"]
+
+
+@pytest.mark.parametrize("num_kept", [0, 100])
+def test_a_chunk_that_was_cut_short_is_done_again(
+    chorales: list[bytes], tmp_path: Path, num_kept: int
+) -> None:
+    good = [file_of(f"{number}.mid", data) for number, data in enumerate(chorales[:2])]
+    for suffix in ("chunk", "pieces"):
+        convert_all([Chunk(0, tuple(good))], tmp_path, 1)
+        [path] = tmp_path.glob(f"*.{suffix}")
+        os.truncate(path, num_kept)
+        assert load_chunk(tmp_path, 0) is None
+        tables, _ = convert_all([Chunk(0, tuple(good))], tmp_path, 1)
+        assert len(tables[0].records) == 2
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -119,8 +185,9 @@ def test_any_number_of_workers_converts_the_same(
     chorales: list[bytes], tmp_path: Path, num_workers: int
 ) -> None:
     files = [file_of(f"{number}.mid", data) for number, data in enumerate(chorales)]
-    expected = convert(Chunk(0, tuple(files)), tmp_path).records
-    chunks = cut_chunks(files, files_per_chunk=5)
-    results = convert_chunks(chunks, tmp_path, ShardSettings(), num_workers=num_workers)
-    found = np.concatenate([r.records for r in sorted(results, key=lambda result: result.number)])
-    assert found["key"].tolist() == expected["key"].tolist()
+    (tmp_path / "one").mkdir()
+    (tmp_path / "many").mkdir()
+    expected = convert(tuple(files), tmp_path / "one").records["key"].tolist()
+    chunks = list(cut_chunks(files, files_per_chunk=5))
+    tables, _ = convert_all(chunks, tmp_path / "many", num_workers)
+    assert [key for table in tables for key in table.records["key"].tolist()] == expected
