@@ -8,15 +8,15 @@ import numpy as np
 import torch
 
 from meloformer.batches.attributes import AttributeDropout
+from meloformer.batches.augmentation import Augmentation
 from meloformer.batches.batch import IGNORE_INDEX, Batch
 from meloformer.batches.block_plans import build_blocks
+from meloformer.batches.piece_index import PieceIndex
 from meloformer.batches.share import MicroBatchSpec
-from meloformer.batches.windows import PieceIndex, Window
-from meloformer.errors import ConfigError
+from meloformer.batches.windows import Window
 from meloformer.model.masks import Layout, Rule, num_summaries
 from meloformer.tokens.attributes import drop_attributes
 from meloformer.tokens.labels import token_labels
-from meloformer.tokens.transpose import transpose, transpositions
 from meloformer.tokens.vocabulary import KIND_OF, PAD, Kind
 from meloformer.tokens.windows import cut_window
 
@@ -31,20 +31,16 @@ class Collator:
     Args:
         index: the pieces; it travels into data workers.
         attributes: how prefixes lose statements.
-        seed: of dropout and transposition.
-        max_transposition: semitones up or down by which a window may be shifted; 0 never.
+        seed: of dropout and augmentation.
+        augmentation: how far a window may be shifted.
         blocks_rule: build block lists for this rule; None builds none.
     """
 
     index: PieceIndex
     attributes: AttributeDropout = field(default_factory=AttributeDropout)
     seed: int = 0
-    max_transposition: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
     blocks_rule: Rule | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_transposition < 12:
-            raise ConfigError(f"max_transposition {self.max_transposition}: allowed 0..11")
 
     def __call__(self, spec: MicroBatchSpec) -> Batch:
         """Read, cut, drop attributes, label and pad."""
@@ -56,15 +52,12 @@ class Collator:
         piece, first, last = window
         random = np.random.default_rng([self.seed, epoch, piece, first])
         ids = self.index.read(piece)
-        if last - first < self.index.num_bars[piece]:
-            ids = cut_window(ids, first, last, self.index.bar_starts(piece))
+        starts = self.index.bar_starts(piece)
+        if last - first < len(starts) - 1:
+            ids = cut_window(ids, first, last, starts)
+        # In this order: a run without augmentation draws what it always drew.
         ids = drop_attributes(ids, self.attributes.keep(random))
-        if self.max_transposition:
-            lowest, highest = transpositions(ids)
-            lowest = max(lowest, -self.max_transposition)
-            highest = min(highest, self.max_transposition)
-            ids = transpose(ids, int(random.integers(lowest, highest + 1)))
-        return ids
+        return self.augmentation.shifted(ids, random)
 
 
 def collate_rows(

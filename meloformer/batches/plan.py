@@ -7,29 +7,22 @@ holds what a group left over, so that any step can be reached without replaying 
 
 import hashlib
 import json
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from meloformer.batches.rows import Row, best_fit, next_fit
-from meloformer.batches.windows import (
-    BarLines,
-    PieceIndex,
-    SizedWindow,
-    Window,
-    cut_long_pieces,
-    whole_pieces,
-)
+from meloformer.batches.piece_index import PieceIndex
+from meloformer.batches.rows import Row, Rows, best_fit, next_fit
+from meloformer.batches.windows import SizedWindow, Windows, cut_long_pieces, whole_pieces
 from meloformer.errors import BatchError, ConfigError
 from meloformer.model.masks import num_summaries
 
 Collate = Literal["bucket", "pack"]
 
-CURSOR_FORMAT = 1
+# 2: carried windows bring their tokens.
+CURSOR_FORMAT = 2
 
 # Streams of random numbers of one epoch.
 _SHARDS, _PIECES, _STEPS = range(3)
@@ -98,7 +91,7 @@ class Cursor:
     group: int = 0
     step_in_group: int = 0
     step_in_epoch: int = 0
-    carried: tuple[Window, ...] = ()
+    carried: tuple[SizedWindow, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
@@ -121,7 +114,7 @@ class Cursor:
                 name: int(data[name])
                 for name in ("epoch", "group", "step_in_group", "step_in_epoch")
             }
-            carried = tuple(Window(*map(int, window)) for window in data["carried"])
+            carried = tuple(SizedWindow(*map(int, window)) for window in data["carried"])
         except (KeyError, TypeError, ValueError) as error:
             raise BatchError(
                 f"data cursor cannot be read ({error!r}); resume from another checkpoint"
@@ -138,24 +131,29 @@ class Step:
     cursor_after: Cursor
 
 
-@dataclass(frozen=True, kw_only=True)
-class EpochFacts:
-    """What an epoch amounts to; `padding` leaves out the last step, which may be short."""
+@dataclass(frozen=True, eq=False)
+class GroupPlan:
+    """Steps of a group of shards.
 
-    num_steps: int
-    num_rows: int
-    num_windows: int
+    Args:
+        rows: all rows of the group.
+        steps: numbers of the rows of each step.
+        left: windows that go on to the next group.
+        num_pieces: pieces of its shards that the epoch takes.
+        num_tokens: tokens of those.
+    """
+
+    rows: Rows
+    steps: list[np.ndarray]
+    left: Windows
+    num_pieces: int
     num_tokens: int
-    padding: float
-    rows_per_length: dict[int, int]
 
 
 def plan_fingerprint(index: PieceIndex, config: PlanConfig) -> str:
     """Short hash of all that the plan is a function of: a cursor is worth nothing under another."""
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
-    for array in (index.num_tokens, index.num_bars, index.prefix_length):
-        digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
-    digest.update(str(index.num_shards).encode())
+    digest.update(index.fingerprint.encode())
     return digest.hexdigest()[:16]
 
 
@@ -171,64 +169,68 @@ def iterate_steps(
         BatchError: no pieces, or a single bar is longer than a row.
     """
     cursor = cursor or Cursor()
-    if len(index.num_tokens) == 0:
-        raise BatchError("a split without pieces, allowed 1 or more; build shards from more files")
-    shards = [shard for shard in range(index.num_shards) if index.pieces_of_shard(shard)]
-    shards = _random(config, cursor.epoch, _SHARDS).permutation(shards).tolist()
-    num_groups = -(-len(shards) // config.group_shards)
     next_epoch = Cursor(epoch=cursor.epoch + 1)
-    for group in range(cursor.group, num_groups):
-        is_last = group == num_groups - 1
-        start = group * config.group_shards
-        pieces = [index.pieces_of_shard(s) for s in shards[start : start + config.group_shards]]
-        steps, left = _plan_group(index, config, np.concatenate(pieces), cursor, is_last)
-        for done in range(cursor.step_in_group, len(steps)):
+    carried = Windows.of(cursor.carried)
+    groups = shard_groups(index, config, cursor.epoch)
+    index.prefetch(groups[cursor.group] if cursor.group < len(groups) else ())
+    for group in range(cursor.group, len(groups)):
+        is_last = group == len(groups) - 1
+        plan = plan_group(index, config, cursor.epoch, groups, group, carried)
+        # While this group trains there is time to fetch the next one.
+        index.prefetch(groups[group + 1] if not is_last else ())
+        left = tuple(plan.left)
+        for done in range(cursor.step_in_group, len(plan.steps)):
             cursor = replace(cursor, step_in_group=done + 1, step_in_epoch=cursor.step_in_epoch + 1)
             after = cursor
-            if done + 1 == len(steps):
+            if done + 1 == len(plan.steps):
                 after = next_epoch if is_last else _next_group(cursor, left)
-            yield Step(epoch=cursor.epoch, rows=tuple(steps[done]), cursor_after=after)
-        cursor = _next_group(cursor, left)
+            rows = tuple(plan.rows[row] for row in plan.steps[done].tolist())
+            yield Step(epoch=cursor.epoch, rows=rows, cursor_after=after)
+        cursor, carried = _next_group(cursor, left), plan.left
 
 
-def epoch_facts(index: PieceIndex, config: PlanConfig, epoch: int = 0) -> EpochFacts:
-    """Plan an epoch and count."""
-    num_steps = num_rows = num_windows = num_tokens = 0
-    lengths: Counter[int] = Counter()
-    last_tokens = last_padded = 0
-    for step in iterate_steps(index, config, Cursor(epoch=epoch)):
-        num_steps += 1
-        num_rows += len(step.rows)
-        num_windows += sum(len(row.windows) for row in step.rows)
-        last_tokens = sum(row.tokens for row in step.rows)
-        last_padded = sum(row.length for row in step.rows)
-        num_tokens += last_tokens
-        lengths.update(row.length for row in step.rows)
-    padded = sum(length * count for length, count in lengths.items()) - last_padded
-    return EpochFacts(
-        num_steps=num_steps,
-        num_rows=num_rows,
-        num_windows=num_windows,
-        num_tokens=num_tokens,
-        padding=1 - (num_tokens - last_tokens) / padded if padded else 0.0,
-        rows_per_length=dict(sorted(lengths.items())),
-    )
+def shard_groups(index: PieceIndex, config: PlanConfig, epoch: int) -> list[list[int]]:
+    """Shards of each group of an epoch.
+
+    Raises:
+        BatchError: there are no pieces.
+    """
+    if not index.num_pieces:
+        raise BatchError("a split without pieces, allowed 1 or more; build shards from more files")
+    shards = index.order_shards(_random(config, epoch, _SHARDS)).tolist()
+    size = config.group_shards
+    return [shards[start : start + size] for start in range(0, len(shards), size)]
 
 
-def build_rows(windows: list[list[SizedWindow]], config: PlanConfig) -> list[Row]:
-    """Give filled rows the shortest length that takes their tokens and their bars."""
-    lengths = config.row_lengths
-    bars_of_length = [num_summaries(length) for length in lengths]
-    rows = []
-    for row in windows:
-        tokens = sum(sized.tokens for sized in row)
-        bars = sum(sized.bars for sized in row)
-        shape = max(bisect_left(lengths, tokens), bisect_left(bars_of_length, bars))
-        rows.append(Row(tuple(sized.window for sized in row), tokens, bars, lengths[shape]))
-    return rows
+def plan_group(
+    index: PieceIndex,
+    config: PlanConfig,
+    epoch: int,
+    groups: list[list[int]],
+    group: int,
+    carried: Windows,
+) -> GroupPlan:
+    """Plan the steps of a group of shards and of what earlier groups left to it.
+
+    Raises:
+        BatchError: a single bar is longer than a row.
+    """
+    is_last = group == len(groups) - 1
+    of_shards = [whole_pieces(index, n, index.chosen(n, epoch)) for n in groups[group]]
+    pieces = Windows.joined(*of_shards)
+    order = _random(config, epoch, _PIECES, group).permutation(len(pieces))
+    windows = Windows.joined(carried, pieces[order])
+    random = _random(config, epoch, _STEPS, group)
+    if config.collate == "bucket":
+        rows, steps, left = _bucket_steps(index, config, windows, random)
+    else:
+        rows, steps, left = _pack_steps(index, config, windows, random, is_last)
+    if is_last and len(left):
+        steps, left = [*steps, left], left[:0]
+    return GroupPlan(rows, steps, rows.windows_of(left), len(pieces), int(pieces.tokens.sum()))
 
 
-def _next_group(cursor: Cursor, carried: tuple[Window, ...]) -> Cursor:
+def _next_group(cursor: Cursor, carried: tuple[SizedWindow, ...]) -> Cursor:
     return replace(cursor, group=cursor.group + 1, step_in_group=0, carried=carried)
 
 
@@ -236,70 +238,44 @@ def _random(config: PlanConfig, epoch: int, stream: int, group: int = 0) -> np.r
     return np.random.default_rng([config.seed, epoch, stream, group])
 
 
-def _plan_group(
-    index: PieceIndex,
-    config: PlanConfig,
-    pieces: np.ndarray,
-    cursor: Cursor,
-    is_last: bool,
-) -> tuple[list[list[Row]], tuple[Window, ...]]:
-    """Steps of the cursor's group of shards, and the windows that are left to the next one."""
-    pieces = _random(config, cursor.epoch, _PIECES, cursor.group).permutation(pieces)
-    windows = [BarLines.of(index, w.piece).window(*w) for w in cursor.carried]
-    windows += whole_pieces(index, pieces)
-    random = _random(config, cursor.epoch, _STEPS, cursor.group)
-    if config.collate == "bucket":
-        steps, left = _bucket_steps(index, config, windows, random)
-    else:
-        steps, left = _pack_steps(index, config, windows, random, is_last)
-    if is_last and left:
-        steps.append(left)
-        left = []
-    return steps, tuple(window for row in left for window in row.windows)
-
-
 def _bucket_steps(
-    index: PieceIndex, config: PlanConfig, windows: list[SizedWindow], random: np.random.Generator
-) -> tuple[list[list[Row]], list[Row]]:
-    whole = list(cut_long_pieces(index, windows, config.max_seq_len, config.max_bars))
-    filled = best_fit(whole, config.max_seq_len, config.max_bars)
-    rows = build_rows(filled, config)
-    rows = [rows[i] for i in random.permutation(len(rows)).tolist()]
+    index: PieceIndex, config: PlanConfig, windows: Windows, random: np.random.Generator
+) -> tuple[Rows, list[np.ndarray], np.ndarray]:
+    """Rows, those of each step, and those that are left to the next group."""
+    whole = cut_long_pieces(index, windows, config.max_seq_len, config.max_bars)
+    rows = Rows.of(*best_fit(whole, config.max_seq_len, config.max_bars), config.row_lengths)
+    shuffled = random.permutation(len(rows))
 
-    by_length: dict[int, list[Row]] = {}
-    for row in rows:
-        by_length.setdefault(row.length, []).append(row)
     size = config.global_batch
     steps, rest = [], []
-    for length in sorted(by_length):
-        same = by_length[length]
-        whole_steps = len(same) // size * size
-        steps += [same[i : i + size] for i in range(0, whole_steps, size)]
-        rest += same[whole_steps:]
+    for length in np.unique(rows.length).tolist():
+        same = shuffled[rows.length[shuffled] == length]
+        num_whole = len(same) // size * size
+        steps += list(same[:num_whole].reshape(-1, size))
+        rest.append(same[num_whole:])
 
     # The emptiest rows wait: the next group has windows that fill them.
-    num_left = len(rest) % size
-    rest.sort(key=lambda row: row.length - row.tokens, reverse=True)
-    left, rest = rest[:num_left], sorted(rest[num_left:], key=lambda row: row.length)
-    steps += [rest[i : i + size] for i in range(0, len(rest), size)]
-    return [steps[i] for i in random.permutation(len(steps)).tolist()], left
+    mixed = np.concatenate([np.zeros(0, dtype=np.int64), *rest])
+    mixed = mixed[np.argsort((rows.tokens - rows.length)[mixed], kind="stable")]
+    left, mixed = mixed[: len(mixed) % size], mixed[len(mixed) % size :]
+    mixed = mixed[np.argsort(rows.length[mixed], kind="stable")]
+    steps += list(mixed.reshape(-1, size))
+    return rows, [steps[i] for i in random.permutation(len(steps)).tolist()], left
 
 
 def _pack_steps(
     index: PieceIndex,
     config: PlanConfig,
-    windows: list[SizedWindow],
+    windows: Windows,
     random: np.random.Generator,
     is_last: bool,
-) -> tuple[list[list[Row]], list[Row]]:
-    filled = list(next_fit(index, windows, config.max_seq_len, config.max_bars))
-    rows = build_rows(filled, config)
+) -> tuple[Rows, list[np.ndarray], np.ndarray]:
+    """Rows, those of each step, and those that are left to the next group."""
+    filled = next_fit(index, windows, config.max_seq_len, config.max_bars)
+    rows = Rows.of(*filled, config.row_lengths)
     # The last row is still open: the next group goes on filling it, so it waits, and waits last.
-    num_closed = len(rows) if is_last else len(rows) - 1
+    num_closed = len(rows) if is_last else max(len(rows) - 1, 0)
     num_whole = num_closed // config.global_batch * config.global_batch
-    order = random.permutation(num_whole).tolist()
-    steps = [
-        [rows[i] for i in order[start : start + config.global_batch]]
-        for start in range(0, num_whole, config.global_batch)
-    ]
-    return steps, rows[num_whole:]
+    order = random.permutation(num_whole)
+    steps = list(order.reshape(-1, config.global_batch))
+    return rows, steps, np.arange(num_whole, len(rows))

@@ -1,15 +1,14 @@
 """Rows: windows that share one sequence, under two capacities, tokens and bars."""
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from meloformer.batches.windows import (
-    BarLines,
-    PieceIndex,
-    SizedWindow,
-    Window,
-    bar_too_long,
-)
+import numpy as np
+
+from meloformer.batches.piece_index import PieceIndex
+from meloformer.batches.windows import Window, Windows, bar_lines, bar_too_long
+from meloformer.model.masks import num_summaries
 
 # Free lengths tried per window where tokens fit and bars do not; past that a new row is opened.
 _MAX_TRIES = 16
@@ -31,7 +30,63 @@ class Row(NamedTuple):
     length: int
 
 
-def best_fit(windows: list[SizedWindow], max_tokens: int, max_bars: int) -> list[list[SizedWindow]]:
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """R rows as a table; `Row` objects are made of those that a step wants.
+
+    Args:
+        windows: windows of all rows, row after row.
+        edges: (R + 1,) where the windows of each row begin.
+        tokens: (R,) upper bounds.
+        bars: (R,).
+        length: (R,) shapes.
+    """
+
+    windows: Windows
+    edges: np.ndarray
+    tokens: np.ndarray
+    bars: np.ndarray
+    length: np.ndarray
+
+    @classmethod
+    def of(cls, windows: Windows, edges: np.ndarray, row_lengths: tuple[int, ...]) -> "Rows":
+        """Give filled rows the shortest length that takes their tokens and their bars.
+
+        Args:
+            windows: row after row.
+            edges: (R + 1,) where the windows of each row begin.
+            row_lengths: shapes, ascending.
+        """
+        tokens, bars = (
+            np.diff(np.concatenate([[0], np.cumsum(of_window)])[edges])
+            for of_window in (windows.tokens, windows.bars)
+        )
+        bars_of_length = [num_summaries(length) for length in row_lengths]
+        shape = np.maximum(
+            np.searchsorted(row_lengths, tokens), np.searchsorted(bars_of_length, bars)
+        )
+        return cls(windows, edges, tokens, bars, np.array(row_lengths)[shape])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, number: int) -> Row:
+        first, end = self.edges[number : number + 2].tolist()
+        windows = self.windows.table[:3, first:end].T.tolist()
+        return Row(
+            tuple(Window(*window) for window in windows),
+            int(self.tokens[number]),
+            int(self.bars[number]),
+            int(self.length[number]),
+        )
+
+    def windows_of(self, rows: np.ndarray) -> Windows:
+        """Windows of some rows, in their order."""
+        parts = [np.arange(self.edges[row], self.edges[row + 1]) for row in rows.tolist()]
+        return self.windows[np.concatenate([np.zeros(0, dtype=np.int64), *parts])]
+
+
+def best_fit(windows: Windows, max_tokens: int, max_bars: int) -> tuple[Windows, np.ndarray]:
     """Share rows among windows: longest first, each into the fullest row that still takes it.
 
     Args:
@@ -39,70 +94,113 @@ def best_fit(windows: list[SizedWindow], max_tokens: int, max_bars: int) -> list
         max_tokens: token capacity of a row.
         max_bars: bar capacity of a row.
 
+    Returns:
+        The windows row after row, and (R + 1,) where those of each row begin.
+
     Source: best-fit decreasing bin packing; a bit per free length finds the fullest row at once.
 
-    >>> rows = best_fit([SizedWindow(Window(i, 0, 1), t, 1) for i, t in enumerate([5, 3, 4])], 8, 8)
-    >>> [[sized.window.piece for sized in row] for row in rows]
-    [[0, 1], [2]]
+    >>> windows = Windows.whole(np.arange(3), np.array([5, 3, 4]), np.ones(3))
+    >>> placed, edges = best_fit(windows, 8, 8)
+    >>> placed.piece.tolist(), edges.tolist()
+    ([0, 1, 2], [0, 2, 3])
     """
-    by_size = sorted(
-        windows, key=lambda w: max(w.tokens * max_bars, w.bars * max_tokens), reverse=True
-    )
-    rows: list[list[SizedWindow]] = []
+    size = np.maximum(windows.tokens * max_bars, windows.bars * max_tokens)
+    order = np.argsort(-size, kind="stable")
+    row_of: list[int] = []
     free_bars: list[int] = []
     rows_with_free: list[list[int]] = [[] for _ in range(max_tokens + 1)]
     occupied = 0  # bit f is set where rows_with_free[f] is not empty
-    for sized in by_size:
-        candidates, tries, chosen, free = occupied >> sized.tokens, 0, len(rows), max_tokens
+    for tokens, bars in zip(
+        windows.tokens[order].tolist(), windows.bars[order].tolist(), strict=True
+    ):
+        candidates, tries, chosen, free = occupied >> tokens, 0, len(free_bars), max_tokens
         while candidates and tries < _MAX_TRIES:
-            same_free = rows_with_free[sized.tokens + (candidates & -candidates).bit_length() - 1]
+            lowest = candidates & -candidates
+            length = tokens + lowest.bit_length() - 1
+            same_free = rows_with_free[length]
             tries += 1
-            if free_bars[same_free[-1]] >= sized.bars:
-                chosen = same_free.pop()
-                free = sized.tokens + (candidates & -candidates).bit_length() - 1
+            if free_bars[same_free[-1]] >= bars:
+                chosen, free = same_free.pop(), length
                 if not same_free:
                     occupied ^= 1 << free
                 break
-            candidates &= candidates - 1
-        if chosen == len(rows):
-            rows.append([])
+            candidates ^= lowest
+        if chosen == len(free_bars):
             free_bars.append(max_bars)
-        rows[chosen].append(sized)
-        free_bars[chosen] -= sized.bars
-        free -= sized.tokens
+        row_of.append(chosen)
+        free_bars[chosen] -= bars
+        free -= tokens
         if free and free_bars[chosen]:
+            if not rows_with_free[free]:
+                occupied |= 1 << free
             rows_with_free[free].append(chosen)
-            occupied |= 1 << free
-    return rows
+    row_of_window = np.array(row_of, dtype=np.int64)
+    row_after_row = np.argsort(row_of_window, kind="stable")
+    sizes = np.bincount(row_of_window, minlength=len(free_bars))
+    return windows[order[row_after_row]], np.concatenate([[0], np.cumsum(sizes)])
 
 
 def next_fit(
-    index: PieceIndex, windows: Iterable[SizedWindow], max_tokens: int, max_bars: int
-) -> Iterator[list[SizedWindow]]:
+    index: PieceIndex, windows: Windows, max_tokens: int, max_bars: int
+) -> tuple[Windows, np.ndarray]:
     """Fill rows in the order given; a window that does not fit goes on, cut at a bar line.
 
     Every bar is in exactly one row. Fed with the windows of its own last rows first, it makes
     those rows again, so that a stream may be stopped and continued.
 
+    Returns:
+        The windows row after row, and (R + 1,) where those of each row begin.
+
     Raises:
         BatchError: a single bar is longer than a row.
     """
-    row: list[SizedWindow] = []
-    free, free_bars = max_tokens, max_bars
-    for sized in windows:
-        while sized.tokens > free or sized.bars > free_bars:
-            piece, first, end = sized.window
-            bar_lines = BarLines.of(index, piece)
-            cut = bar_lines.fit(first, free, free_bars)
-            if cut > first:
-                row.append(bar_lines.window(piece, first, cut))
-                sized = bar_lines.window(piece, cut, end)
-            elif not row:
-                raise bar_too_long(index, piece, first, max_tokens)
-            yield row
-            row, free, free_bars = [], max_tokens, max_bars
-        row.append(sized)
-        free -= sized.tokens
-        free_bars -= sized.bars
-    if row:
-        yield row
+    # Tokens and bars before each window, to find where a row is full without walking there.
+    tokens_before = [0, *np.cumsum(windows.tokens).tolist()]
+    bars_before = [0, *np.cumsum(windows.bars).tolist()]
+    columns = windows.table.tolist()
+    placed: list[list[int]] = [[], [], [], []]
+    edges = [0]
+    number, rest = 0, None  # the window to go on with, and what is left of it where it was cut
+    while number < len(windows):
+        free, free_bars, start = max_tokens, max_bars, number
+        if rest is not None and rest.tokens <= free and rest.bars <= free_bars:
+            _place(placed, rest)
+            free, free_bars, start, rest = (
+                free - rest.tokens,
+                free_bars - rest.bars,
+                start + 1,
+                None,
+            )
+        if rest is None:
+            number = (
+                min(
+                    bisect_right(tokens_before, tokens_before[start] + free, lo=start),
+                    bisect_right(bars_before, bars_before[start] + free_bars, lo=start),
+                )
+                - 1
+            )
+            for column, values in zip(placed, columns, strict=True):
+                column += values[start:number]
+            if number == len(windows):
+                break
+            free -= tokens_before[number] - tokens_before[start]
+            free_bars -= bars_before[number] - bars_before[start]
+        piece, first, end = (column[number] for column in columns[:3])
+        if rest is not None:
+            first = rest.first_bar
+        lines = bar_lines(index, piece)
+        cut = min(end, lines.fit(first, free, free_bars))
+        if cut > first:
+            _place(placed, lines.window(piece, first, cut))
+            rest = lines.window(piece, cut, end)
+        elif len(placed[0]) == edges[-1]:
+            raise bar_too_long(index, piece, first, max_tokens)
+        edges.append(len(placed[0]))
+    if len(placed[0]) > edges[-1]:
+        edges.append(len(placed[0]))
+    return Windows(np.array(placed, dtype=np.int64)), np.array(edges)
+
+
+def _place(placed: list[list[int]], window: tuple[int, ...]) -> None:
+    for column, value in zip(placed, window, strict=True):
+        column.append(value)

@@ -7,24 +7,16 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from meloformer.batches.batch import Batch
 from meloformer.batches.collate import Collator
 from meloformer.batches.phases import Phase, PhaseConfig, phase_at
-from meloformer.batches.plan import (
-    Cursor,
-    PlanConfig,
-    Step,
-    build_rows,
-    iterate_steps,
-    plan_fingerprint,
-)
-from meloformer.batches.rows import best_fit
+from meloformer.batches.plan import Cursor, PlanConfig, Step, iterate_steps, plan_fingerprint
 from meloformer.batches.share import MicroBatchSpec, StepFacts, micro_batches, step_facts
-from meloformer.batches.windows import check_bars_fit, cut_long_pieces, whole_pieces
+from meloformer.batches.validation_rows import validation_rows
+from meloformer.batches.windows import check_bars_fit
 from meloformer.errors import BatchError, MeloFormerError
 
 logger = logging.getLogger(__name__)
@@ -124,6 +116,7 @@ class TrainStream:
         cursor = self.cursor
         numbers = count(self.step + 1)
         while True:
+            epoch = cursor.epoch
             for step in iterate_steps(self._collator.index, self._config, cursor):
                 if phase_at(next(numbers), self._phases) != phase:
                     return
@@ -132,6 +125,8 @@ class TrainStream:
                 facts = step_facts(step, self._world_size, phase.micro_batch_rows)
                 self._planned.append((cursor, facts, len(specs)))
                 yield from specs
+            # An epoch of a mixture may end in shards of which it takes nothing.
+            cursor = Cursor(epoch=epoch + 1)
 
 
 class ValidationStream:
@@ -163,18 +158,7 @@ class ValidationStream:
         max_rows: int | None = None,
         pin_memory: bool = False,
     ) -> None:
-        index = collator.index
-        pieces = np.arange(len(index.num_tokens))
-        if not len(pieces):
-            raise BatchError(
-                "a validation split without pieces, allowed 1 or more; build the shards with a "
-                "larger --valid_share, or from more files"
-            )
-        max_tokens, max_bars = config.max_seq_len, config.max_bars
-        windows = list(cut_long_pieces(index, whole_pieces(index, pieces), max_tokens, max_bars))
-        rows = build_rows(best_fit(windows, max_tokens, max_bars), config)
-        if max_rows is not None and max_rows < len(rows):
-            rows = [rows[i * len(rows) // max_rows] for i in range(max_rows)]
+        rows = validation_rows(collator.index, config, max_rows)
         step = Step(epoch=0, rows=tuple(rows), cursor_after=Cursor())
         self.facts = step_facts(step, world_size, micro_batch_rows)
         self._specs = micro_batches(step, rank, world_size, micro_batch_rows)

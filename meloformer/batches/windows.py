@@ -4,13 +4,13 @@ Nothing is read here: lengths follow from the index of the shards, as upper boun
 that the collator will produce (attributes still in, header of a first bar restated).
 """
 
-from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
+from meloformer.batches.piece_index import PieceIndex
 from meloformer.errors import BatchError
 from meloformer.tokens.windows import window_length
 
@@ -24,128 +24,158 @@ class Window(NamedTuple):
 
 
 class SizedWindow(NamedTuple):
-    """A window and what it takes from a row: tokens (an upper bound) and bars."""
+    """A window and the tokens that it takes from a row, an upper bound."""
 
-    window: Window
+    piece: int
+    first_bar: int
+    last_bar: int
     tokens: int
-    bars: int
-
-
-class PieceIndex(Protocol):
-    """What batches ask of one split of a shard folder."""
 
     @property
-    def num_tokens(self) -> np.ndarray:
-        """(P,) tokens of each whole piece, full prefix and EOS included."""
+    def window(self) -> Window:
+        return Window(self.piece, self.first_bar, self.last_bar)
 
     @property
-    def num_bars(self) -> np.ndarray:
-        """(P,) bars of each piece, at least 1."""
+    def bars(self) -> int:
+        return self.last_bar - self.first_bar
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """N windows as a table: a group of shards holds too many for an object each.
+
+    Args:
+        table: (4, N) int64: piece, first bar, last bar (exclusive), tokens.
+    """
+
+    table: np.ndarray
+
+    @classmethod
+    def of(cls, windows: Iterable[SizedWindow]) -> "Windows":
+        """The table of some windows."""
+        return cls(np.array(list(windows), dtype=np.int64).reshape(-1, 4).T)
+
+    @classmethod
+    def whole(cls, pieces: np.ndarray, tokens: np.ndarray, bars: np.ndarray) -> "Windows":
+        """One window per piece, in the order given."""
+        return cls(np.stack([pieces, np.zeros_like(pieces), bars, tokens]).astype(np.int64))
+
+    @classmethod
+    def joined(cls, *parts: "Windows") -> "Windows":
+        """All windows of some tables, in order."""
+        return cls(np.concatenate([cls.of(()).table, *(part.table for part in parts)], axis=1))
+
+    def __len__(self) -> int:
+        return self.table.shape[1]
+
+    def __iter__(self) -> Iterator[SizedWindow]:
+        return (SizedWindow(*window) for window in self.table.T.tolist())
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> "Windows":
+        return Windows(self.table[:, chosen])
 
     @property
-    def prefix_length(self) -> np.ndarray:
-        """(P,) tokens before the first bar."""
+    def piece(self) -> np.ndarray:
+        """(N,) piece of each."""
+        return self.table[0]
 
     @property
-    def num_shards(self) -> int:
-        """Shards of the split."""
+    def tokens(self) -> np.ndarray:
+        """(N,) upper bounds on the tokens of each."""
+        return self.table[3]
 
-    def bar_starts(self, piece: int) -> np.ndarray:
-        """(num_bars + 1,) token offset of each bar; the last entry is the end without EOS."""
-
-    def pieces_of_shard(self, shard: int) -> range:
-        """Pieces that a shard holds, consecutive."""
-
-    def key(self, piece: int) -> str:
-        """Name of the piece, for messages."""
-
-    def read(self, piece: int) -> np.ndarray:
-        """uint16 ids of the whole piece."""
+    @property
+    def bars(self) -> np.ndarray:
+        """(N,) bars of each."""
+        return self.table[2] - self.table[1]
 
 
 @dataclass(frozen=True, slots=True)
 class BarLines:
-    """Bar lines of one piece as plain integers, for a planner that asks once per window.
+    """Bar lines of one piece, for a planner that asks once per cut.
 
     Args:
-        prefix_length: tokens before the first bar.
-        starts: token offset of each bar, then the end without EOS.
+        starts: token offset of each bar, the first one the length of the prefix, then the end
+            without EOS.
     """
 
-    prefix_length: int
-    starts: list[int]
+    starts: np.ndarray
 
-    @classmethod
-    def of(cls, index: PieceIndex, piece: int) -> "BarLines":
-        """Bar lines of a piece of the index."""
-        return cls(int(index.prefix_length[piece]), index.bar_starts(piece).tolist())
+    @property
+    def num_bars(self) -> int:
+        return len(self.starts) - 1
 
     def tokens(self, first: int, last: int) -> int:
         """Most tokens of bars first..last - 1: `tokens.windows.window_length` in plain integers.
 
-        >>> BarLines(10, [10, 30, 40]).tokens(1, 2)
+        >>> BarLines(np.array([10, 30, 40])).tokens(1, 2)
         23
         """
-        restated = 2 if first > 0 else 0
-        has_eos = last == len(self.starts) - 1
-        return self.prefix_length + self.starts[last] - self.starts[first] + restated + has_eos
+        length = self.starts.item(0) + self.starts.item(last) - self.starts.item(first)
+        return length + (2 if first > 0 else 0) + (last == len(self.starts) - 1)
 
     def fit(self, first: int, max_tokens: int, max_bars: int) -> int:
         """Where the longest window from `first` on ends (exclusive); `first` if no bar fits.
 
-        >>> BarLines(3, [3, 10, 20, 30]).fit(0, max_tokens=24, max_bars=9)
+        >>> BarLines(np.array([3, 10, 20, 30])).fit(0, max_tokens=24, max_bars=9)
         2
         """
-        overhead = self.prefix_length + (2 if first > 0 else 0)
-        last = bisect_right(self.starts, self.starts[first] + max_tokens - overhead) - 1
+        overhead = self.starts.item(0) + (2 if first > 0 else 0)
+        end = self.starts.item(first) + max_tokens - overhead
+        last = int(self.starts.searchsorted(end, side="right")) - 1
         last = max(first, min(last, first + max_bars))
         # EOS, which only the last bar brings, may be the one token too many.
         if last > first and self.tokens(first, last) > max_tokens:
             last -= 1
         return last
 
-    def window(self, piece: int, first: int, last: int) -> "SizedWindow":
+    def window(self, piece: int, first: int, last: int) -> SizedWindow:
         """Bars first..last - 1, with what they take."""
-        return SizedWindow(Window(piece, first, last), self.tokens(first, last), last - first)
+        return SizedWindow(piece, first, last, self.tokens(first, last))
 
 
-def whole_pieces(index: PieceIndex, pieces: np.ndarray) -> list[SizedWindow]:
-    """One window per piece, in the order given."""
-    bars = index.num_bars[pieces].tolist()
-    tokens = index.num_tokens[pieces].tolist()
-    return [
-        SizedWindow(Window(piece, 0, num_bars), num_tokens, num_bars)
-        for piece, num_tokens, num_bars in zip(pieces.tolist(), tokens, bars, strict=True)
-    ]
+def bar_lines(index: PieceIndex, piece: int) -> BarLines:
+    """Bar lines of a piece of the index."""
+    return BarLines(index.bar_starts(piece))
 
 
-def cut_long_pieces(
-    index: PieceIndex, windows: list[SizedWindow], max_tokens: int, max_bars: int
-) -> Iterator[SizedWindow]:
+def whole_pieces(index: PieceIndex, shard: int, rows: np.ndarray | None = None) -> Windows:
+    """One window per piece of a shard; only of the given rows, where there are any."""
+    tokens, bars = index.lengths(shard)
+    pieces = np.arange(index.pieces_of_shard(shard).start, index.pieces_of_shard(shard).stop)
+    windows = Windows.whole(pieces, tokens, bars)
+    return windows if rows is None else windows[rows]
+
+
+def cut_long_pieces(index: PieceIndex, windows: Windows, max_tokens: int, max_bars: int) -> Windows:
     """Pass windows that fit a row; cut the others at bar lines into windows as long as fit.
 
-    Every bar is in exactly one window.
+    Every bar is in exactly one window, and the order stays.
 
     Raises:
         BatchError: a single bar is longer than a row.
     """
-    for sized in windows:
-        if sized.tokens <= max_tokens and sized.bars <= max_bars:
-            yield sized
-            continue
-        piece, first, end = sized.window
-        bar_lines = BarLines.of(index, piece)
+    parts: list[Windows] = []
+    done = 0
+    for number in np.flatnonzero(
+        (windows.tokens > max_tokens) | (windows.bars > max_bars)
+    ).tolist():
+        piece, first, end, _ = windows.table[:, number].tolist()
+        lines, cut = bar_lines(index, piece), []
         while first < end:
-            last = min(end, bar_lines.fit(first, max_tokens, max_bars))
+            last = min(end, lines.fit(first, max_tokens, max_bars))
             if last == first:
                 raise bar_too_long(index, piece, first, max_tokens)
-            yield bar_lines.window(piece, first, last)
+            cut.append(lines.window(piece, first, last))
             first = last
+        parts += [windows[done:number], Windows.of(cut)]
+        done = number + 1
+    return Windows.joined(*parts, windows[done:]) if parts else windows
 
 
 def bar_too_long(index: PieceIndex, piece: int, bar: int, max_tokens: int) -> BatchError:
     """The refusal of a bar that no row can hold."""
-    needed = BarLines.of(index, piece).tokens(bar, bar + 1)
+    needed = bar_lines(index, piece).tokens(bar, bar + 1)
     return BatchError(
         f"piece {index.key(piece)}, bar {bar}: {needed} tokens with its prefix, "
         f"a row takes {max_tokens}; raise --max_seq_len to at least {needed}, "
@@ -154,17 +184,20 @@ def bar_too_long(index: PieceIndex, piece: int, bar: int, max_tokens: int) -> Ba
 
 
 def check_bars_fit(index: PieceIndex, max_tokens: int) -> None:
-    """Look at every piece longer than a row before the first step, so that none stops a run later.
+    """Look at the longest bar of every shard before the first step, so that none stops a run later.
 
     Raises:
         BatchError: a single bar is longer than a row; the longest one is named.
     """
     worst, worst_tokens = None, max_tokens
-    for piece in np.flatnonzero(index.num_tokens > max_tokens).tolist():
-        starts = index.bar_starts(piece)
-        bars = np.arange(len(starts) - 1)
-        tokens = np.asarray(window_length(int(index.prefix_length[piece]), starts, bars, bars + 1))
-        if tokens.max() > worst_tokens:
-            worst, worst_tokens = (piece, int(tokens.argmax())), int(tokens.max())
+    # What is known of a shard is a bound: the few that pass it are looked at piece by piece.
+    for shard in (n for n in range(index.num_shards) if index.longest_bar(n) > max_tokens):
+        windows = whole_pieces(index, shard)
+        for piece in windows.piece[windows.tokens > max_tokens].tolist():
+            starts = index.bar_starts(piece)
+            bars = np.arange(len(starts) - 1)
+            tokens = np.asarray(window_length(int(starts[0]), starts, bars, bars + 1))
+            if tokens.max() > worst_tokens:
+                worst, worst_tokens = (piece, int(tokens.argmax())), int(tokens.max())
     if worst is not None:
         raise bar_too_long(index, *worst, max_tokens)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from meloformer.batches.attributes import ALL_ATTRIBUTES
 from meloformer.batches.batch import IGNORE_INDEX
 from meloformer.batches.collate import Collator, collate_rows
-from meloformer.batches.windows import cut_long_pieces, whole_pieces
+from meloformer.batches.windows import Windows, cut_long_pieces, whole_pieces
 from meloformer.errors import ConfigError
 from meloformer.model.attention import build_plan
 from meloformer.model.masks import BLOCK_SIZE, num_summaries, rule_of
@@ -29,11 +29,11 @@ def scoring_windows(
         max_seq_len: longer pieces are cut at bar lines.
         pieces: only these; None takes all.
     """
-    chosen = np.arange(index.num_pieces) if pieces is None else np.array(list(pieces))
     collator = Collator(index=index, attributes=ALL_ATTRIBUTES)
-    windows = cut_long_pieces(
-        index, whole_pieces(index, chosen), max_seq_len, num_summaries(max_seq_len)
-    )
+    whole = Windows.joined(*(whole_pieces(index, shard) for shard in range(index.num_shards)))
+    if pieces is not None:
+        whole = whole[np.array(list(pieces), dtype=np.int64)]
+    windows = cut_long_pieces(index, whole, max_seq_len, num_summaries(max_seq_len))
     return [collator.window_ids(0, sized.window) for sized in windows]
 
 

@@ -2,100 +2,144 @@
 
 import hashlib
 import json
+import mmap
 import zlib
-from collections import OrderedDict
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from meloformer.errors import ShardError
-from meloformer.shards.index import ShardIndex
+from meloformer.shards.disk_cache import CacheConfig
 from meloformer.shards.manifest import (
+    MANIFEST_NAME,
     SPLITS,
     Manifest,
     ShardEntry,
     check_files,
     check_tokenizer,
-    load_manifest,
+    parse_manifest,
 )
+from meloformer.shards.maps import MappedIndex, Recent, index_file, map_file, tar_file
+from meloformer.shards.storage import LocalFolder, Storage, open_storage
 from meloformer.shards.tars import IDS_DTYPE
 
 SHARD_CACHE = 30
+
+# Mapped indices: two groups of shards of the plan. Small next to tars, so not worth a flag.
+_INDEX_CACHE = 32
+
+
+class PieceSizes(NamedTuple):
+    """Counts of one piece; `prefix` is tokens before the first bar."""
+
+    tokens: int
+    bars: int
+    notes: int
+    prefix: int
 
 
 class SplitIndex:
     """All pieces of one split, numbered 0..P-1 in the order of its shards.
 
-    Holds the indices of all shards; tars are mapped when a piece is read, and at most
-    `shard_cache` stay mapped. It may be pickled into data workers, which map for themselves.
+    Holds what the manifest says of each shard; indices and tars are fetched and mapped when a
+    piece is asked for, and few stay mapped. It may be pickled into data workers, which map for
+    themselves.
 
     Args:
-        folder: the shard folder.
+        storage: where the shards lie.
         entries: shards of the split, from the manifest.
         shard_cache: most tars that stay mapped.
 
-    Raises:
-        ShardError: an index is damaged.
-
     Attributes:
-        shard: (P,) int32, shard of each piece.
-        num_tokens: (P,) int32.
-        num_bars: (P,) int32.
-        num_notes: (P,) int32.
-        prefix_length: (P,) int32, tokens before the first bar.
+        first_piece: number of the first piece of each shard, and at the end P.
+        fingerprint: of all that a plan can read of the split.
     """
 
     def __init__(
-        self, folder: Path, entries: tuple[ShardEntry, ...], *, shard_cache: int = SHARD_CACHE
+        self, storage: Storage, entries: tuple[ShardEntry, ...], *, shard_cache: int = SHARD_CACHE
     ) -> None:
         if shard_cache < 1:
-            raise ShardError(f"shard_cache {shard_cache}: allowed 1 or more")
-        self.folder = folder
+            raise ShardError(f"--shard_cache {shard_cache}: allowed 1 or more")
+        self.storage = storage
         self.entries = entries
-        self.shard_cache = shard_cache
-        indices = [_load_index(folder, entry) for entry in entries]
-
-        def joined(name: str, dtype: type) -> np.ndarray:
-            parts = [getattr(index, name) for index in indices]
-            return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False)
-
-        sizes = [index.num_pieces for index in indices]
-        self.first_piece = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self.shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        self.keys = np.concatenate([np.zeros(0, "S1"), *(index.keys for index in indices)])
-        self.num_tokens = joined("num_tokens", np.int32)
-        self.num_bars = joined("num_bars", np.int32)
-        self.num_notes = joined("num_notes", np.int32)
-        self.prefix_length = joined("prefix_length", np.int32)
-        self._ids_offset = joined("ids_offset", np.int64)
-        self._ids_crc32 = joined("ids_crc32", np.uint32)
-        self._facts_offset = joined("facts_offset", np.int64)
-        self._facts_size = joined("facts_size", np.int32)
-        self._bar_starts = joined("bar_starts", np.int32)
-        self._first_bar_start = np.concatenate([[0], np.cumsum(self.num_bars.astype(np.int64) + 1)])
-        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+        self.first_piece = [0, *accumulate(entry.pieces for entry in entries)]
+        digest = hashlib.sha256()
+        for entry in entries:
+            digest.update(bytes.fromhex(entry.index_sha256))
+        self.fingerprint = digest.hexdigest()
+        self._indices: Recent[MappedIndex] = Recent(self._load_index, _INDEX_CACHE)
+        self._tars: Recent[mmap.mmap] = Recent(self._load_tar, shard_cache)
 
     @property
     def num_pieces(self) -> int:
-        return len(self.shard)
+        return self.first_piece[-1]
 
     @property
     def num_shards(self) -> int:
         return len(self.entries)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all pieces."""
+        return sum(entry.tokens for entry in self.entries)
+
     def pieces_of_shard(self, shard: int) -> range:
         """Numbers of the pieces that lie in a shard."""
-        return range(int(self.first_piece[shard]), int(self.first_piece[shard + 1]))
+        return range(self.first_piece[shard], self.first_piece[shard + 1])
+
+    def order_shards(self, random: np.random.Generator) -> np.ndarray:
+        """Numbers of the shards that hold pieces, shuffled."""
+        return random.permutation([n for n, entry in enumerate(self.entries) if entry.pieces])
+
+    def longest_bar(self, shard: int) -> int:
+        """Upper bound on the tokens of a window of a single bar of any piece of a shard."""
+        return self.entries[shard].longest_bar
+
+    def lengths(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and bars of each piece of a shard, (P,) int32."""
+        arrays = self._indices[shard].arrays
+        return arrays.num_tokens, arrays.num_bars
+
+    def chosen(self, shard: int, epoch: int) -> np.ndarray | None:
+        """Rows of a shard that an epoch takes; None, all of them."""
+        return None
+
+    def prefetch(self, shards: Iterable[int], *, tars: bool = True) -> None:
+        """Begin to fetch the indices, and the tars, of shards that will be wanted soon."""
+        for shard in shards:
+            self.storage.prefetch([index_file(self.entries[shard])])
+            if tars:
+                self.storage.prefetch([tar_file(self.entries[shard])])
+
+    def sizes(self, piece: int) -> PieceSizes:
+        """Counts of a piece."""
+        shard, row = self._place(piece)
+        arrays = self._indices[shard].arrays
+        counts = (arrays.num_tokens, arrays.num_bars, arrays.num_notes, arrays.prefix_length)
+        return PieceSizes(*(int(count[row]) for count in counts))
 
     def bar_starts(self, piece: int) -> np.ndarray:
         """(num_bars + 1,) int32 token at which each bar starts; last, the end without EOS."""
-        return self._bar_starts[self._first_bar_start[piece] : self._first_bar_start[piece + 1]]
+        shard, row = self._place(piece)
+        return self._indices[shard].bar_starts(row)
 
     def key(self, piece: int) -> str:
         """Name of the piece in its tar."""
-        return self.keys[piece].decode()
+        shard, row = self._place(piece)
+        return self._indices[shard].arrays.keys[row].decode()
+
+    def keys(self) -> list[str]:
+        """Names of all pieces; for splits that fit into memory."""
+        return [
+            key.decode()
+            for shard in range(self.num_shards)
+            for key in self._indices[shard].arrays.keys.tolist()
+        ]
 
     def read(self, piece: int) -> np.ndarray:
         """(T,) uint16 token ids of a whole piece, a copy.
@@ -103,13 +147,14 @@ class SplitIndex:
         Raises:
             ShardError: the bytes of the tar are not those that were written.
         """
-        ids_bytes = self._bytes(
-            piece, self._ids_offset[piece], int(self.num_tokens[piece]) * IDS_DTYPE.itemsize
-        )
-        found, expected = zlib.crc32(ids_bytes), int(self._ids_crc32[piece])
+        shard, row = self._place(piece)
+        arrays = self._indices[shard].arrays
+        num_bytes = int(arrays.num_tokens[row]) * IDS_DTYPE.itemsize
+        ids_bytes = self._bytes(shard, int(arrays.ids_offset[row]), num_bytes)
+        found, expected = zlib.crc32(ids_bytes), int(arrays.ids_crc32[row])
         if found != expected:
             raise ShardError(
-                f"{self._path(piece)}: piece {self.key(piece)} is damaged: found crc32 "
+                f"{self._name(shard)}: piece {self.key(piece)} is damaged: found crc32 "
                 f"{found:08x}, expected {expected:08x}; copy the shard again from where it was "
                 "made, or make the shards again with `make shard-data`"
             )
@@ -121,95 +166,96 @@ class SplitIndex:
         Raises:
             ShardError: the bytes of the tar are no JSON.
         """
-        data = self._bytes(piece, self._facts_offset[piece], int(self._facts_size[piece]))
+        shard, row = self._place(piece)
+        arrays = self._indices[shard].arrays
+        data = self._bytes(shard, int(arrays.facts_offset[row]), int(arrays.facts_size[row]))
         try:
             return json.loads(data)
         except ValueError as error:
             raise ShardError(
-                f"{self._path(piece)}: the facts of piece {self.key(piece)} are no JSON "
+                f"{self._name(shard)}: the facts of piece {self.key(piece)} are no JSON "
                 f"({error}); copy the shard again, or make the shards again with `make shard-data`"
             ) from error
 
-    def _path(self, piece: int) -> Path:
-        return self.folder / self.entries[self.shard[piece]].file
+    def _place(self, piece: int) -> tuple[int, int]:
+        """Shard of a piece, and its row there."""
+        if not 0 <= piece < self.num_pieces:
+            raise IndexError(f"piece {piece} of {self.num_pieces}")
+        shard = bisect_right(self.first_piece, piece) - 1
+        return shard, piece - self.first_piece[shard]
 
-    def _bytes(self, piece: int, offset: int, size: int) -> bytes:
-        return self._map(int(self.shard[piece]))[offset : offset + size].tobytes()
+    def _name(self, shard: int) -> str:
+        return f"{self.storage.name}/{self.entries[shard].file}"
 
-    def _map(self, shard: int) -> np.ndarray:
-        """The mapped bytes of a tar; the one not used for longest makes room."""
-        if shard in self._maps:
-            self._maps.move_to_end(shard)
-            return self._maps[shard]
-        path, expected = self.folder / self.entries[shard].file, self.entries[shard].bytes
-        try:
-            mapped = np.memmap(path, dtype=np.uint8, mode="r")
-        except (OSError, ValueError) as error:
-            raise ShardError(
-                f"{path} cannot be read ({error}); copy it again from where it was made, "
-                "or make the shards again with `make shard-data`"
-            ) from error
-        if len(mapped) != expected:
-            raise ShardError(f"{path}: found {len(mapped)} bytes, expected {expected}")
-        while len(self._maps) >= self.shard_cache:
-            self._maps.popitem(last=False)
-        self._maps[shard] = mapped
-        return mapped
+    def _bytes(self, shard: int, offset: int, size: int) -> bytes:
+        return self._tars[shard][offset : offset + size]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": OrderedDict()}
+    def _load_index(self, shard: int) -> MappedIndex:
+        return MappedIndex(self.storage, self.entries[shard])
+
+    def _load_tar(self, shard: int) -> mmap.mmap:
+        return map_file(self.storage, tar_file(self.entries[shard]))
 
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """A shard folder whose manifest, file names and sizes have been checked.
+    """A shard folder whose manifest has been checked.
 
     Args:
-        path: the folder.
+        storage: where it lies.
         manifest: what it holds.
+        manifest_sha256: of manifest.json, which holds the sums of all shards.
     """
 
-    path: Path
+    storage: Storage
     manifest: Manifest
+    manifest_sha256: str
 
     @classmethod
-    def open(cls, path: Path | str) -> "ShardFolder":
-        """Check a folder and take it; its tars are not read yet.
+    def open(cls, data: Path | str, cache: CacheConfig | None = None) -> "ShardFolder":
+        """Check a folder or a URL and take it; its shards are not read yet.
+
+        Of a folder on disk, the names and sizes of all files are checked; files of a URL when they
+        are fetched.
+
+        Args:
+            data: folder or URL.
+            cache: where files of a URL are kept.
 
         Raises:
             ShardError: no manifest, another format version, another vocabulary, a file that is
                 missing or has another size; the message says what to do.
         """
-        folder = Path(path)
-        manifest = load_manifest(folder)
-        check_tokenizer(folder, manifest)
-        check_files(folder, manifest)
-        return cls(folder, manifest)
+        storage = open_storage(data, cache)
+        text = storage.read_bytes(MANIFEST_NAME)
+        manifest = parse_manifest(text, f"{storage.name}/{MANIFEST_NAME}")
+        check_tokenizer(Path(storage.name), manifest)
+        if isinstance(storage, LocalFolder):
+            check_files(storage.path, manifest)
+        return cls(storage, manifest, hashlib.sha256(text).hexdigest())
+
+    @property
+    def path(self) -> Path:
+        """The folder on disk.
+
+        Raises:
+            ShardError: it is a URL.
+        """
+        if not isinstance(self.storage, LocalFolder):
+            raise ShardError(
+                f"{self.storage.name}: found a URL where every byte of a folder is to be read; "
+                "allowed: a folder on this machine; copy the shards first"
+            )
+        return self.storage.path
 
     def split(self, name: str, *, shard_cache: int = SHARD_CACHE) -> SplitIndex:
         """Pieces of `train`, `valid` or `test`; a split may be empty.
 
         Raises:
-            ShardError: no such split, or an index is damaged.
+            ShardError: no such split.
         """
         if name not in SPLITS:
-            raise ShardError(f"{self.path}: no split {name!r}; there are {', '.join(SPLITS)}")
-        return SplitIndex(self.path, self.manifest.splits[name], shard_cache=shard_cache)
-
-
-def _load_index(folder: Path, entry: ShardEntry) -> ShardIndex:
-    path = folder / entry.index_file
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ShardError(f"{path} cannot be read ({error}); copy the shards again") from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != entry.index_sha256:
-        raise ShardError(
-            f"{path} is damaged: found sha256 {found[:16]}, expected {entry.index_sha256[:16]}; "
-            "copy it again from where it was made, or make the shards again with `make shard-data`"
-        )
-    index = ShardIndex.from_bytes(data, path)
-    if index.num_pieces != entry.pieces:
-        raise ShardError(f"{path}: found {index.num_pieces} pieces, expected {entry.pieces}")
-    return index
+            raise ShardError(
+                f"{self.storage.name}: no split {name!r}; there are {', '.join(SPLITS)}"
+            )
+        return SplitIndex(self.storage, self.manifest.splits[name], shard_cache=shard_cache)

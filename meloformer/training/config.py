@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from meloformer.batches.augmentation import Augmentation
+from meloformer.batches.mixture import check_weights
 from meloformer.batches.plan import Collate
 from meloformer.errors import ConfigError
 from meloformer.midi import grid
@@ -11,6 +13,7 @@ from meloformer.model.config import SIZES, MuseFormerConfig, Precision
 from meloformer.model.device import DeviceName
 from meloformer.shards.disk_cache import CacheConfig
 from meloformer.shards.download import without_credentials
+from meloformer.shards.reader import SHARD_CACHE
 from meloformer.tokens.vocabulary import VOCAB_SIZE
 from meloformer.training.ds_config import DEFAULT_DS_CONFIG
 from meloformer.training.optimizer import OptimizerConfig
@@ -33,8 +36,10 @@ class TrainConfig:
 
     Args:
         config: ds_configs file: how to partition.
-        data: shard folder, or its URL: http(s)://, s3://, gs:// or hf://; the newest of
-            data_shards/ if not given.
+        data: shard folders, or their URLs: http(s)://, s3://, gs:// or hf://; the newest of
+            data_shards/ if none is given.
+        data_weights: passes over each folder of --data in an epoch: 2 takes each piece twice, 0.5
+            half of them, and the other half in the next epoch; one pass each if not given.
         output: run folder; runs/<size>-<UTC time> if not given.
         model_size: small on CUDA and tiny elsewhere if not given.
         batch_size: rows per rank and micro-step.
@@ -48,7 +53,7 @@ class TrainConfig:
         collate: whole pieces in rows of few lengths, or full rows of one length.
         attention: which tokens a token reads.
         attention_precision: dtype of the attention call; auto probes the device.
-        max_transposition: semitones by which a window may be shifted at random; 0 never.
+        shard_cache: most shards of a folder that stay mapped in each rank and each data worker.
         phases: start with small micro-batches; on in bucket mode on CUDA if not given.
         save_every: optimizer steps between checkpoints; 0 saves at the end only.
         validate_every: optimizer steps between validations; 0 validates at the end only.
@@ -59,13 +64,15 @@ class TrainConfig:
         init_from: start from the weights of a run, step or model folder.
         dry_run: say what would be done, and stop.
         device: where to compute.
+        augmentation: random shifts of training windows.
         cache: files of remote shards.
         schedule: learning rate.
         optimizer: AdamW.
     """
 
     config: Path = DEFAULT_DS_CONFIG
-    data: str | None = None
+    data: tuple[str, ...] = ()
+    data_weights: tuple[float, ...] = ()
     output: Path | None = None
     model_size: ModelSize | None = None
     batch_size: int = 6
@@ -78,7 +85,7 @@ class TrainConfig:
     collate: Collate = "bucket"
     attention: Attention = "halves"
     attention_precision: Precision = "auto"
-    max_transposition: int = 0
+    shard_cache: int = SHARD_CACHE
     phases: OnOff | None = None
     save_every: int = 500
     validate_every: int = 500
@@ -88,6 +95,7 @@ class TrainConfig:
     init_from: Path | None = None
     dry_run: bool = False
     device: DeviceName = "auto"
+    augmentation: Augmentation = field(default_factory=Augmentation)
     cache: CacheConfig = field(default_factory=CacheConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -101,6 +109,7 @@ class TrainConfig:
             "epochs": 1,
             "max_steps": 1,
             "seed": 0,
+            "shard_cache": 1,
             "save_every": 0,
             "validate_every": 0,
             "validation_rows": 1,
@@ -110,13 +119,14 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < allowed:
                 raise ConfigError(f"--{name} {value}: allowed: {allowed} or more")
+        if self.data_weights:
+            check_weights(len(self.data), self.data_weights)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig(TrainConfig):
     """Flags with nothing left open; same fields as `TrainConfig`."""
 
-    data: str
     output: Path
     model_size: ModelSize
     max_seq_len: int
@@ -125,7 +135,12 @@ class ResolvedConfig(TrainConfig):
     @property
     def data_name(self) -> str:
         """What messages and files call the shards: as typed, without the credentials of a URL."""
-        return without_credentials(self.data)
+        return " ".join(map(without_credentials, self.data))
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Passes over each folder in an epoch."""
+        return self.data_weights or (1.0,) * len(self.data)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, paths as they were typed, no credentials."""
@@ -164,7 +179,7 @@ def resolve(
         on = device_type == "cuda" and flags.collate == "bucket"
         chosen["phases"] = "on" if on else "off"
     flags = replace(flags, **chosen)
-    data = str(flags.data or newest_shards())
+    data = flags.data or (str(newest_shards()),)
     output = flags.output or Path("runs") / f"{flags.model_size}-{time_utc}"
     values: dict[str, Any] = {item.name: getattr(flags, item.name) for item in fields(flags)}
     return ResolvedConfig(**{**values, "data": data, "output": output}), lines

@@ -1,19 +1,22 @@
-"""From a shard folder to the streams of one rank."""
+"""From shard folders to the streams of one rank."""
 
 import hashlib
-from dataclasses import dataclass
-from pathlib import Path
+import json
+from dataclasses import dataclass, field
 from typing import Any
 
 from meloformer.batches.attributes import ALL_ATTRIBUTES, NO_ATTRIBUTES, AttributeDropout
+from meloformer.batches.augmentation import NO_AUGMENTATION, Augmentation
 from meloformer.batches.collate import Collator
+from meloformer.batches.facts import EpochFacts, epoch_facts
+from meloformer.batches.mixture import Mixture
 from meloformer.batches.phases import PhaseConfig
-from meloformer.batches.plan import EpochFacts, PlanConfig, epoch_facts
+from meloformer.batches.piece_index import PieceIndex
+from meloformer.batches.plan import PlanConfig
 from meloformer.batches.stream import TrainStream, ValidationStream
 from meloformer.batches.windows import check_bars_fit
 from meloformer.errors import BatchError
 from meloformer.model.masks import Rule
-from meloformer.shards.manifest import MANIFEST_NAME
 from meloformer.shards.reader import ShardFolder
 from meloformer.training.config import ResolvedConfig
 from meloformer.training.ranks import Ranks
@@ -27,27 +30,73 @@ class TrainData:
     """Shards and the plan over them.
 
     Args:
-        shards: the opened folder.
+        folders: the opened folders, in the order of --data.
         plan: what every rank follows.
         phases: micro-batch and workers by step.
         blocks_rule: rule to build block lists for; None builds none.
         config: the run's flags.
     """
 
-    shards: ShardFolder
+    folders: tuple[ShardFolder, ...]
     plan: PlanConfig
     phases: PhaseConfig
     blocks_rule: Rule | None
     config: ResolvedConfig
+    _facts: dict[int, EpochFacts] = field(default_factory=dict)
+
+    def split(self, name: str) -> PieceIndex:
+        """Pieces of all folders: for training by their weights, else each once."""
+        weights = self.config.weights if name == "train" else (1.0,) * len(self.folders)
+        parts = [folder.split(name, shard_cache=self.config.shard_cache) for folder in self.folders]
+        if weights == (1.0,):
+            return parts[0]
+        return Mixture(parts, weights, self.config.seed)
+
+    @property
+    def manifest_sum(self) -> str:
+        """Changes with any byte of any shard, and with the weights."""
+        sums = [folder.manifest_sha256 for folder in self.folders]
+        if self.config.weights == (1.0,):
+            return sums[0]
+        text = json.dumps([sums, list(self.config.weights)])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def epoch(self, epoch: int) -> EpochFacts:
-        """Plan an epoch and count it."""
-        return epoch_facts(self.shards.split("train"), self.plan, epoch)
+        """Plan an epoch and count it, a large one in part."""
+        if epoch not in self._facts:
+            self._facts[epoch] = epoch_facts(self.split("train"), self.plan, epoch)
+        return self._facts[epoch]
+
+    def count_steps(self) -> tuple[int, str | None]:
+        """Optimizer steps of a run; --max_steps beats --epochs.
+
+        Returns:
+            The number, and a line to be said where it is extrapolated.
+
+        Raises:
+            BatchError: the epochs hold no step.
+        """
+        if self.config.max_steps is not None:
+            return self.config.max_steps, None
+        first, epochs = self.epoch(0), self.config.epochs
+        if first.counted < 1:
+            num_steps = first.num_steps * epochs
+            return num_steps, (
+                f"--epochs {epochs}: {num_steps:,} steps, extrapolated from the first "
+                f"{first.counted:.1%} of an epoch; --max_steps would set their number"
+            )
+        num_steps = sum(self.epoch(epoch).num_steps for epoch in range(epochs))
+        if not num_steps:
+            raise BatchError(
+                f"--epochs {epochs}: found no piece in any of them, allowed 1 or more; raise "
+                "--data_weights or --epochs"
+            )
+        return num_steps, None
 
     def train_stream(self, ranks: Ranks, step: int, state: dict[str, Any] | None) -> TrainStream:
         """Steps of a rank, from where `state` was taken."""
         return TrainStream(
-            self._collator("train", AttributeDropout(), self.config.max_transposition),
+            self._collator("train", AttributeDropout(), self.config.augmentation),
             self.plan,
             self.phases,
             rank=ranks.rank,
@@ -61,7 +110,7 @@ class TrainData:
         """Validation rows of a rank, by what the model is told."""
         return {
             told: ValidationStream(
-                self._collator("valid", attributes, 0),
+                self._collator("valid", attributes, NO_AUGMENTATION),
                 self.plan,
                 rank=ranks.rank,
                 world_size=ranks.world_size,
@@ -74,12 +123,14 @@ class TrainData:
             for told, attributes in TOLD.items()
         }
 
-    def _collator(self, split: str, attributes: AttributeDropout, shift: int) -> Collator:
+    def _collator(
+        self, split: str, attributes: AttributeDropout, augmentation: Augmentation
+    ) -> Collator:
         return Collator(
-            index=self.shards.split(split),
+            index=self.split(split),
             attributes=attributes,
             seed=self.config.seed,
-            max_transposition=shift,
+            augmentation=augmentation,
             blocks_rule=self.blocks_rule,
         )
 
@@ -93,21 +144,11 @@ def open_data(config: ResolvedConfig, global_batch: int, blocks_rule: Rule | Non
         blocks_rule: rule to build block lists for; None builds none.
 
     Raises:
-        ShardError: the folder is missing, damaged, or of another vocabulary.
+        ShardError: a folder is missing, damaged, or of another vocabulary.
         BatchError: a split that training needs is empty, or a bar is longer than a row.
     """
-    shards = ShardFolder.open(config.data)
-    for name in ("train", "valid"):
-        split = shards.split(name)
-        if not split.num_pieces:
-            raise BatchError(
-                f"--data {config.data_name}: found no piece in its {name} split, allowed 1 or "
-                "more; build the shards with another --valid_share and --test_share, or from more "
-                "files"
-            )
-        check_bars_fit(split, config.max_seq_len)
-    return TrainData(
-        shards=shards,
+    data = TrainData(
+        folders=tuple(ShardFolder.open(folder, config.cache) for folder in config.data),
         plan=PlanConfig(
             max_seq_len=config.max_seq_len,
             collate=config.collate,
@@ -122,8 +163,19 @@ def open_data(config: ResolvedConfig, global_batch: int, blocks_rule: Rule | Non
         blocks_rule=blocks_rule,
         config=config,
     )
+    for folder in data.folders:
+        if not folder.manifest.splits["train"]:
+            raise _empty_split(folder.storage.name, "train")
+    for name in ("train", "valid"):
+        split = data.split(name)
+        if not split.num_pieces:
+            raise _empty_split(config.data_name, name)
+        check_bars_fit(split, config.max_seq_len)
+    return data
 
 
-def manifest_sum(data: str) -> str:
-    """sha256 of a shard folder's manifest, which holds the sums of all its shards."""
-    return hashlib.sha256((Path(data) / MANIFEST_NAME).read_bytes()).hexdigest()
+def _empty_split(where: str, name: str) -> BatchError:
+    return BatchError(
+        f"--data {where}: found no piece in its {name} split, allowed 1 or more; build the shards "
+        "with another --valid_share and --test_share, or from more files"
+    )

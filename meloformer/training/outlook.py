@@ -20,7 +20,7 @@ def outlook(prepared: Prepared) -> Table:
     parameters = num_parameters(prepared.model)
     table = Table(title=f"{config.output}", show_header=False, title_justify="left")
     rows = {
-        "shards": f"{config.data_name}: {prepared.data.shards.split('train').num_pieces:,} pieces",
+        "shards": f"{config.data_name}: {prepared.data.split('train').num_pieces:,} pieces",
         "model": f"{config.model_size}, {parameters:,} parameters, rule {config.attention}, "
         f"{prepared.backend} attention",
         "ranks": f"{ranks.world_size} on {ranks.device.type}, ZeRO stage "
@@ -29,7 +29,8 @@ def outlook(prepared: Prepared) -> Table:
         "step": f"{plan.global_batch} rows = {config.batch_size} x "
         f"{config.gradient_accumulation_steps} micro-steps x {ranks.world_size} ranks, up to "
         f"{plan.global_batch * plan.max_seq_len:,} tokens",
-        "epoch": f"{facts.num_steps:,} steps, {facts.num_rows:,} rows, {facts.num_windows:,} "
+        "epoch": ("" if facts.counted == 1 else "about ")
+        + f"{facts.num_steps:,} steps, {facts.num_rows:,} rows, {facts.num_windows:,} "
         f"windows, {facts.num_tokens:,} tokens, padding {facts.padding:.1%} ({config.collate})",
         "run": f"{prepared.num_steps:,} steps"
         + (f", {prepared.state.step:,} done" if prepared.state else ""),

@@ -18,7 +18,7 @@ from meloformer.model.config import MuseFormerConfig
 from meloformer.model.masks import rule_of
 from meloformer.training.checkpoint import TrainingState
 from meloformer.training.config import ResolvedConfig, TrainConfig, model_config, resolve
-from meloformer.training.data import TrainData, manifest_sum, open_data
+from meloformer.training.data import TrainData, open_data
 from meloformer.training.ds_config import RunFacts, load_ds_config, resolve_ds_config
 from meloformer.training.ranks import Ranks, start_ranks
 from meloformer.training.run_folder import (
@@ -121,8 +121,11 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
 
     blocks_rule = rule_of(config.attention) if backend_of(ranks.device) == "flex" else None
     data = open_data(config, global_batch, blocks_rule)
-    manifest_sha256 = manifest_sum(config.data)
-    num_steps = ranks.on_first(lambda: count_steps(data, config))
+    manifest_sha256 = data.manifest_sum
+    if known is not None:
+        check_same_run(known, config.to_json(), manifest_sha256)
+    num_steps, note = ranks.on_first(lambda: settle_steps(data, known))
+    notes += [note] if note else []
     resolve_warmup_steps(num_steps, config.schedule)
     if known is None:
         known = Run(
@@ -133,7 +136,6 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
             manifest_sha256=manifest_sha256,
             starts=[],
         )
-    check_same_run(known, config.to_json(), manifest_sha256)
     state = read_state(ranks, checkpoint, known.run_id) if checkpoint else None
     start_step = state.step if state else 0
     if start_step > num_steps:
@@ -168,8 +170,16 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
     )
 
 
-def count_steps(data: TrainData, config: ResolvedConfig) -> int:
-    """Optimizer steps of a run; --max_steps beats --epochs."""
-    if config.max_steps is not None:
-        return config.max_steps
-    return sum(data.epoch(epoch).num_steps for epoch in range(config.epochs))
+def settle_steps(data: TrainData, known: Run | None) -> tuple[int, str | None]:
+    """Optimizer steps of a run, and a line where they are not exact.
+
+    Args:
+        data: shards and plan.
+        known: the run that goes on. Planning large epochs again takes long, so what it counted
+            holds as long as it was asked for the same epochs.
+    """
+    asked = ("epochs", "max_steps")
+    settings = data.config.to_json()
+    if known is not None and all(known.settings[name] == settings[name] for name in asked):
+        return known.num_steps, None
+    return data.count_steps()

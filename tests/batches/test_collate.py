@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from meloformer.batches.attributes import ALL_ATTRIBUTES, NO_ATTRIBUTES
+from meloformer.batches.augmentation import Augmentation
 from meloformer.batches.batch import IGNORE_INDEX
 from meloformer.batches.block_plans import build_blocks
 from meloformer.batches.collate import Collator, collate_rows
 from meloformer.batches.plan import Cursor, PlanConfig, iterate_steps
 from meloformer.batches.share import EMPTY_ROW, MicroBatchSpec, micro_batches
-from meloformer.batches.windows import BarLines, Window
+from meloformer.batches.windows import Window, bar_lines
 from meloformer.errors import ConfigError
 from meloformer.model.masks import RULES, Layout, num_summaries
 from meloformer.shards.reader import ShardFolder
@@ -49,21 +50,21 @@ def test_an_epoch_holds_every_note_once_and_no_window_exceeds_its_plan(index, co
         windows += sum(map(len, spec.rows))
         assert batch.ids_BT.shape == (2, spec.seq_len)
         for window in (window for row in spec.rows for window in row):
-            bound = BarLines.of(index, window.piece).tokens(*window[1:])
+            bound = bar_lines(index, window.piece).tokens(*window[1:])
             found = len(collator.window_ids(spec.epoch, window))
             assert found == bound if window.first_bar == 0 else bound - 2 <= found <= bound
-    assert notes == index.num_notes.sum()
+    assert notes == sum(index.sizes(piece).notes for piece in range(index.num_pieces))
     assert targets == tokens - windows
 
 
 def test_planned_tokens_are_those_of_the_tokens_stage(index):
-    for piece in range(len(index.num_tokens)):
-        lines, starts = BarLines.of(index, piece), index.bar_starts(piece)
-        num_bars = int(index.num_bars[piece])
-        assert lines.tokens(0, num_bars) == index.num_tokens[piece]
+    for piece in range(index.num_pieces):
+        lines, starts = bar_lines(index, piece), index.bar_starts(piece)
+        num_bars = index.sizes(piece).bars
+        assert lines.tokens(0, num_bars) == index.sizes(piece).tokens
         for first in range(num_bars):
             for last in {first + 1, (first + num_bars) // 2 + 1, num_bars} - {first}:
-                expected = window_length(lines.prefix_length, starts, first, last)
+                expected = window_length(index.sizes(piece).prefix, starts, first, last)
                 assert lines.tokens(first, last) == expected
 
 
@@ -76,7 +77,7 @@ def test_windows_decode_alone_and_say_whether_they_start_or_end_their_piece(inde
             check(ids)
             assert decode(ids).num_bars == window.last_bar - window.first_bar
             assert ids[0] == (BOS if window.first_bar == 0 else CONTINUE)
-            assert (ids[-1] == EOS) == (window.last_bar == index.num_bars[window.piece])
+            assert (ids[-1] == EOS) == (window.last_bar == index.sizes(window.piece).bars)
 
 
 def test_targets_are_the_next_token_of_the_same_window_and_nothing_else(index):
@@ -165,7 +166,7 @@ def test_a_row_without_windows_weighs_nothing(index):
 
 def test_what_a_window_keeps_depends_on_seed_epoch_piece_and_bar_alone(index):
     collator = Collator(index=index, seed=3)
-    windows = [Window(piece, 0, int(index.num_bars[piece])) for piece in range(20)]
+    windows = [Window(piece, 0, index.sizes(piece).bars) for piece in range(20)]
 
     def lengths(of, epoch):
         return [len(of.window_ids(epoch, window)) for window in windows]
@@ -188,10 +189,10 @@ def test_without_attributes_a_prefix_is_its_first_token(index):
 
 def test_transposed_windows_keep_their_length_and_their_rhythm(index):
     plain = Collator(index=index, attributes=ALL_ATTRIBUTES)
-    shifting = replace(plain, max_transposition=6)
+    shifting = replace(plain, augmentation=Augmentation(max_transposition=6))
     shifts = set()
     for piece in range(20):
-        window = Window(piece, 0, int(index.num_bars[piece]))
+        window = Window(piece, 0, index.sizes(piece).bars)
         before, after = plain.window_ids(0, window), shifting.window_ids(0, window)
         assert np.array_equal(after, shifting.window_ids(0, window))
         check(after)
@@ -204,7 +205,7 @@ def test_transposed_windows_keep_their_length_and_their_rhythm(index):
         assert np.array_equal(after[stays], before[stays])
     assert len(shifts) > 3 and max(map(abs, shifts)) <= 6
     with pytest.raises(ConfigError, match=r"allowed 0\.\.11"):
-        Collator(index=index, max_transposition=12)
+        Augmentation(max_transposition=12)
 
 
 @pytest.mark.parametrize("rule", RULES)

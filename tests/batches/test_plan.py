@@ -7,14 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meloformer.batches.plan import (
-    Cursor,
-    PlanConfig,
-    epoch_facts,
-    iterate_steps,
-    plan_fingerprint,
-)
-from meloformer.batches.windows import BarLines, check_bars_fit
+from meloformer.batches.facts import epoch_facts
+from meloformer.batches.plan import Cursor, PlanConfig, iterate_steps, plan_fingerprint
+from meloformer.batches.windows import bar_lines, check_bars_fit
 from meloformer.errors import BatchError, ConfigError
 from meloformer.model.masks import num_summaries
 
@@ -37,7 +32,7 @@ def test_every_bar_of_every_piece_is_in_exactly_one_window_of_an_epoch(
     epoch = data.draw(st.integers(0, 3))
     windows = windows_of(iterate_steps(index, config, Cursor(epoch=epoch)))
     bars = Counter((piece, bar) for piece, first, last in windows for bar in range(first, last))
-    expected = {(p, b) for p, n in enumerate(index.num_bars.tolist()) for b in range(n)}
+    expected = {(p, b) for p, n in enumerate(index.bars.tolist()) for b in range(n)}
     assert set(bars) == expected
     assert set(bars.values()) == {1}
 
@@ -81,12 +76,14 @@ def test_from_every_cursor_exactly_the_remaining_steps_follow(data, corpora, pla
     assert steps[-1].cursor_after == Cursor(epoch=1)
 
 
-def test_a_cursor_carries_fewer_than_a_step_of_rows(simulated, size_of):
+def test_a_cursor_carries_fewer_than_a_step_of_rows_with_their_sizes(simulated, size_of):
     index = simulated(3, 400, 40, 20.0, 12.0)
     for collate in ("bucket", "pack"):
         config = PlanConfig(max_seq_len=256, collate=collate, global_batch=4, group_shards=2)
         for step in iterate_steps(index, config):
-            tokens = sum(size_of(index, w).tokens for w in step.cursor_after.carried)
+            carried = step.cursor_after.carried
+            assert all(sized == size_of(index, sized.window) for sized in carried)
+            tokens = sum(sized.tokens for sized in carried)
             assert tokens <= config.global_batch * config.max_seq_len
 
 
@@ -106,21 +103,21 @@ def test_whole_pieces_stay_whole_in_bucket_mode(simulated):
     index = simulated(5, 300, 3, 6.0, 12.0)
     config = PlanConfig(max_seq_len=128, global_batch=8)
     cut = {w.piece for w in windows_of(iterate_steps(index, config)) if w.first_bar > 0}
-    assert cut == set(np.flatnonzero(index.num_tokens > 128).tolist())
+    assert cut == set(np.flatnonzero(index.tokens > 128).tolist())
 
 
 def test_a_piece_with_more_bars_than_a_row_is_cut_and_complete(simulated):
     index = simulated(1, 3, 1, 400.0, 1.2)
     config = PlanConfig(max_seq_len=2048, global_batch=2)
-    assert index.num_bars.max() > config.max_bars
+    assert index.bars.max() > config.max_bars
     windows = windows_of(iterate_steps(index, config))
     assert max(last - first for _, first, last in windows) <= config.max_bars
-    assert sum(last - first for _, first, last in windows) == index.num_bars.sum()
+    assert sum(last - first for _, first, last in windows) == index.bars.sum()
 
 
 def test_many_bars_of_few_tokens_lengthen_the_row(simulated):
     index = simulated(1, 1, 1, 300.0, 1.2)
-    bars = int(index.num_bars[0])
+    bars = int(index.bars[0])
     config = PlanConfig(max_seq_len=8192, global_batch=1)
     assert num_summaries(512) < bars <= config.max_bars
     (step,) = iterate_steps(index, config)
@@ -158,8 +155,8 @@ def test_a_bar_longer_than_a_row_is_refused_by_name_and_remedy(simulated, collat
     index.bar_tokens[3][-1] = 500
     index.__post_init__()
     config = PlanConfig(max_seq_len=100, collate=collate, global_batch=2)
-    bar = int(index.num_bars[3]) - 1
-    needed = BarLines.of(index, 3).tokens(bar, bar + 1)
+    bar = int(index.bars[3]) - 1
+    needed = bar_lines(index, 3).tokens(bar, bar + 1)
     message = (
         f"piece 00000003, bar {bar}: {needed} tokens .* takes 100; "
         f"raise --max_seq_len to at least {needed}"
@@ -206,7 +203,7 @@ def test_settings_outside_their_range_are_refused(wrong):
         PlanConfig(**wrong)
 
 
-@pytest.mark.parametrize("damaged", [{}, {"format": 99}, {"format": 1, "epoch": 0}])
+@pytest.mark.parametrize("damaged", [{}, {"format": 99}, {"format": 1}, {"format": 2, "epoch": 0}])
 def test_a_damaged_cursor_is_refused(damaged):
     with pytest.raises(BatchError, match="cursor"):
         Cursor.from_json(damaged)

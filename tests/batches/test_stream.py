@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from meloformer.batches.attributes import ALL_ATTRIBUTES
 from meloformer.batches.collate import Collator
 from meloformer.batches.phases import PhaseConfig
+from meloformer.batches.piece_index import PieceIndex
 from meloformer.batches.plan import Cursor, PlanConfig, iterate_steps
 from meloformer.batches.stream import TrainStream, ValidationStream
-from meloformer.batches.windows import PieceIndex
 from meloformer.errors import BatchError, ShardError
 from meloformer.shards.reader import ShardFolder
 
@@ -129,7 +129,7 @@ def test_two_ranks_with_two_workers_each_see_every_window_of_an_epoch_once(simul
         stream.close()
     bars = Counter((w.piece, bar) for w in seen for bar in range(w.first_bar, w.last_bar))
     assert set(seen.values()) == {1} and set(bars.values()) == {1}
-    assert len(bars) == index.num_bars.sum()
+    assert len(bars) == index.bars.sum()
 
 
 def test_workers_hand_out_real_batches_in_the_order_of_the_plan(chorale_shards):
@@ -146,7 +146,7 @@ def test_workers_hand_out_real_batches_in_the_order_of_the_plan(chorale_shards):
             assert torch.equal(alone.ids_BT, by_workers.ids_BT)
             assert torch.equal(alone.layout.bar_BT, by_workers.layout.bar_BT)
             notes += alone.num_notes
-    assert notes == index.num_notes.sum()
+    assert notes == sum(index.sizes(piece).notes for piece in range(index.num_pieces))
     for stream in streams:
         stream.close()
 
@@ -263,7 +263,7 @@ def test_validation_sees_each_bar_once_over_all_ranks_in_equal_shares(data, corp
     assert all(shape == shapes[0] for shape in shapes)
     windows = [w for share in shares for spec in share for row in spec.rows for w in row]
     bars = Counter((w.piece, bar) for w in windows for bar in range(w.first_bar, w.last_bar))
-    assert set(bars.values()) == {1} and len(bars) == index.num_bars.sum()
+    assert set(bars.values()) == {1} and len(bars) == index.bars.sum()
     assert {length for length, _ in shapes[0]} <= set(config.row_lengths)
 
 

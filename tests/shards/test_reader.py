@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from meloformer.errors import ShardError
+from meloformer.shards import reader
 from meloformer.shards.manifest import (
     SPLITS,
     InputEntry,
@@ -18,11 +19,12 @@ from meloformer.shards.manifest import (
     ShardSettings,
 )
 from meloformer.shards.reader import ShardFolder
-from meloformer.shards.tars import StoredPiece, ids_to_npy, write_shard
+from meloformer.shards.tars import COPY_RECORD, StoredPiece, ids_to_npy, write_shard
 from meloformer.tokens import vocabulary
 
 PIECES_PER_SHARD = 5
 NUM_SHARDS = 4
+NUM_PIECES = NUM_SHARDS * PIECES_PER_SHARD + 1
 
 
 def made_up_ids(piece: int) -> np.ndarray:
@@ -41,6 +43,10 @@ def made_up_piece(piece: int) -> StoredPiece:
     )
 
 
+def copies_of(pieces: list[StoredPiece]) -> np.ndarray:
+    return np.zeros(len(pieces), dtype=COPY_RECORD)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A train split of several shards, an empty valid, a test split of one piece."""
@@ -48,15 +54,20 @@ def folder(tmp_path: Path) -> Path:
     for shard in range(NUM_SHARDS):
         first = shard * PIECES_PER_SHARD
         pieces = [made_up_piece(p) for p in range(first, first + PIECES_PER_SHARD)]
-        splits["train"].append(write_shard(tmp_path, f"train/shard-{shard:06d}", pieces))
-    splits["test"].append(write_shard(tmp_path, "test/shard-000000", [made_up_piece(99)]))
+        splits["train"].append(
+            write_shard(tmp_path, f"train/shard-{shard:06d}", pieces, copies_of(pieces))
+        )
+    pieces = [made_up_piece(99)]
+    splits["test"].append(write_shard(tmp_path, "test/shard-000000", pieces, copies_of(pieces)))
     Manifest(
         settings=ShardSettings(),
-        source=InputEntry(name="made up", fingerprint="0"),
-        num_in=NUM_SHARDS * PIECES_PER_SHARD + 1,
+        inputs=(InputEntry(name="made up", fingerprint="0", files=NUM_PIECES),),
+        num_in=NUM_PIECES,
         num_duplicates=0,
         rejected={},
         quantised={},
+        num_clusters=0,
+        num_near_copies=0,
         splits={split: tuple(entries) for split, entries in splits.items()},
         tokenizer_fingerprint=vocabulary.fingerprint(),
     ).save(tmp_path)
@@ -82,17 +93,42 @@ def test_every_piece_comes_back_by_its_number(folder: Path) -> None:
         assert train.key(piece) == f"{piece:024x}"
 
 
-def test_the_arrays_say_what_the_pieces_hold(folder: Path) -> None:
+def test_counts_of_pieces_and_of_shards_are_those_of_what_was_written(folder: Path) -> None:
     train = ShardFolder.open(folder).split("train")
-    pieces = range(train.num_pieces)
-    assert train.num_tokens.tolist() == [len(made_up_ids(piece)) for piece in pieces]
-    assert train.num_bars.tolist() == [2] * len(pieces)
-    assert train.num_notes.tolist() == list(pieces)
-    assert train.prefix_length.tolist() == [6] * len(pieces)
+    for piece in range(train.num_pieces):
+        assert train.sizes(piece) == (len(made_up_ids(piece)), 2, piece, 6)
+    assert train.keys() == [train.key(piece) for piece in range(train.num_pieces)]
+    assert train.num_tokens == sum(train.sizes(p).tokens for p in range(train.num_pieces))
     for shard in range(train.num_shards):
         of_shard = train.pieces_of_shard(shard)
-        assert train.shard[of_shard].tolist() == [shard] * PIECES_PER_SHARD
+        assert len(of_shard) == PIECES_PER_SHARD
+        tokens, bars = train.lengths(shard)
+        assert tokens.tolist() == [train.sizes(piece).tokens for piece in of_shard]
+        assert bars.tolist() == [2] * PIECES_PER_SHARD
+        longest = max(6 + np.diff(train.bar_starts(piece)).max() for piece in of_shard)
+        assert longest <= train.longest_bar(shard) <= longest + 3
     assert train.pieces_of_shard(train.num_shards - 1).stop == train.num_pieces
+    with pytest.raises(IndexError):
+        train.read(train.num_pieces)
+
+
+def test_an_index_is_read_when_its_shard_is_asked_for_and_few_are_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_INDEX_CACHE", 2)
+    train = ShardFolder.open(folder).split("train")
+    assert train.num_pieces == NUM_SHARDS * PIECES_PER_SHARD and not train._indices.kept
+    for piece in (0, 5, 0, 10):
+        train.bar_starts(piece)
+    assert list(train._indices.kept) == [0, 2]
+
+
+def test_what_was_read_outlives_its_map(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_INDEX_CACHE", 1)
+    train = ShardFolder.open(folder).split("train")
+    kept = [train.lengths(shard)[0] for shard in range(train.num_shards)]
+    expected = [len(made_up_ids(piece)) for piece in range(train.num_pieces)]
+    assert np.concatenate(kept).tolist() == expected
 
 
 def test_an_empty_split_has_no_pieces_and_an_unknown_one_is_refused(folder: Path) -> None:
@@ -107,7 +143,7 @@ def test_the_reader_survives_pickling_and_maps_for_itself(folder: Path) -> None:
     train.read(0)
     size_before = len(pickle.dumps(train))
     copy = pickle.loads(pickle.dumps(train))
-    assert not copy._maps
+    assert not copy._tars.kept and not copy._indices.kept
     assert np.array_equal(copy.read(7), made_up_ids(7))
     assert size_before < sum(entry.bytes for entry in train.entries)
 
@@ -116,9 +152,9 @@ def test_no_more_tars_stay_mapped_than_the_cache_allows(folder: Path) -> None:
     train = ShardFolder.open(folder).split("train", shard_cache=2)
     for piece in (0, 5, 0, 10):
         train.read(piece)
-        assert len(train._maps) <= 2
+        assert len(train._tars.kept) <= 2
     # Shard 1 was used before shard 0 was used again, so shard 1 made room for shard 2.
-    assert list(train._maps) == [0, 2]
+    assert list(train._tars.kept) == [0, 2]
 
 
 def test_a_copy_of_what_was_read_does_not_change_the_shard(folder: Path) -> None:
@@ -137,8 +173,9 @@ def test_shards_are_plain_tars_without_traces_of_the_machine(folder: Path) -> No
 
 
 def test_the_same_pieces_give_the_same_bytes(tmp_path: Path) -> None:
+    pieces = [made_up_piece(piece) for piece in range(3)]
     entries = [
-        write_shard(tmp_path / name, "train/shard-000000", [made_up_piece(p) for p in range(3)])
+        write_shard(tmp_path / name, "train/shard-000000", pieces, copies_of(pieces))
         for name in ("first", "second")
     ]
     assert entries[0] == entries[1]
@@ -148,7 +185,7 @@ def test_a_flipped_byte_of_a_piece_is_noticed_when_it_is_read(folder: Path) -> N
     path = folder / "train/shard-000002.tar"
     train = ShardFolder.open(folder).split("train")
     data = bytearray(path.read_bytes())
-    data[int(train._ids_offset[12]) + 5] ^= 1
+    data[int(train._indices[2].arrays.ids_offset[2]) + 5] ^= 1
     path.write_bytes(data)
     train = ShardFolder.open(folder).split("train")
     train.read(11)
@@ -156,13 +193,15 @@ def test_a_flipped_byte_of_a_piece_is_noticed_when_it_is_read(folder: Path) -> N
         train.read(12)
 
 
-def test_a_flipped_byte_of_an_index_is_noticed_when_the_split_is_taken(folder: Path) -> None:
+def test_a_flipped_byte_of_an_index_is_noticed_when_it_is_read(folder: Path) -> None:
     path = folder / "train/shard-000001.index.npz"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+    train = ShardFolder.open(folder).split("train")
+    train.key(4)
     with pytest.raises(ShardError, match=r"shard-000001.index.npz.*found sha256.*expected.*copy"):
-        ShardFolder.open(folder).split("train")
+        train.key(5)
 
 
 @pytest.mark.parametrize("name", ["train/shard-000003.tar", "test/shard-000000.index.npz"])
@@ -187,7 +226,7 @@ def test_shards_of_another_vocabulary_are_refused(folder: Path) -> None:
 
 def test_shards_of_another_format_version_are_refused(folder: Path) -> None:
     change_manifest(folder, lambda data: data.update(format_version=999))
-    with pytest.raises(ShardError, match=r"found format version 999, expected 1; make the shards"):
+    with pytest.raises(ShardError, match=r"found format version 999, expected 2; make the shards"):
         ShardFolder.open(folder)
 
 

@@ -42,7 +42,9 @@ def test_every_flag_of_the_contract_is_read(flags: list[str]) -> None:
     config = parse_flags(TrainConfig, flags)
     name = flags[0].removeprefix("--")
     owner = config.schedule if hasattr(config.schedule, name) else config
-    assert str(getattr(owner, name)).removesuffix(".0") == (flags[1] if flags[1:] else "True")
+    value = getattr(owner, name)
+    said = value[0] if isinstance(value, tuple) else value
+    assert str(said).removesuffix(".0") == (flags[1] if flags[1:] else "True")
 
 
 def test_flags_after_the_script_may_carry_the_launchers_local_rank() -> None:
@@ -51,7 +53,7 @@ def test_flags_after_the_script_may_carry_the_launchers_local_rank() -> None:
 
 
 def test_a_gpu_gets_the_full_size_and_a_cpu_a_small_one_which_is_said(tmp_path: Path) -> None:
-    flags = TrainConfig(data=tmp_path)
+    flags = TrainConfig(data=(str(tmp_path),))
     config, lines = resolve(flags, "cuda", time_utc="now")
     assert (config.model_size, config.max_seq_len, config.phases) == ("small", 8192, "on")
     assert config.output == Path("runs/small-now") and not lines
@@ -62,7 +64,11 @@ def test_a_gpu_gets_the_full_size_and_a_cpu_a_small_one_which_is_said(tmp_path: 
 
 def test_what_was_given_is_never_replaced(tmp_path: Path) -> None:
     flags = TrainConfig(
-        data=tmp_path, model_size="base", max_seq_len=256, phases="on", output=tmp_path / "mine"
+        data=(str(tmp_path),),
+        model_size="base",
+        max_seq_len=256,
+        phases="on",
+        output=tmp_path / "mine",
     )
     config, lines = resolve(flags, "cpu", time_utc="now")
     assert (config.model_size, config.max_seq_len, config.phases) == ("base", 256, "on")
@@ -70,7 +76,7 @@ def test_what_was_given_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_pack_mode_starts_in_its_last_phase(tmp_path: Path) -> None:
-    config, _ = resolve(TrainConfig(data=tmp_path, collate="pack"), "cuda", time_utc="now")
+    config, _ = resolve(TrainConfig(data=(str(tmp_path),), collate="pack"), "cuda", time_utc="now")
     assert config.phases == "off"
 
 

@@ -1,0 +1,160 @@
+"""Mixtures: several splits as one, each with the number of times that an epoch takes it."""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from meloformer.batches.piece_index import PieceIndex
+from meloformer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """One pass over a split: all of it, or the share that an epoch takes."""
+
+    index: PieceIndex
+    share: float
+
+
+class Mixture:
+    """Splits side by side; see `PieceIndex`.
+
+    A weight of 2 takes each piece twice an epoch, under two numbers, so that what is random about
+    its windows differs. A weight of .5 takes half of the pieces, and the other half in the next
+    epoch. Shards of each split are spread evenly over an epoch.
+
+    Args:
+        parts: the splits.
+        weights: passes over each split in an epoch, in the order of the splits.
+        seed: of the choice of pieces where a weight is no whole number.
+
+    Raises:
+        ConfigError: not one weight for each split, or one that is not above 0.
+    """
+
+    def __init__(self, parts: Sequence[PieceIndex], weights: Sequence[float], seed: int) -> None:
+        check_weights(len(parts), weights)
+        self._copies: list[_Copy] = []
+        for part, weight in zip(parts, weights, strict=True):
+            self._copies += [_Copy(part, 1.0)] * int(weight)
+            if weight % 1:
+                self._copies.append(_Copy(part, weight % 1))
+        self._seed = seed
+        self._first_piece = [0, *accumulate(copy.index.num_pieces for copy in self._copies)]
+        self._first_shard = [0, *accumulate(copy.index.num_shards for copy in self._copies)]
+        described = [[part.fingerprint, w] for part, w in zip(parts, weights, strict=True)]
+        text = json.dumps([seed, described])
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def num_pieces(self) -> int:
+        """Numbers of pieces; a piece of weight 2 has two."""
+        return self._first_piece[-1]
+
+    @property
+    def num_shards(self) -> int:
+        """Shards, those of weight 2 counted twice."""
+        return self._first_shard[-1]
+
+    @property
+    def num_tokens(self) -> int:
+        """About what an epoch takes."""
+        return round(sum(copy.index.num_tokens * copy.share for copy in self._copies))
+
+    def order_shards(self, random: np.random.Generator) -> np.ndarray:
+        """Shards of each pass shuffled, and the passes spread evenly over each other."""
+        shards, places = [], []
+        for copy, first in zip(self._copies, self._first_shard, strict=False):
+            own = copy.index.order_shards(random)
+            shards.append(own.astype(np.int64) + first)
+            places.append((np.arange(len(own)) + random.random()) / max(len(own), 1))
+        order = np.argsort(np.concatenate(places), kind="stable")
+        return np.concatenate(shards)[order]
+
+    def longest_bar(self, shard: int) -> int:
+        """See `PieceIndex`."""
+        number, own = self._shard(shard)
+        return self._copies[number].index.longest_bar(own)
+
+    def pieces_of_shard(self, shard: int) -> range:
+        """Pieces that a shard holds, in this pass over it."""
+        number, own = self._shard(shard)
+        pieces, first = self._copies[number].index.pieces_of_shard(own), self._first_piece[number]
+        return range(first + pieces.start, first + pieces.stop)
+
+    def chosen(self, shard: int, epoch: int) -> np.ndarray | None:
+        """Rows of a shard that an epoch takes: another share each epoch, until all had their turn.
+
+        Each piece has a place on a circle; an epoch takes an arc as long as the share, and the next
+        epoch goes on where it ended.
+        """
+        number, own = self._shard(shard)
+        copy = self._copies[number]
+        if copy.share == 1.0:
+            return copy.index.chosen(own, epoch)
+        num_rows = len(copy.index.pieces_of_shard(own))
+        random = np.random.default_rng([self._seed, number, own])
+        place = (random.permutation(num_rows) + random.random()) / num_rows
+        return np.flatnonzero((place + epoch * copy.share) % 1.0 < copy.share)
+
+    def lengths(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `PieceIndex`."""
+        number, own = self._shard(shard)
+        return self._copies[number].index.lengths(own)
+
+    def bar_starts(self, piece: int) -> np.ndarray:
+        """See `PieceIndex`."""
+        index, own = self._piece(piece)
+        return index.bar_starts(own)
+
+    def key(self, piece: int) -> str:
+        """See `PieceIndex`."""
+        index, own = self._piece(piece)
+        return index.key(own)
+
+    def read(self, piece: int) -> np.ndarray:
+        """See `PieceIndex`."""
+        index, own = self._piece(piece)
+        return index.read(own)
+
+    def prefetch(self, shards: Iterable[int], *, tars: bool = True) -> None:
+        """See `PieceIndex`."""
+        for shard in shards:
+            number, own = self._shard(shard)
+            self._copies[number].index.prefetch([own], tars=tars)
+
+    def _shard(self, shard: int) -> tuple[int, int]:
+        """The pass that a shard belongs to, and its number there."""
+        number = bisect_right(self._first_shard, shard) - 1
+        return number, shard - self._first_shard[number]
+
+    def _piece(self, piece: int) -> tuple[PieceIndex, int]:
+        """The split that a piece belongs to, and its number there."""
+        if not 0 <= piece < self.num_pieces:
+            raise IndexError(f"piece {piece} of {self.num_pieces}")
+        number = bisect_right(self._first_piece, piece) - 1
+        return self._copies[number].index, piece - self._first_piece[number]
+
+
+def check_weights(num_parts: int, weights: Sequence[float]) -> None:
+    """Refuse weights that do not say how often each split is taken.
+
+    Raises:
+        ConfigError: not one weight for each split, or one that is not above 0.
+    """
+    if len(weights) != num_parts:
+        raise ConfigError(
+            f"--data_weights: found {len(weights)} weights for {num_parts} folders of --data; "
+            "allowed: one for each, or none"
+        )
+    for weight in weights:
+        if not 0.0 < weight < float("inf"):
+            raise ConfigError(
+                f"--data_weights {weight:g}: allowed: more than 0 (passes over a folder in an "
+                "epoch); leave a folder out of --data that is not wanted"
+            )
