@@ -179,17 +179,20 @@ class DiskCache:
             self._reserve(file, num_bytes)
             write(file)
             os.fsync(file.fileno())
-            part.replace(self.folder / (name + _FINISHED))
+            # Who sums up the folder meanwhile could miss a file that changes its name.
+            with self._folder_lock():
+                part.replace(self.folder / (name + _FINISHED))
         except BaseException:
             part.unlink(missing_ok=True)
             raise
 
     def _reserve(self, file: BinaryIO, num_bytes: int) -> None:
-        """Give an empty part its full size as soon as there is room for it.
+        """Give a part its full size as soon as there is room for it.
 
         Waits while the parts of others take the room. Whoever holds room waits for nothing, so
         some are always on their way to finish.
         """
+        file.truncate(0)  # what a killed process had reserved
         while True:
             with self._folder_lock():
                 if self._make_room(num_bytes):

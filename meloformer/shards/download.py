@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import itertools
 import logging
 import random
 import re
@@ -48,6 +49,8 @@ class Patience:
 
     Args:
         failures: failed requests in a row for one file; any byte that comes begins a new count.
+        opening_failures: the same for the manifest, for which somebody may be waiting.
+        silence_seconds: time since the last byte of a file after which no failure is forgiven.
         wrong_sums: times that a file may come complete and be other than stated.
         first_pause_seconds: longest pause after the first failure; each failure doubles it.
         longest_pause_seconds: pauses do not grow beyond it.
@@ -55,10 +58,12 @@ class Patience:
         longest_request_seconds: that time does not grow beyond it.
     """
 
-    failures: int = 8
+    failures: int = 30
+    opening_failures: int = 10
+    silence_seconds: float = 900.0
     wrong_sums: int = 3
     first_pause_seconds: float = 1.0
-    longest_pause_seconds: float = 30.0
+    longest_pause_seconds: float = 10.0
     request_seconds: float = 30.0
     longest_request_seconds: float = 240.0
 
@@ -110,13 +115,14 @@ class Download:
             ShardError: the server refuses; `UnreachableError` if it cannot be asked.
         """
         url = self.url_of(file)
-        for failures in range(1, self._patience.failures + 1):
+        for failures in itertools.count(1):
             try:
                 return self._read(url, None, None)
             except FileNotFoundError:
                 raise
             except Exception as error:  # what fsspec's packages raise has no other common base
-                self._after_failure(url, failures, error)
+                is_last = failures >= self._patience.opening_failures
+                self._after_failure(url, failures, error, is_last=is_last)
         raise AssertionError("the last failure raises")
 
     def write(self, file: str, target: BinaryIO, *, num_bytes: int, sha256: str) -> None:
@@ -152,6 +158,7 @@ class Download:
     def _blocks(self, url: str, num_bytes: int) -> Iterator[bytes]:
         """The bytes of a file in order, from ranges that shrink where they fail."""
         offset = failures = 0
+        deadline = time.monotonic() + self._patience.silence_seconds
         while offset < num_bytes:
             end = min(offset + self._range_bytes, num_bytes) if self._takes_ranges else num_bytes
             try:
@@ -166,12 +173,15 @@ class Download:
                     self._takes_ranges = False
                     continue
                 failures += 1
-                self._after_failure(url, failures, error)
-                self._range_bytes = max(self._range_bytes // 2, _SMALLEST_RANGE)
+                is_last = failures >= self._patience.failures or time.monotonic() > deadline
+                self._after_failure(url, failures, error, is_last=is_last)
+                self._range_bytes = max(self._range_bytes // 4, _SMALLEST_RANGE)
                 continue
             failures = 0
+            deadline = time.monotonic() + self._patience.silence_seconds
             offset += len(block)
-            self._range_bytes = min(self._range_bytes * 2, _LARGEST_RANGE)
+            # Slowly: where connections break at some size, most ranges stay under it.
+            self._range_bytes = min(self._range_bytes * 9 // 8, _LARGEST_RANGE)
             yield block
 
     def _block(self, url: str, offset: int, end: int, num_bytes: int) -> bytes:
@@ -193,6 +203,11 @@ class Download:
         filesystem, path = self._filesystem(url)
         if not filesystem.async_impl:  # it keeps its own limits
             return filesystem.cat_file(path, start=start, end=end)
+        extra = {}
+        if url.startswith("http"):
+            # A range of a compressed answer would be a range of other bytes.
+            stated = filesystem.kwargs.get("headers", {})
+            extra["headers"] = {**stated, "Accept-Encoding": "identity"}
         return sync(
             filesystem.loop,
             filesystem._cat_file,
@@ -200,6 +215,7 @@ class Download:
             start=start,
             end=end,
             timeout=self._request_seconds,
+            **extra,
         )
 
     def _filesystem(self, url: str | None = None) -> Any:
@@ -208,7 +224,7 @@ class Download:
 
         return url_to_fs(url or self._url)
 
-    def _after_failure(self, url: str, failures: int, error: Exception) -> None:
+    def _after_failure(self, url: str, failures: int, error: Exception, *, is_last: bool) -> None:
         """Wait, or give up.
 
         Raises:
@@ -220,15 +236,15 @@ class Download:
                 f"{message}; allowed: a URL that can be read with the credentials of this process "
                 "(fsspec and its packages take them from their configuration and environment)"
             ) from error
-        if failures >= self._patience.failures and isinstance(error, _WrongSizeError):
+        if is_last and isinstance(error, _WrongSizeError):
             raise ShardError(
                 f"{message}; copy the file to the server again from where the shards were made"
             ) from error
-        if failures >= self._patience.failures:
+        if is_last:
             raise UnreachableError(
                 f"{message}, after {failures} requests in a row; try again later"
             ) from error
-        _log.warning("%s; asking again (%d of %d)", message, failures, self._patience.failures)
+        _log.warning("%s; asking again (failures in a row: %d)", message, failures)
         if isinstance(error, asyncio.TimeoutError):
             self._request_seconds = min(
                 self._request_seconds * 2, self._patience.longest_request_seconds
