@@ -29,6 +29,7 @@ FALSE_METRE_RUN = 4
 
 _COMMON_METRE = METRE_INDEX[4, 4]
 _FALSE_METRE = METRE_INDEX[1, 4]
+_STEPS_OF_METRE: list[int] = METRE_STEPS.tolist()
 _BAR_LENGTHS = np.unique(METRE_STEPS)
 
 
@@ -98,15 +99,26 @@ def lay_bars(
     num_left = (last_onset_steps - bars.end_steps) // _steps(pattern) + 1
     bars.add(pattern, num_left)
     counts.bars_split = sum(repeats for pattern, repeats in bars.runs if len(pattern) > 1)
-    bar_metre = np.concatenate(
-        [np.tile(np.array(pattern, np.int32), repeats) for pattern, repeats in bars.runs]
-    )
-    bar_metre = _up_to(bar_metre, last_onset_steps)
-    bar_metre, counts.false_metre_bars = _without_false_metre(bar_metre)
-    bar_metre = _up_to(bar_metre, last_onset_steps)
+    metre_of_bar = [metre for pattern, repeats in bars.runs for metre in pattern * repeats]
+    bar_metre = _up_to(np.array(metre_of_bar, np.int32), last_onset_steps)
+    if metre_of_bar.count(_FALSE_METRE) >= FALSE_METRE_RUN:
+        bar_metre, counts.false_metre_bars = _without_false_metre(bar_metre)
+        bar_metre = _up_to(bar_metre, last_onset_steps)
     if len(bar_metre) > MAX_BARS:
         raise MidiError("too_long", f"{len(bar_metre)} bars; allowed {MAX_BARS}")
     return bar_metre, counts
+
+
+def bar_of_steps(bar_metre: np.ndarray) -> np.ndarray:
+    """Bar of every grid step: a look-up where a search would be made for every note.
+
+    Returns:
+        (last bar line,) int32.
+
+    >>> bar_of_steps(np.array([METRE_INDEX[1, 32], METRE_INDEX[2, 32]])).tolist()
+    [0, 0, 0, 1, 1, 1, 1, 1, 1]
+    """
+    return np.repeat(np.arange(len(bar_metre), dtype=np.int32), METRE_STEPS[bar_metre])
 
 
 def _fill(bars: _Bars, pattern: tuple[int, ...], until_steps: int, counts: BarCounts) -> None:
@@ -119,14 +131,14 @@ def _fill(bars: _Bars, pattern: tuple[int, ...], until_steps: int, counts: BarCo
     if num_whole < 0 or rest <= SNAP_STEPS:
         return
     for metre in pattern:
-        if rest < METRE_STEPS[metre]:
+        if rest < _STEPS_OF_METRE[metre]:
             break
         bars.add((metre,), 1)
-        rest -= int(METRE_STEPS[metre])
+        rest -= _STEPS_OF_METRE[metre]
     if rest > SNAP_STEPS:
         counts.bars_cut += 1
         short = _metre_of_length(rest, prefer_denominator=METRES[metre][1])
-        counts.bar_lines_moved += int(METRE_STEPS[short] != rest)
+        counts.bar_lines_moved += int(_STEPS_OF_METRE[short] != rest)
         bars.add((short,), 1)
 
 
@@ -169,10 +181,8 @@ def _without_false_metre(bar_metre: np.ndarray) -> tuple[np.ndarray, int]:
 
     Source: POP909, where two thirds of the files carry nothing but 1/4.
     """
-    is_false = bar_metre == _FALSE_METRE
-    if np.count_nonzero(is_false) < FALSE_METRE_RUN:
-        return bar_metre, 0
-    edges = np.flatnonzero(np.diff(is_false, prepend=False, append=False)).reshape(-1, 2)
+    is_false = np.concatenate([[False], bar_metre == _FALSE_METRE, [False]])
+    edges = np.flatnonzero(is_false[1:] != is_false[:-1]).reshape(-1, 2)
     pieces, position, num_false = [], 0, 0
     for start, end in edges.tolist():
         if end - start < FALSE_METRE_RUN:
@@ -190,9 +200,9 @@ def _without_false_metre(bar_metre: np.ndarray) -> tuple[np.ndarray, int]:
 
 def _up_to(bar_metre: np.ndarray, last_onset_steps: int) -> np.ndarray:
     """Bars up to the one that holds `last_onset_steps`."""
-    ends = np.cumsum(METRE_STEPS[bar_metre], dtype=np.int64)
-    return bar_metre[: int(np.searchsorted(ends, last_onset_steps, side="right")) + 1]
+    ends = METRE_STEPS[bar_metre].cumsum()
+    return bar_metre[: int(ends.searchsorted(last_onset_steps, side="right")) + 1]
 
 
 def _steps(pattern: tuple[int, ...]) -> int:
-    return int(METRE_STEPS[list(pattern)].sum())
+    return sum(_STEPS_OF_METRE[metre] for metre in pattern)

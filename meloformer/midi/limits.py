@@ -10,7 +10,7 @@ from meloformer.errors import MidiError
 from meloformer.midi.grid import MAX_BAR_STEPS, STEPS_PER_QUARTER
 
 if TYPE_CHECKING:
-    from meloformer.midi.piece import Piece, Track
+    from meloformer.midi.piece import Notes, Piece
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_TICKS = 2**31 - 1
@@ -32,30 +32,27 @@ def check_piece(piece: Piece) -> None:
     if not 1 <= piece.ticks_per_quarter <= MAX_TICKS_PER_QUARTER:
         found = f"{piece.ticks_per_quarter} ticks per quarter"
         raise MidiError("ticks_per_quarter", f"{found}; allowed 1..{MAX_TICKS_PER_QUARTER}")
-    num_notes = sum(len(track.notes) for track in piece.tracks)
-    if num_notes == 0:
+    if piece.num_notes == 0:
         raise MidiError("no_notes", f"{len(piece.tracks)} tracks without a note")
-    if num_notes > MAX_NOTES:
-        raise MidiError("too_many_notes", f"{num_notes} notes; allowed {MAX_NOTES}")
+    if piece.num_notes > MAX_NOTES:
+        raise MidiError("too_many_notes", f"{piece.num_notes} notes; allowed {MAX_NOTES}")
+    _check_notes(piece.notes)
+    num_quarters = piece.last_onset_ticks // piece.ticks_per_quarter
+    if num_quarters > MAX_QUARTERS:
+        raise MidiError("too_long", f"{num_quarters} quarters; allowed {MAX_QUARTERS}")
     for track in piece.tracks:
-        if len(track.notes):
-            _check_track(track, piece.ticks_per_quarter)
+        if len(track.notes) and not 0 <= track.program <= 127:
+            raise MidiError("program_range", f"program {track.program}; allowed 0..127")
     _check_tempos(piece)
     _check_metres(piece)
 
 
-def _check_track(track: Track, ticks_per_quarter: int) -> None:
-    notes = track.notes
-    if not 0 <= track.program <= 127:
-        raise MidiError("program_range", f"program {track.program}; allowed 0..127")
+def _check_notes(notes: Notes) -> None:
     _check_range("pitch_range", "pitch", notes.pitch, 0, 127)
     # A note-on of velocity 0 is a note-off: such a note could not be written.
     _check_range("velocity_range", "velocity", notes.velocity, 1, 127)
     _check_range("negative_time", "onset in ticks", notes.onset_ticks, 0, MAX_TICKS)
     _check_range("negative_duration", "duration in ticks", notes.duration_ticks, 1, MAX_TICKS)
-    num_quarters = int(notes.onset_ticks.max()) // ticks_per_quarter
-    if num_quarters > MAX_QUARTERS:
-        raise MidiError("too_long", f"{num_quarters} quarters; allowed {MAX_QUARTERS}")
 
 
 def _check_range(reason: str, what: str, values: np.ndarray, low: int, high: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +34,7 @@ class _Columns:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Notes(_Columns):
-    """Notes of one track, in file order.
+    """Notes of one track, or of all of them, in file order.
 
     Args:
         onset_ticks: (N,) int32, >= 0.
@@ -138,6 +139,7 @@ class Piece:
         tracks: at least one note among them.
         tempos: tempo changes.
         time_signatures: metre changes, none after the last onset.
+        recovered: what had to be mended in the file, joined by `+`; "" where nothing.
 
     Raises:
         MidiError: an impossible value or a size beyond midi/limits.py.
@@ -147,17 +149,32 @@ class Piece:
     tracks: tuple[Track, ...]
     tempos: Tempos
     time_signatures: TimeSignatures
+    recovered: str = ""
 
     def __post_init__(self) -> None:
         limits.check_piece(self)
 
+    @cached_property
+    def notes(self) -> Notes:
+        """Notes of all tracks, one track after the other: what runs over a whole piece at once."""
+        parts = [track.notes for track in self.tracks]
+        return Notes(
+            **{
+                column.name: np.concatenate(
+                    [np.zeros(0, np.int32), *(getattr(part, column.name) for part in parts)],
+                    dtype=np.int32,
+                )
+                for column in fields(Notes)
+            }
+        )
+
     @property
     def num_notes(self) -> int:
-        return sum(len(track.notes) for track in self.tracks)
+        return len(self.notes)
 
     @property
     def last_onset_ticks(self) -> int:
-        return max(int(t.notes.onset_ticks.max()) for t in self.tracks if len(t.notes))
+        return int(self.notes.onset_ticks.max())
 
     def to_miditoolkit(self) -> miditoolkit.MidiFile:
         """The same music as the object that miditoolkit users hold.
@@ -255,22 +272,19 @@ def build_track(
         num_bends: pitch bend events.
         num_controllers: controller events other than the sustain pedal.
     """
-    onset, duration, pitch, velocity = (column.astype(np.int32) for column in columns)
-    zero_length = duration == 0
+    onset, duration, pitch, velocity = (column.astype(np.int32, copy=False) for column in columns)
+    num_zero_length = len(duration) - int(np.count_nonzero(duration))
+    if num_zero_length:
+        duration = duration + (duration == 0)
     return Track(
         program=program,
         is_drum=is_drum,
         name=name,
-        notes=Notes(
-            onset_ticks=onset,
-            duration_ticks=duration + zero_length.astype(np.int32),
-            pitch=pitch,
-            velocity=velocity,
-        ),
-        pedal=pedal or NO_PEDAL,
+        notes=Notes(onset_ticks=onset, duration_ticks=duration, pitch=pitch, velocity=velocity),
+        pedal=NO_PEDAL if pedal is None else pedal,
         num_bends=num_bends,
         num_controllers=num_controllers,
-        num_zero_length=int(np.count_nonzero(zero_length)),
+        num_zero_length=num_zero_length,
     )
 
 
@@ -280,6 +294,7 @@ def build_piece(
     tracks: Iterable[Track],
     tempos: tuple[np.ndarray, np.ndarray],
     time_signatures: tuple[np.ndarray, np.ndarray, np.ndarray],
+    recovered: str = "",
 ) -> Piece:
     """A piece from raw columns: of several events at one tick the last wins.
 
@@ -290,6 +305,7 @@ def build_piece(
         tracks: all tracks.
         tempos: onset ticks and quarters per minute, in file order.
         time_signatures: onset ticks, numerator, denominator, in file order.
+        recovered: what had to be mended in the file.
     """
     tracks = tuple(tracks)
     last_onset = max(
@@ -297,30 +313,33 @@ def build_piece(
     )
     tempo_ticks, bpm = _last_of_each_tick(*tempos)
     metre_ticks, numerator, denominator = _last_of_each_tick(*time_signatures)
-    kept = metre_ticks <= last_onset
+    num_metres = int(metre_ticks.searchsorted(last_onset, side="right"))
     return Piece(
         ticks_per_quarter=ticks_per_quarter,
         tracks=tracks,
         tempos=Tempos(onset_ticks=tempo_ticks.astype(np.int32), bpm=bpm.astype(np.float64)),
         time_signatures=TimeSignatures(
-            onset_ticks=metre_ticks[kept].astype(np.int32),
-            numerator=numerator[kept].astype(np.int32),
-            denominator=denominator[kept].astype(np.int32),
+            onset_ticks=metre_ticks[:num_metres].astype(np.int32),
+            numerator=numerator[:num_metres].astype(np.int32),
+            denominator=denominator[:num_metres].astype(np.int32),
         ),
+        recovered=recovered,
     )
 
 
-def _last_of_each_tick(ticks: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
+def _last_of_each_tick(ticks: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, ...]:
     """Columns sorted by tick, of equal ticks only the last row.
 
     >>> _last_of_each_tick(np.array([4, 0, 0]), np.array([7, 8, 9]))
-    [array([0, 4]), array([9, 7])]
+    (array([0, 4]), array([9, 7]))
     """
+    if len(ticks) < 2 or (ticks[1:] > ticks[:-1]).all():
+        return ticks, *values
     order = np.argsort(ticks, kind="stable")
     ticks = ticks[order]
     is_last = np.ones(len(ticks), bool)
     is_last[:-1] = ticks[1:] != ticks[:-1]
-    return [ticks[is_last], *(column[order][is_last] for column in values)]
+    return ticks[is_last], *(column[order][is_last] for column in values)
 
 
 def build_pedal(ticks: np.ndarray, values: np.ndarray) -> Pedal:
@@ -333,6 +352,8 @@ def build_pedal(ticks: np.ndarray, values: np.ndarray) -> Pedal:
     >>> build_pedal(np.array([5, 6, 9, 20]), np.array([90, 127, 0, 64]))
     Pedal(start_ticks=array([5]), end_ticks=array([9]))
     """
-    turns = np.diff((values >= PEDAL_DOWN).astype(np.int8), prepend=0)
-    ends = ticks[turns < 0].astype(np.int64)
-    return Pedal(start_ticks=ticks[turns > 0][: len(ends)].astype(np.int64), end_ticks=ends)
+    is_down = values >= PEDAL_DOWN
+    turns = np.flatnonzero(np.concatenate([is_down[:1], is_down[1:] != is_down[:-1]]))
+    # Down and up by turns; the last down has no up where the pedal is never released.
+    pairs = ticks[turns[: len(turns) // 2 * 2]].astype(np.int64).reshape(-1, 2)
+    return Pedal(start_ticks=pairs[:, 0], end_ticks=pairs[:, 1])

@@ -6,25 +6,44 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meloformer.midi.bars import BarCounts, lay_bars
+from meloformer.midi.bars import BarCounts, bar_of_steps, lay_bars
 from meloformer.midi.grid import (
     DRUMS,
     DURATION_STEPS,
-    MAX_BAR_STEPS,
     METRE_STEPS,
-    NUM_INSTRUMENTS,
     STEPS_PER_QUARTER,
     TEMPOS_BPM,
     VELOCITIES,
     nearest_index,
 )
-from meloformer.midi.piece import Piece, Tempos, Track
+from meloformer.midi.limits import MAX_QUARTERS
+from meloformer.midi.piece import Notes, Piece, Tempos
 from meloformer.midi.quantised import QuantisedPiece
 
 DEFAULT_TEMPO_BPM = 120.0  # the MIDI standard's, where a file states none
 
-_VELOCITY_OF = VELOCITIES[nearest_index(np.arange(128), VELOCITIES)]
 _SECONDS_PER_MINUTE = 60.0
+
+# A note is packed into one integer: notes then sort without an order to gather by. The lowest
+# bits hold duration and velocity as indices of their tables, where longer and louder is greater.
+_VELOCITY_BITS = (len(VELOCITIES) - 1).bit_length()
+_DURATION_BITS = len(DURATION_STEPS).bit_length()
+_SOUND_BITS = _DURATION_BITS + _VELOCITY_BITS
+_PITCH_BITS = 7
+_ONSET_BITS = 9  # inside a bar
+_INSTRUMENT_BITS = 8
+_TIME_BITS = (MAX_QUARTERS * STEPS_PER_QUARTER).bit_length()  # inside a piece
+
+_LONGEST_STEPS = int(DURATION_STEPS[-1])
+_VELOCITY_INDEX = nearest_index(np.arange(128), VELOCITIES)
+# Durations lie between table entries, halfway at half steps: rounded up to one of those, they have
+# the same nearest entry. One more half step than the longest means off the table.
+_TOO_LONG = len(DURATION_STEPS)
+_NEAREST_DURATION = np.append(
+    nearest_index(np.arange(2 * _LONGEST_STEPS + 1) / 2, DURATION_STEPS), _TOO_LONG
+)
+# Index of the longest duration within so many steps.
+_DURATION_WITHIN = np.searchsorted(DURATION_STEPS, np.arange(_LONGEST_STEPS + 1), "right") - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,69 +103,44 @@ def quantise_counted(piece: Piece, *, pedal: bool = True) -> tuple[QuantisedPiec
     Raises:
         MidiError: too many bars, or a metre finer than the grid.
     """
-    tracks = [track for track in piece.tracks if len(track.notes)]
-    lengths = [len(track.notes) for track in tracks]
-    instruments = [DRUMS if track.is_drum else 1 + track.program for track in tracks]
-    onset_ticks = _column(tracks, "onset_ticks")
-    sounding = [_sounding_ticks(track) if pedal else track.notes.duration_ticks for track in tracks]
-    duration_ticks = np.concatenate(sounding)
-    held = duration_ticks != _column(tracks, "duration_ticks") if pedal else np.zeros(1, bool)
-
-    notes, merged = _merge(
-        voice=np.repeat(np.array(instruments) * 128, lengths) + _column(tracks, "pitch"),
-        onset_steps=_to_steps(onset_ticks, piece.ticks_per_quarter),
-        duration_ticks=duration_ticks,
-        velocity=_column(tracks, "velocity"),
-    )
-    voice, onset_steps, duration_ticks, velocity = notes
-    duration_steps, num_cut, num_capped = _durations(
-        voice, onset_steps, duration_ticks * (STEPS_PER_QUARTER / piece.ticks_per_quarter)
-    )
+    notes, ticks_per_quarter = piece.notes, piece.ticks_per_quarter
+    duration_ticks, num_lengthened = notes.duration_ticks, 0
+    if pedal:
+        duration_ticks, num_lengthened = _sounding_ticks(piece)
+    packed, num_merged = _merge(_pack(piece, notes, duration_ticks))
+    packed, num_cut, num_capped = _cut_durations(packed)
+    onset_steps = (packed >> _SOUND_BITS) & ((1 << _TIME_BITS) - 1)
 
     metres = piece.time_signatures
     bar_metre, bar_counts = lay_bars(
-        _to_steps(metres.onset_ticks, piece.ticks_per_quarter).tolist(),
+        _to_steps(metres.onset_ticks, ticks_per_quarter).tolist(),
         list(zip(metres.numerator.tolist(), metres.denominator.tolist(), strict=True)),
         int(onset_steps.max()),
     )
     starts = np.zeros(len(bar_metre) + 1, np.int64)
     np.cumsum(METRE_STEPS[bar_metre], out=starts[1:])
-    bar_bpm, tempos_averaged = _bar_tempos(piece.tempos, starts, piece.ticks_per_quarter)
+    bar_bpm, tempos_averaged = _bar_tempos(piece.tempos, starts, ticks_per_quarter)
     tempos_clamped = np.count_nonzero((bar_bpm < TEMPOS_BPM[0]) | (bar_bpm > TEMPOS_BPM[-1]))
 
-    bar = np.searchsorted(starts, onset_steps, side="right") - 1
-    onset_in_bar = onset_steps - starts[bar]
-    instrument, pitch = voice >> 7, voice & 127
-    order = np.argsort(
-        ((bar * NUM_INSTRUMENTS + instrument) * MAX_BAR_STEPS + onset_in_bar) * 128 + pitch
-    )
+    bar = bar_of_steps(bar_metre)[onset_steps]
     quantised = QuantisedPiece(
         bar_metre=bar_metre,
         bar_tempo=nearest_index(bar_bpm, TEMPOS_BPM).astype(np.int32),
-        bar=bar[order].astype(np.int32),
-        instrument=instrument[order].astype(np.int32),
-        onset_steps=onset_in_bar[order].astype(np.int32),
-        pitch=pitch[order].astype(np.int32),
-        duration_steps=duration_steps[order],
-        velocity=_VELOCITY_OF[velocity[order]],
+        **_canonical_columns(packed, bar, onset_steps - starts[bar]),
     )
     return quantised, QuantiseCounts(
-        notes=len(onset_ticks),
-        merged=merged,
+        notes=len(notes),
+        merged=num_merged,
         durations_cut=num_cut,
         durations_capped=num_capped,
-        zero_length=sum(track.num_zero_length for track in tracks),
-        pedal_lengthened=int(np.count_nonzero(held)),
+        zero_length=sum(track.num_zero_length for track in piece.tracks),
+        pedal_lengthened=num_lengthened,
         bends=sum(track.num_bends for track in piece.tracks),
         controllers=sum(track.num_controllers for track in piece.tracks),
         tempos_averaged=tempos_averaged,
         tempos_clamped=int(tempos_clamped),
         bars=bar_counts,
     )
-
-
-def _column(tracks: list[Track], name: str) -> np.ndarray:
-    return np.concatenate([getattr(track.notes, name) for track in tracks])
 
 
 def _to_steps(ticks: np.ndarray, ticks_per_quarter: int) -> np.ndarray:
@@ -159,73 +153,137 @@ def _to_steps(ticks: np.ndarray, ticks_per_quarter: int) -> np.ndarray:
     return doubled // (2 * ticks_per_quarter)
 
 
-def _sounding_ticks(track: Track) -> np.ndarray:
-    """Durations with the sustain pedal: a key released while it is down sounds until it rises."""
-    notes, pedal = track.notes, track.pedal
-    if len(pedal) == 0 or track.is_drum:
-        return notes.duration_ticks
-    key_up = notes.onset_ticks.astype(np.int64) + notes.duration_ticks
-    interval = np.searchsorted(pedal.start_ticks, key_up, side="right") - 1
-    pedal_up = np.where(interval >= 0, pedal.end_ticks[interval], 0)
-    return np.maximum(key_up, pedal_up) - notes.onset_ticks
-
-
-def _merge(
-    *,
-    voice: np.ndarray,
-    onset_steps: np.ndarray,
-    duration_ticks: np.ndarray,
-    velocity: np.ndarray,
-) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], int]:
-    """Sort by (voice, onset); of equal pairs keep one, the longest and loudest.
-
-    Args:
-        voice: (N,) instrument * 128 + pitch.
-        onset_steps: (N,) int64.
-        duration_ticks: (N,).
-        velocity: (N,).
+def _sounding_ticks(piece: Piece) -> tuple[np.ndarray, int]:
+    """Durations with the sustain pedal: a key released while it is down sounds until it rises.
 
     Returns:
-        the four columns, shorter by the number that follows them.
+        (num_notes,) durations, and how many the pedal made longer.
     """
-    order = np.argsort((voice.astype(np.int64) << 40) | onset_steps)
-    voice, onset_steps = voice[order], onset_steps[order]
-    duration_ticks, velocity = duration_ticks[order], velocity[order]
-    is_new = np.ones(len(voice), bool)
-    is_new[1:] = (voice[1:] != voice[:-1]) | (onset_steps[1:] != onset_steps[:-1])
-    first = np.flatnonzero(is_new)
-    num_merged = len(voice) - len(first)
+    sounding, num_lengthened = [], 0
+    for track in piece.tracks:
+        notes, pedal = track.notes, track.pedal
+        duration_ticks = notes.duration_ticks
+        if len(pedal) and len(notes) and not track.is_drum:
+            key_up = notes.onset_ticks.astype(np.int64) + duration_ticks
+            interval = np.searchsorted(pedal.start_ticks, key_up, side="right")
+            # Before the first interval none has ended yet.
+            pedal_up = np.concatenate([[0], pedal.end_ticks])[interval]
+            num_lengthened += int(np.count_nonzero(pedal_up > key_up))
+            duration_ticks = np.maximum(key_up, pedal_up) - notes.onset_ticks
+        sounding.append(duration_ticks)
+    return np.concatenate(sounding), num_lengthened
+
+
+def _pack(piece: Piece, notes: Notes, duration_ticks: np.ndarray) -> np.ndarray:
+    """(num_notes,) int64, from the highest bits: instrument, pitch, onset, duration, velocity."""
+    instruments = [DRUMS if track.is_drum else 1 + track.program for track in piece.tracks]
+    packed = np.repeat(np.array(instruments), [len(track.notes) for track in piece.tracks])
+    packed <<= _PITCH_BITS
+    packed |= notes.pitch
+    packed <<= _TIME_BITS
+    packed |= _to_steps(notes.onset_ticks, piece.ticks_per_quarter)
+    packed <<= _DURATION_BITS
+    packed |= _duration_index(duration_ticks, piece.ticks_per_quarter)
+    packed <<= _VELOCITY_BITS
+    packed |= _VELOCITY_INDEX[notes.velocity]
+    return packed
+
+
+def _duration_index(ticks: np.ndarray, ticks_per_quarter: int) -> np.ndarray:
+    """Nearest entries of DURATION_STEPS, the shorter one at a tie; _TOO_LONG beyond the last.
+
+    >>> _duration_index(np.array([1, 510, 511, 15_360, 15_361]), 480).tolist()
+    [0, 24, 25, 79, 80]
+    """
+    half_steps = ticks.astype(np.int64)
+    half_steps *= 2 * STEPS_PER_QUARTER
+    half_steps += ticks_per_quarter - 1
+    half_steps //= ticks_per_quarter
+    return _NEAREST_DURATION[np.minimum(half_steps, 2 * _LONGEST_STEPS + 1, out=half_steps)]
+
+
+def _merge(packed: np.ndarray) -> tuple[np.ndarray, int]:
+    """Sort notes; of those equal in instrument, pitch and onset keep the longest and loudest.
+
+    Args:
+        packed: (N,) notes as `_pack` makes them.
+
+    Returns:
+        the notes that stay, and how many went.
+    """
+    packed = np.sort(packed)
+    place = packed >> _SOUND_BITS
+    is_last = np.ones(len(place), bool)
+    np.not_equal(place[1:], place[:-1], out=is_last[:-1])
+    last = np.flatnonzero(is_last)
+    num_merged = len(packed) - len(last)
     if num_merged:
-        duration_ticks = np.maximum.reduceat(duration_ticks, first)
-        velocity = np.maximum.reduceat(velocity, first)
-        voice, onset_steps = voice[first], onset_steps[first]
-    return (voice, onset_steps, duration_ticks, velocity), num_merged
+        # The last of a run is the longest, but not always the loudest.
+        first = np.concatenate([[0], last[:-1] + 1])
+        velocity_mask = (1 << _VELOCITY_BITS) - 1
+        loudest = np.maximum.reduceat(packed & velocity_mask, first)
+        packed = packed[last] & ~velocity_mask | loudest
+    return packed, num_merged
 
 
-def _durations(
-    voice: np.ndarray, onset_steps: np.ndarray, duration_steps: np.ndarray
-) -> tuple[np.ndarray, int, int]:
-    """Nearest table entries that end by the next onset of the same voice.
+def _cut_durations(packed: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Let every note end by the next onset of its instrument and pitch, and inside the table.
 
     Args:
-        voice: (N,) ascending; notes of one voice ascending by onset.
-        onset_steps: (N,) int64.
-        duration_steps: (N,) float64, as played.
+        packed: (N,) notes, ascending.
 
     Returns:
-        (N,) int32 entries of DURATION_STEPS, how many were cut, how many capped.
-
-    >>> _durations(np.array([7, 7, 8]), np.array([0, 10, 0]), np.array([12.0, 2000.0, 0.2]))
-    (array([ 10, 768,   1], dtype=int32), 1, 1)
+        the notes, how many were cut, how many capped.
     """
-    index = nearest_index(duration_steps, DURATION_STEPS)
-    num_capped = int(np.count_nonzero(duration_steps > DURATION_STEPS[-1]))
-    gap = np.full(len(voice), DURATION_STEPS[-1], np.int64)
-    same_voice = voice[1:] == voice[:-1]
-    gap[:-1][same_voice] = np.diff(onset_steps)[same_voice]
-    longest = np.searchsorted(DURATION_STEPS, gap, side="right") - 1
-    num_cut = int(np.count_nonzero(longest < index))
-    return DURATION_STEPS[np.minimum(index, longest)], num_cut, num_capped
+    duration = (packed >> _VELOCITY_BITS) & ((1 << _DURATION_BITS) - 1)
+    is_capped = duration == _TOO_LONG
+    gap = np.full(len(packed), _LONGEST_STEPS)
+    # Another instrument or pitch lies further off than any duration.
+    place = packed >> _SOUND_BITS
+    np.minimum(place[1:] - place[:-1], _LONGEST_STEPS, out=gap[:-1])
+    longest = _DURATION_WITHIN[gap]
+    shorter = np.minimum(duration, longest)
+    num_capped = int(np.count_nonzero(is_capped))
+    # What is only too long for the table is capped and not cut.
+    num_cut = int(np.count_nonzero(longest < duration - is_capped))
+    return packed + ((shorter - duration) << _VELOCITY_BITS), num_cut, num_capped
+
+
+def _canonical_columns(
+    packed: np.ndarray, bar: np.ndarray, onset_steps: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Columns of a QuantisedPiece.
+
+    Args:
+        packed: (N,) notes as `_pack` makes them.
+        bar: (N,) bar of each.
+        onset_steps: (N,) from the bar line.
+    """
+    voice = packed >> (_TIME_BITS + _SOUND_BITS)
+    ordered = bar.astype(np.int64)
+    ordered <<= _INSTRUMENT_BITS
+    ordered |= voice >> _PITCH_BITS
+    ordered <<= _ONSET_BITS
+    ordered |= onset_steps
+    ordered <<= _PITCH_BITS
+    ordered |= voice & ((1 << _PITCH_BITS) - 1)
+    ordered <<= _SOUND_BITS
+    ordered |= packed & ((1 << _SOUND_BITS) - 1)
+    ordered.sort()
+
+    def take_lowest(num_bits: int) -> np.ndarray:
+        lowest = (ordered & ((1 << num_bits) - 1)).astype(np.int32)
+        np.right_shift(ordered, num_bits, out=ordered)
+        return lowest
+
+    return {
+        "velocity": VELOCITIES[take_lowest(_VELOCITY_BITS)],
+        "duration_steps": DURATION_STEPS[take_lowest(_DURATION_BITS)],
+        "pitch": take_lowest(_PITCH_BITS),
+        "onset_steps": take_lowest(_ONSET_BITS),
+        "instrument": take_lowest(_INSTRUMENT_BITS),
+        "bar": ordered.astype(np.int32),
+    }
 
 
 def _bar_tempos(
@@ -242,22 +300,22 @@ def _bar_tempos(
         (num_bars,) float64 quarters per minute, and how many changes fell inside a bar.
     """
     line_quarters = bar_start_steps / STEPS_PER_QUARTER
+    num_quarters = line_quarters[1:] - line_quarters[:-1]
     if len(tempos) == 0:
-        return np.full(len(line_quarters) - 1, DEFAULT_TEMPO_BPM), 0
+        return np.full(len(num_quarters), DEFAULT_TEMPO_BPM), 0
     change_quarters = tempos.onset_ticks / ticks_per_quarter
-    bpm = tempos.bpm
-    if change_quarters[0] > 0:
-        change_quarters = np.concatenate([[0.0], change_quarters])
-        bpm = np.concatenate([[DEFAULT_TEMPO_BPM], bpm])
     # The clock is a broken line through the changes; one more point carries it past the end.
     end = max(change_quarters[-1], line_quarters[-1]) + 1.0
-    knots = np.append(change_quarters, end)
+    knots, bpm = np.concatenate([change_quarters, [end]]), tempos.bpm
+    if change_quarters[0] > 0:
+        knots = np.concatenate([[0.0], knots])
+        bpm = np.concatenate([[DEFAULT_TEMPO_BPM], bpm])
     clock = np.zeros(len(knots))
-    np.cumsum(np.diff(knots) * _SECONDS_PER_MINUTE / bpm, out=clock[1:])
-    seconds = np.diff(np.interp(line_quarters, knots, clock))
-    inside = ~np.isin(_to_steps(tempos.onset_ticks, ticks_per_quarter), bar_start_steps)
-    inside &= tempos.onset_ticks < line_quarters[-1] * ticks_per_quarter
-    return (
-        np.diff(line_quarters) * _SECONDS_PER_MINUTE / seconds,
-        int(np.count_nonzero(inside)),
-    )
+    np.cumsum((knots[1:] - knots[:-1]) * _SECONDS_PER_MINUTE / bpm, out=clock[1:])
+    line_seconds = np.interp(line_quarters, knots, clock)
+    bar_bpm = num_quarters * _SECONDS_PER_MINUTE / (line_seconds[1:] - line_seconds[:-1])
+
+    change_steps = _to_steps(tempos.onset_ticks, ticks_per_quarter)
+    line = bar_start_steps.searchsorted(change_steps, side="right") - 1
+    is_inside = (bar_start_steps[line] != change_steps) & (change_quarters < line_quarters[-1])
+    return bar_bpm, int(np.count_nonzero(is_inside))

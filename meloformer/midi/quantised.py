@@ -1,6 +1,7 @@
 """QuantisedPiece: music on the grid, bar by bar; what tokens/ encodes and decodes."""
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 
@@ -43,10 +44,17 @@ class QuantisedPiece:
     def num_notes(self) -> int:
         return len(self.bar)
 
-    @property
+    @cached_property
     def bar_start_steps(self) -> np.ndarray:
         """(num_bars + 1,) int64 start of each bar in steps; the last entry is the end."""
-        return np.concatenate([[0], np.cumsum(METRE_STEPS[self.bar_metre], dtype=np.int64)])
+        starts = np.zeros(self.num_bars + 1, np.int64)
+        np.cumsum(METRE_STEPS[self.bar_metre], out=starts[1:])
+        return starts
+
+    @cached_property
+    def start_steps(self) -> np.ndarray:
+        """(num_notes,) int64 onset of each note from the start of the piece."""
+        return self.bar_start_steps[self.bar] + self.onset_steps
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QuantisedPiece):

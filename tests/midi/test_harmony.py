@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -95,12 +97,8 @@ def test_transposing_turns_every_chord_and_the_key_by_as_much(
     piece: QuantisedPiece, semitones: int
 ):
     pitched = piece.instrument != 0
-    moved = QuantisedPiece(
-        **{
-            **vars(piece),
-            "pitch": np.where(pitched, piece.pitch + semitones, piece.pitch).astype(np.int32),
-        }
-    )
+    moved_pitch = np.where(pitched, piece.pitch + semitones, piece.pitch).astype(np.int32)
+    moved = replace(piece, pitch=moved_pitch)
     chords, qualities = bar_chords(piece), len(CHORD_INTERVALS)
     turned = (chords // qualities + semitones) % 12 * qualities + chords % qualities
     expected = np.where(chords == NO_CHORD, NO_CHORD, turned)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from meloformer.errors import MidiError
-from meloformer.midi.piece import Piece
+from meloformer.midi.piece import Piece, build_pedal
 from meloformer.midi.quantise import quantise
 from meloformer.midi.read import read_midi
 from tests.midi.hand_written import metre, midi_file, note, pedal, program, tempo
@@ -59,6 +59,27 @@ def test_a_pedal_never_released_holds_nothing():
 def test_the_last_onset_is_the_latest_of_all_tracks():
     assert rich_piece().last_onset_ticks == 1500
     assert rich_piece().num_notes == 3
+
+
+def test_the_notes_of_a_piece_are_those_of_its_tracks_in_their_order():
+    piece = rich_piece()
+    for column in ("onset_ticks", "duration_ticks", "pitch", "velocity"):
+        values = [v for track in piece.tracks for v in getattr(track.notes, column).tolist()]
+        assert getattr(piece.notes, column).tolist() == values
+
+
+@pytest.mark.parametrize(
+    ("values", "starts", "ends"),
+    [
+        ([127, 0, 64, 63], [0, 20], [10, 30]),
+        ([0, 127, 100, 0], [10], [30]),
+        ([0, 0, 0, 127], [], []),
+        ([127, 127, 0, 0], [0], [20]),
+    ],
+)
+def test_the_pedal_is_down_from_its_first_press_to_its_release(values, starts, ends):
+    pedal_down = build_pedal(np.array([0, 10, 20, 30]), np.array(values))
+    assert (pedal_down.start_ticks.tolist(), pedal_down.end_ticks.tolist()) == (starts, ends)
 
 
 def test_pieces_with_different_notes_differ():

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meloformer.midi import limits
 from meloformer.midi.grid import DURATION_STEPS, METRES, STEPS_PER_QUARTER, TEMPOS_BPM
 from meloformer.midi.piece import NO_PEDAL, Pedal, Piece, build_piece, build_track
-from meloformer.midi.quantise import quantise, quantise_counted
+from meloformer.midi.quantise import _duration_index, quantise, quantise_counted
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.midi.read import read_midi
 from meloformer.midi.render import to_piece
@@ -128,6 +129,37 @@ def test_tracks_of_one_program_become_one_instrument_and_unisons_merge():
     assert quantised.pitch.tolist() == [60, 64]
     assert (quantised.duration_steps[0], counts.merged) == (48, 1)
     assert quantised.velocity[0] == 50
+
+
+def test_of_merged_notes_the_longest_duration_and_the_loudest_velocity_stay():
+    notes = [(0, 480, 60, 20), (2, 960, 60, 50), (4, 240, 60, 90)]
+    tracks = [[note(*row, channel=channel)] for channel, row in enumerate(notes)]
+    quantised, counts = quantise_counted(read_midi(midi_file(*tracks)))
+    assert (quantised.num_notes, counts.merged) == (1, 2)
+    assert (quantised.duration_steps[0], quantised.velocity[0]) == (48, 90)
+
+
+def test_the_widest_values_of_every_field_fit_into_a_packed_note():
+    last = limits.MAX_BARS * 4 - 1
+    metres = [metre(0, 4, 4), metre(1, 12, 4)]
+    track = [program(127), note(0, 480 * 50, 127, 127), note(480 * last - 20, 480, 127, 1)]
+    data = midi_file([*metres], track, [note(480 * last - 20, 480, 0, 127, channel=9)])
+    quantised = quantise(read_midi(data))
+    assert quantised.start_steps.tolist() == [0, 24 * last - 1, 24 * last - 1]
+    assert quantised.instrument.tolist() == [128, 0, 128]
+    assert quantised.pitch.tolist() == [127, 0, 127]
+    assert quantised.duration_steps.tolist() == [768, 24, 24]
+    assert quantised.velocity.tolist() == [126, 126, 2]
+
+
+@pytest.mark.parametrize("ticks_per_quarter", [17, 480, 10080, 32767])
+def test_a_duration_halfway_between_two_entries_is_the_shorter_one_exactly(ticks_per_quarter: int):
+    ticks = np.arange(1, 50 * ticks_per_quarter, 7)
+    found = DURATION_STEPS[np.minimum(_duration_index(ticks, ticks_per_quarter), 79)]
+    # Distances in units of which one tick has 24 and one step has ticks_per_quarter.
+    unit = ticks * STEPS_PER_QUARTER
+    distance = np.abs(DURATION_STEPS[:, None].astype(np.int64) * ticks_per_quarter - unit)
+    assert found.tolist() == DURATION_STEPS[distance.argmin(axis=0)].tolist()
 
 
 def test_drums_are_instrument_zero_whatever_their_program():
