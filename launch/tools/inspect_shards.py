@@ -1,102 +1,167 @@
-"""Say what a shard folder holds, print one piece of it, or prove that it is whole.
+"""Say what a shard folder holds, print a shard or a piece of it, or prove that it is whole.
 
     python launch/tools/inspect_shards.py data_shards/default
+    python launch/tools/inspect_shards.py data_shards/default --split valid
+    python launch/tools/inspect_shards.py data_shards/default --shard train/shard-000003
     python launch/tools/inspect_shards.py data_shards/default --piece 0a1b2c
-    python launch/tools/inspect_shards.py data_shards/default --verify
+    python launch/tools/inspect_shards.py data_shards/default --piece valid:0
+    python launch/tools/inspect_shards.py data_shards/default --verify --num_workers 16
+    python launch/tools/inspect_shards.py https://host/shards --verify --split test
     python launch/tools/inspect_shards.py data_shards/default --with webdataset
 
-`--piece` takes a key or its start, `--verify` recomputes every sum and decodes every piece, and
-`--with` reads the same pieces through another library alone. Exit code: 0 where all is well,
-1 where something is wrong (one line each), 2 where the folder cannot be read at all.
+A folder or a URL. `--piece` takes a key, its start, or `split:number`. `--verify` recomputes every
+sum and decodes every piece; of one split alone where `--split` names it. `--with` reads the same
+pieces through another library alone. `--json` prints one JSON object instead of tables.
+
+Exit code: 0 where all is well, 1 where something is wrong (one line each) or the counts do not add
+up (in = pieces + duplicates + rejected), 2 where the folder cannot be read at all.
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.progress import Progress
 
 from meloformer.command_line import run_recipe
-from meloformer.errors import ShardError
-from meloformer.shards.manifest import SPLITS
+from meloformer.errors import ConfigError
+from meloformer.shards.against_webdataset import differences_from_webdataset
+from meloformer.shards.disk_cache import CacheConfig
+from meloformer.shards.look_up import find_piece, find_shard, piece_text, pieces_of_shard
+from meloformer.shards.manifest import (
+    MANIFEST_NAME,
+    SPLITS,
+    CountError,
+    Manifest,
+    check_tokenizer,
+    parse_manifest,
+)
 from meloformer.shards.reader import ShardFolder
-from meloformer.shards.summary import quantised_table, summary_table
-from meloformer.shards.verify import differences_from_webdataset, find_faults
-from meloformer.tokens.vocabulary import Kind, token, token_name
+from meloformer.shards.storage import open_storage
+from meloformer.shards.summary import pieces_table, quantised_table, shards_table, summary_table
+from meloformer.shards.verify import find_faults
 
 _MOST_FAULTS_PRINTED = 20
+_WIDTH_OF_A_FILE = 250
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectShardsConfig:
     """Flags of launch/tools/inspect_shards.py."""
 
-    shards: tyro.conf.Positional[Path] = Path("data_shards/default")
-    """Shard folder."""
+    shards: tyro.conf.Positional[str] = "data_shards/default"
+    """Shard folder, or its URL."""
+    split: Literal["train", "valid", "test"] | None = None
+    """List the shards of this split; with --verify, read no other."""
+    shard: str | None = None
+    """List the pieces of this shard, as `train/shard-000003`."""
     piece: str | None = None
-    """Print the piece with this key, or whose key starts so."""
+    """Print the piece with this key, whose key starts so, or that `split:number` names."""
     verify: bool = False
     """Recompute every sum and decode every piece."""
     against: Annotated[Literal["webdataset"] | None, tyro.conf.arg(name="with")] = None
     """Read the same pieces through this library alone, and compare."""
+    num_workers: int = 1
+    """Processes that verify."""
+    json: bool = False
+    """Print one JSON object."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise ConfigError(f"--num_workers {self.num_workers}: allowed 1 or more")
 
 
 def inspect_shards(config: InspectShardsConfig) -> int:
-    console = Console(soft_wrap=True)
-    folder = ShardFolder.open(config.shards)
-    if config.piece is not None:
-        print_piece(console, folder, config.piece)
-        return 0
-    console.print(summary_table(folder.manifest, title=str(config.shards)))
-    console.print(quantised_table(folder.manifest))
-    faults = 0
-    if config.verify:
-        with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task("verifying")
-            found = list(
-                find_faults(folder, lambda done, n: progress.update(task, completed=done, total=n))
-            )
-        faults += report(console, "verify", found)
-    if config.against is not None and not faults:
-        faults += report(console, config.against, differences_from_webdataset(folder))
+    # Where nobody looks on, lines are not to be broken: grep and less read them. And tables go
+    # nowhere where one object is to be printed.
+    width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
+    console = Console(soft_wrap=True, width=width, quiet=config.json)
+    found: dict[str, Any] = {"shards": config.shards}
+    faults: list[str] = []
+    try:
+        if config.verify:
+            verified, faults = prove(config, console)
+            found |= {"verified": verified, "faults": faults}
+        else:
+            found |= look(config, console)
+        if config.against is not None and not faults:
+            folder = ShardFolder.open(config.shards, config.cache)
+            faults = list(differences_from_webdataset(folder))
+            found["faults"] = faults
+            report(console, config.against, faults)
+    except CountError as error:
+        faults = found["faults"] = [str(error)]
+        report(console, "counts", faults)
+    if config.json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
     return 1 if faults else 0
 
 
-def report(console: Console, name: str, faults: Iterable[str]) -> int:
+def look(config: InspectShardsConfig, console: Console) -> dict[str, Any]:
+    """Print the part of a folder that was asked for; returns it as JSON."""
+    folder = ShardFolder.open(config.shards, config.cache)
+    if config.piece is not None:
+        piece = find_piece(folder, config.piece)
+        console.print(f"{piece.split}:{piece.number}, key {piece.key}")
+        console.print_json(json.dumps(piece.facts, ensure_ascii=False))
+        console.print(piece_text(piece), markup=False, highlight=False)
+        return piece.to_json()
+    if config.shard is not None:
+        split, number = find_shard(folder, config.shard)
+        pieces = list(pieces_of_shard(folder, split, number))
+        console.print(pieces_table(pieces, title=config.shard))
+        return {"shard": config.shard, "pieces": pieces}
+    if config.split is not None:
+        console.print(shards_table(folder.manifest, config.split))
+        return folder.manifest.to_json()["splits"][config.split]
+    console.print(summary_table(folder.manifest, title=folder.storage.name))
+    console.print(quantised_table(folder.manifest))
+    return folder.manifest.to_json()
+
+
+def prove(config: InspectShardsConfig, console: Console) -> tuple[dict[str, int], list[str]]:
+    """Verify; a missing or damaged shard is a fault among others here, no reason to stop."""
+    storage = open_storage(config.shards, config.cache)
+    place = f"{storage.name}/{MANIFEST_NAME}"
+    manifest = parse_manifest(storage.read_bytes(MANIFEST_NAME), place)
+    check_tokenizer(Path(storage.name), manifest)
+    console.print(summary_table(manifest, title=storage.name))
+    splits = SPLITS if config.split is None else (config.split,)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("verifying")
+        faults = list(
+            find_faults(
+                storage,
+                manifest,
+                splits=splits,
+                num_workers=config.num_workers,
+                on_progress=lambda done, n: progress.update(task, completed=done, total=n),
+            )
+        )
+    report(console, "verify", faults)
+    return counts(manifest, splits), faults
+
+
+def counts(manifest: Manifest, splits: tuple[str, ...]) -> dict[str, int]:
+    """What was to be verified."""
+    shards = [shard for split in splits for shard in manifest.splits[split]]
+    return {"shards": len(shards), "pieces": sum(shard.pieces for shard in shards)}
+
+
+def report(console: Console, name: str, faults: list[str]) -> None:
     """Print what is wrong, and how much of it there is."""
-    count = 0
-    for count, fault in enumerate(faults, start=1):
-        if count <= _MOST_FAULTS_PRINTED:
-            console.print(f"wrong: {fault}", markup=False, highlight=False)
-    if count > _MOST_FAULTS_PRINTED:
-        console.print(f"... and {count - _MOST_FAULTS_PRINTED} more")
-    console.print(f"{name}: {f'{count} faults' if count else 'all pieces and sums are right'}")
-    return count
-
-
-def print_piece(console: Console, folder: ShardFolder, key: str) -> None:
-    """Print facts and tokens of the first piece whose key starts so, a line for each bar."""
-    for split in SPLITS:
-        index = folder.split(split)
-        for piece in range(index.num_pieces):
-            if index.key(piece).startswith(key):
-                facts = index.facts(piece)
-                console.print(f"{split}, piece {piece}, key {index.key(piece)}")
-                console.print_json(json.dumps(facts, ensure_ascii=False))
-                text = "".join(
-                    ("\n" if token(i).kind == Kind.BAR else " ") + token_name(i)
-                    for i in index.read(piece).tolist()
-                )
-                console.print(text.strip(), markup=False, highlight=False)
-                return
-    raise ShardError(
-        f"{folder.path}: no piece whose key starts with {key!r} among "
-        f"{folder.manifest.num_pieces}; keys are the file names in its tars"
+    lines = [f"wrong: {fault}" for fault in faults[:_MOST_FAULTS_PRINTED]]
+    if len(faults) > _MOST_FAULTS_PRINTED:
+        lines.append(f"... and {len(faults) - _MOST_FAULTS_PRINTED} more; --json prints all")
+    lines.append(
+        f"{name}: {f'{len(faults)} faults' if faults else 'all pieces and sums are right'}"
     )
+    console.print("\n".join(lines), markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,25 @@
 """What a shard folder holds, as a table for people."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.markup import escape
 from rich.table import Table
 
 from meloformer.shards.manifest import SPLITS, Manifest
 
 
 def summary_table(manifest: Manifest, *, title: str) -> Table:
-    """Counts of a shard folder: what came in and where it went, then each split."""
+    """Counts of a shard folder: what came in and where it went, each split, and near copies."""
     table = Table(title=title, title_justify="left")
     for name in ("", "pieces", "bars", "notes", "tokens", "shards", "bytes"):
-        table.add_column(name, justify="right" if name else "left")
-    table.add_row("in", f"{manifest.num_in:,}", end_section=True)
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
+    several = len(manifest.inputs) > 1
+    table.add_row("in", f"{manifest.num_in:,}", end_section=not several)
+    for place, entry in enumerate(manifest.inputs if several else ()):
+        how = "appended" if place else "first"
+        table.add_row(f"  {escape(entry.name)} ({how})", f"{entry.files:,}")
+    table.add_section()
     table.add_row("duplicates", f"{manifest.num_duplicates:,}")
     table.add_row("rejected", f"{manifest.num_rejected:,}", end_section=not manifest.rejected)
     for reason, count in sorted(manifest.rejected.items(), key=lambda item: (-item[1], item[0])):
@@ -20,7 +29,10 @@ def summary_table(manifest: Manifest, *, title: str) -> Table:
         note = "" if manifest.splits[split] else " (empty: too few pieces for its share)"
         table.add_row(split + note, *_counts(manifest, (split,)))
     table.add_section()
-    table.add_row("pieces", *_counts(manifest, SPLITS))
+    table.add_row("pieces", *_counts(manifest, SPLITS), end_section=True)
+    if manifest.settings.near_copy_threshold:
+        where = f"  in {manifest.num_clusters:,} clusters of near copies"
+        table.add_row(where, f"{manifest.num_near_copies:,}")
     return table
 
 
@@ -34,6 +46,45 @@ def quantised_table(manifest: Manifest) -> Table:
     return table
 
 
+def shards_table(manifest: Manifest, split: str) -> Table:
+    """Shards of a split."""
+    table = Table(title=split, title_justify="left")
+    for name in ("shard", "pieces", "bars", "notes", "tokens", "longest piece", "bytes", "sha256"):
+        table.add_column(
+            name, justify="left" if name in ("shard", "sha256") else "right", overflow="fold"
+        )
+    for shard in manifest.splits[split]:
+        numbers = (shard.pieces, shard.bars, shard.notes, shard.tokens, shard.longest_piece)
+        table.add_row(shard.file, *(f"{n:,}" for n in (*numbers, shard.bytes)), shard.sha256[:12])
+    return table
+
+
+def pieces_table(pieces: Iterable[Mapping[str, Any]], *, title: str) -> Table:
+    """Pieces of a shard, as look_up.pieces_of_shard gives them."""
+    table = Table(title=escape(title), title_justify="left")
+    for name in ("", "key", "tokens", "bars", "notes", "seconds"):
+        table.add_column(name, justify="left" if name == "key" else "right", overflow="fold")
+    for name in ("tempo", "metres", "key", "instruments", "near copy of", "source"):
+        table.add_column(name, overflow="fold")
+    for piece in pieces:
+        facts = piece["facts"]
+        cluster = facts.get("cluster")
+        tempos = dict.fromkeys(f"{bpm:g}" for bpm in facts["tempo_bpm"])
+        table.add_row(
+            str(piece["number"]),
+            piece["piece"],
+            *(f"{facts[f'num_{what}']:,}" for what in ("tokens", "bars", "notes")),
+            f"{facts['duration_seconds']:,.0f}",
+            "-".join(tempos),
+            " ".join(facts["metres"]),
+            facts["key"] or "",
+            " ".join(facts["instruments"]),
+            "" if cluster in (None, piece["piece"]) else cluster,
+            escape(facts["source"]),
+        )
+    return table
+
+
 def _counts(manifest: Manifest, splits: tuple[str, ...]) -> list[str]:
     shards = [shard for split in splits for shard in manifest.splits[split]]
     return [
@@ -42,5 +93,5 @@ def _counts(manifest: Manifest, splits: tuple[str, ...]) -> list[str]:
         f"{sum(shard.notes for shard in shards):,}",
         f"{sum(shard.tokens for shard in shards):,}",
         f"{len(shards):,}",
-        f"{sum(shard.bytes + shard.index_bytes for shard in shards):,}",
+        f"{sum(size for shard in shards for _, size, _ in shard.files()):,}",
     ]

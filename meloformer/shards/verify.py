@@ -1,233 +1,229 @@
-"""Proving a shard folder from its bytes: sums, counts, every piece decoded, every split.
+"""Proving a whole shard folder: every shard, and what only all of them together can show.
 
-Reads the tars as any tar reader would, so it does not trust the index that it checks.
+What is known of all pieces lies on disk, sorted by hash, so memory does not grow with their number.
 """
 
 import io
 import json
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 import numpy as np
 
-from meloformer.errors import ConfigError, ShardError, TokenError
-from meloformer.shards.content import note_key, split_of, tune_hash
-from meloformer.shards.manifest import (
-    REJECTED_NAME,
-    SPLITS,
-    Manifest,
-    sha256_of,
+from meloformer.errors import ShardError
+from meloformer.shards.bucket_sort import sort_by_hash
+from meloformer.shards.content import split_of
+from meloformer.shards.manifest import CARD_NAME, MANIFEST_NAME, REJECTED_NAME, SPLITS, Manifest
+from meloformer.shards.pool import Died, run_in_pool
+from meloformer.shards.storage import LocalFolder, Storage
+from meloformer.shards.verify_shard import (
+    CHECKED_RECORD,
+    ShardCheck,
+    ShardJob,
+    check_shard,
+    differences,
+    is_key,
 )
-from meloformer.shards.reader import ShardFolder, SplitIndex
-from meloformer.shards.tars import FACTS_SUFFIX, IDS_SUFFIX
-from meloformer.tokens.hid import decode
-from meloformer.tokens.windows import bar_starts
 
 DUPLICATE = "duplicate"
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class PlainPiece:
-    """A piece as a tar reader sees it.
-
-    Args:
-        key: name without suffix.
-        ids: (T,) uint16 token ids.
-        facts: the JSON beside them.
-    """
-
-    key: str
-    ids: np.ndarray
-    facts: dict[str, Any]
-
-
-def read_tar(path: Path) -> Iterator[PlainPiece]:
-    """Pieces of a shard in order, by the standard library alone.
-
-    Raises:
-        ShardError: it is no tar of .npy and .json pairs.
-    """
-    try:
-        with tarfile.open(path) as tar:
-            members = iter(tar)
-            for ids_member, facts_member in zip(members, members, strict=True):
-                key = ids_member.name.removesuffix(IDS_SUFFIX)
-                if (ids_member.name, facts_member.name) != (key + IDS_SUFFIX, key + FACTS_SUFFIX):
-                    raise ShardError(
-                        f"{path}: found {ids_member.name} and {facts_member.name} together, "
-                        f"expected <key>{IDS_SUFFIX} and <key>{FACTS_SUFFIX}"
-                    )
-                ids = np.load(io.BytesIO(_content(tar, ids_member)), allow_pickle=False)
-                yield PlainPiece(key, ids, json.loads(_content(tar, facts_member)))
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise ShardError(f"{path} cannot be read as a shard ({error})") from error
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    if file is None:
-        raise ValueError(f"{member.name} is no file")
-    return file.read()
+_ROWS_AT_ONCE = 1 << 16
+_NO_SHARD = -1  # of a key that rejected.jsonl names
 
 
 def find_faults(
-    folder: ShardFolder, on_progress: Callable[[int, int], None] = lambda done, total: None
+    storage: Storage,
+    manifest: Manifest,
+    *,
+    splits: Sequence[str] = SPLITS,
+    num_workers: int = 1,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[str]:
     """Everything that is wrong with a folder, one line each; none where all is well.
 
     Args:
-        folder: opened, so its manifest adds up and its files have their sizes.
+        storage: where it lies.
+        manifest: its own, which adds up.
+        splits: whose shards are read; where it is not all of them, nothing is said of what only
+            all of them together show.
+        num_workers: processes; the faults and their order do not depend on it.
         on_progress: called with (pieces done, pieces in all).
     """
-    yield from _faults_of_rejected(folder.path, folder.manifest)
-    seen: dict[str, str] = {}
-    done = 0
-    for split in SPLITS:
-        try:
-            index = folder.split(split)
-        except ShardError as error:
-            yield str(error)
-            continue
-        for shard, entry in enumerate(index.entries):
-            yield from _faults_of_shard(folder, split, index, shard, seen)
-            done += entry.pieces
-            on_progress(done, folder.manifest.num_pieces)
+    is_whole = set(splits) == set(SPLITS)
+    if is_whole and isinstance(storage, LocalFolder):
+        yield from _foreign_files(storage.path, manifest)
+    jobs = [
+        ShardJob(number, split, entry)
+        for number, (split, entry) in enumerate(
+            (split, entry) for split in SPLITS for entry in manifest.splits[split]
+        )
+        if split in splits
+    ]
+    with TemporaryDirectory() as scratch:
+        rows = Path(scratch) / "rows"
+        with rows.open("wb") as file:
+            if is_whole:
+                yield from _check_rejected(
+                    storage, manifest, lambda keys: file.write(keys.tobytes())
+                )
+            done, total = 0, sum(job.entry.pieces for job in jobs)
+            for job, check in _checks(storage, jobs, num_workers):
+                yield from check.faults
+                file.write(check.rows.tobytes())
+                done += job.entry.pieces
+                on_progress(done, total)
+        yield from _faults_of_keys(rows, storage, manifest)
+        if is_whole:
+            yield from _faults_of_clusters(rows, storage, manifest)
 
 
-def _faults_of_shard(
-    folder: ShardFolder, split: str, index: SplitIndex, shard: int, seen: dict[str, str]
-) -> Iterator[str]:
-    entry = index.entries[shard]
-    path = folder.path / entry.file
-    found = sha256_of(path)
-    if found != entry.sha256:
-        yield f"{path}: found sha256 {found[:16]}, expected {entry.sha256[:16]}"
-    sums: Counter[str] = Counter()
-    try:
-        for piece, plain in zip_longest(index.pieces_of_shard(shard), read_tar(path)):
-            if piece is None or plain is None:
-                yield f"{path}: its index and the tar hold different numbers of pieces"
-                return
-            place = f"{path}: piece {plain.key}"
-            if plain.key in seen:
-                yield f"{place} stands in {seen[plain.key]} too"
-            seen[plain.key] = entry.file
-            yield from (f"{place}: {fault}" for fault in _faults_of_piece(index, piece, plain))
-            tune = np.array([int(plain.facts["tune"], 16)], dtype=np.uint64)
-            belongs = SPLITS[split_of(tune, folder.manifest.settings)[0]]
-            if belongs != split:
-                yield f"{place}: found in split {split}, expected {belongs}"
-            sums.update(
-                pieces=1,
-                bars=plain.facts["num_bars"],
-                notes=plain.facts["num_notes"],
-                tokens=len(plain.ids),
-            )
-    except (ShardError, ValueError, KeyError, TypeError) as error:
-        yield f"{path}: {error}"
+def _foreign_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Files that nothing lists; those that are listed and missing are named with their shard."""
+    listed = {MANIFEST_NAME, REJECTED_NAME, CARD_NAME}
+    listed |= {name for shard in manifest.shards() for name, _, _ in shard.files()}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in listed:
+            yield f"{path}: found a file that the manifest does not list; move it away"
+
+
+def _checks(
+    storage: Storage, jobs: list[ShardJob], num_workers: int
+) -> Iterator[tuple[ShardJob, ShardCheck]]:
+    """Checks of all shards, in their order."""
+    task = partial(check_shard, storage=storage)
+    if num_workers == 1 or len(jobs) < 2:  # to start a worker takes longer than a small shard
+        yield from ((job, task(job)) for job in jobs)
         return
-    yield from _differences(
-        f"{path}: sum of ", {name: (sums[name], getattr(entry, name)) for name in sums}
+    ready: dict[int, tuple[ShardJob, ShardCheck]] = {}
+    order = iter([job.number for job in jobs])
+    awaited = next(order, None)
+    for job, result in run_in_pool(task, jobs, num_workers=min(num_workers, len(jobs))):
+        ready[job.number] = (
+            job,
+            _not_checked(storage, job) if isinstance(result, Died) else result,
+        )
+        while awaited in ready:
+            yield ready.pop(awaited)
+            awaited = next(order, None)
+
+
+def _not_checked(storage: Storage, job: ShardJob) -> ShardCheck:
+    fault = (
+        f"{storage.name}/{job.entry.file}: a worker died while it was checked; this machine is "
+        "probably out of memory: try fewer --num_workers"
     )
+    return ShardCheck([fault], np.zeros(0, CHECKED_RECORD))
 
 
-def _faults_of_piece(index: SplitIndex, piece: int, plain: PlainPiece) -> Iterator[str]:
+def _check_rejected(
+    storage: Storage, manifest: Manifest, keep: Callable[[np.ndarray], object]
+) -> Iterator[str]:
+    """Compare rejected.jsonl with the counts of the manifest.
+
+    Args:
+        storage: where it lies.
+        manifest: what it should say.
+        keep: takes CHECKED_RECORD of the keys that copies are said to repeat.
+    """
+    place = f"{storage.name}/{REJECTED_NAME}"
+    reasons: Counter[str] = Counter()
     try:
-        by_offset = index.read(piece)
-        facts = index.facts(piece)
-        quantised = decode(plain.ids)
-    except (ShardError, TokenError) as error:
-        yield str(error)
+        with _open_rejected(storage) as lines:
+            while batch := [json.loads(line) for line in islice(lines, _ROWS_AT_ONCE)]:
+                reasons.update(entry["reason"] for entry in batch)
+                keys = [entry["key"] for entry in batch if entry["reason"] == DUPLICATE]
+                yield from (f"{place}: {key!r} is no key" for key in keys if not is_key(key))
+                rows = np.zeros(sum(map(is_key, keys)), CHECKED_RECORD)
+                rows["key"] = [key.encode() for key in keys if is_key(key)]
+                rows["shard"] = _NO_SHARD
+                keep(rows)
+    except (ShardError, OSError, ValueError, KeyError, TypeError) as error:
+        yield f"{place} cannot be read ({type(error).__name__}: {error})"
         return
-    if not (by_offset.dtype == plain.ids.dtype and np.array_equal(by_offset, plain.ids)):
-        yield "read by offset it differs from the tar"
-    if facts != plain.facts:
-        yield "its facts read by offset differ from the tar"
-    starts = bar_starts(plain.ids)
-    if not np.array_equal(index.bar_starts(piece), starts):
-        yield "its bars do not start where the index says"
-    yield from _differences(
-        "",
+    stated = manifest.rejected | {DUPLICATE: manifest.num_duplicates}
+    yield from differences(
+        f"{place}: ",
         {
-            "key in the index": (index.key(piece), plain.key),
-            "key by its notes": (note_key(quantised), plain.key),
-            "tune": (f"{tune_hash(quantised):016x}", facts.get("tune")),
-            "tokens in the index": (int(index.num_tokens[piece]), len(plain.ids)),
-            "bars in the index": (int(index.num_bars[piece]), quantised.num_bars),
-            "notes in the index": (int(index.num_notes[piece]), quantised.num_notes),
-            "prefix in the index": (int(index.prefix_length[piece]), int(starts[0])),
-            "tokens": (len(plain.ids), facts.get("num_tokens")),
-            "bars": (quantised.num_bars, facts.get("num_bars")),
-            "notes": (quantised.num_notes, facts.get("num_notes")),
+            reason: (reasons[reason], stated.get(reason, 0))
+            for reason in sorted(stated.keys() | reasons.keys())
         },
     )
 
 
-def _faults_of_rejected(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Compare rejected.jsonl with the counts of the manifest."""
-    path = folder / REJECTED_NAME
-    reasons: Counter[str] = Counter()
-    try:
-        with path.open(encoding="utf-8") as file:
-            reasons.update(json.loads(line)["reason"] for line in file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"{path} cannot be read ({error})"
-        return
-    stated = manifest.rejected | {DUPLICATE: manifest.num_duplicates}
-    for reason in sorted(stated.keys() | reasons.keys()):
-        if reasons[reason] != stated.get(reason, 0):
-            yield f"{path}: found {reasons[reason]} {reason}, expected {stated.get(reason, 0)}"
+def _open_rejected(storage: Storage) -> BinaryIO:
+    if isinstance(storage, LocalFolder):  # line by line, however many there are
+        return (storage.path / REJECTED_NAME).open("rb")
+    return io.BytesIO(storage.read_bytes(REJECTED_NAME))
 
 
-def _differences(prefix: str, pairs: dict[str, tuple[T, T]]) -> Iterator[str]:
-    for name, (found, expected) in pairs.items():
-        if found != expected:
-            yield f"{prefix}{name}: found {found}, expected {expected}"
+def _faults_of_keys(rows: Path, storage: Storage, manifest: Manifest) -> Iterator[str]:
+    """Pieces that stand twice, and copies of pieces that stand nowhere."""
+    names = [shard.file for shard in manifest.shards()]
+    for ordered in _sorted(rows, "key"):
+        is_piece = ordered["shard"] != _NO_SHARD
+        pieces = ordered[is_piece]
+        again = np.flatnonzero(pieces["key"][1:] == pieces["key"][:-1])
+        for place in again.tolist():
+            first, second = (names[pieces["shard"][n]] for n in (place, place + 1))
+            yield (
+                f"{storage.name}: piece {pieces['key'][place].decode()} stands in {first} and in "
+                f"{second}"
+            )
+        missing = np.setdiff1d(ordered["key"][~is_piece], pieces["key"])
+        if len(pieces) or not is_piece.all():
+            for key in missing.tolist():
+                yield (
+                    f"{storage.name}/{REJECTED_NAME}: a copy repeats {key.decode()}, which is no "
+                    "piece of the shards"
+                )
 
 
-def differences_from_webdataset(folder: ShardFolder) -> Iterator[str]:
-    """Read all shards through the library webdataset alone, and compare; one line a difference.
-
-    Raises:
-        ConfigError: webdataset is not installed.
-        ShardError: a shard is damaged.
-    """
-    try:
-        import webdataset
-    except ImportError as error:
-        raise ConfigError(
-            f"--with webdataset needs the extra `shards` ({error}); "
-            "install it with `pip install 'meloformer[shards]'`"
-        ) from error
-    for split in SPLITS:
-        index = folder.split(split)
-        if index.num_pieces == 0:
+def _faults_of_clusters(rows: Path, storage: Storage, manifest: Manifest) -> Iterator[str]:
+    """Clusters that cross the splits, have no name, or stand where no piece of theirs belongs."""
+    num_clusters = num_near_copies = 0
+    for ordered in _sorted(rows, "cluster"):
+        pieces = ordered[ordered["shard"] != _NO_SHARD]
+        if not len(pieces):
             continue
-        urls = [str(folder.path / entry.file) for entry in index.entries]
-        samples = _samples(webdataset.WebDataset(urls, shardshuffle=False).decode(), urls)
-        for piece, sample in zip_longest(range(index.num_pieces), samples):
-            if piece is None or sample is None:
-                side = "ends before ours" if sample is None else "goes on after ours"
-                yield f"{folder.path / split}: webdataset {side}, at piece {piece}"
-                return
-            place = f"{folder.path / split}: piece {index.key(piece)}"
-            if sample["__key__"] != index.key(piece):
-                yield f"{place}: webdataset reads {sample['__key__']} in its place"
-            elif not np.array_equal(sample["npy"], index.read(piece)):
-                yield f"{place}: webdataset reads other tokens"
-            elif sample["json"] != index.facts(piece):
-                yield f"{place}: webdataset reads other facts"
+        names, first, sizes = np.unique(pieces["cluster"], return_index=True, return_counts=True)
+        num_clusters += int(np.count_nonzero(sizes > 1))
+        num_near_copies += int(sizes[sizes > 1].sum())
+        lowest = np.minimum.reduceat(pieces["split"], first)
+        highest = np.maximum.reduceat(pieces["split"], first)
+        has_name = np.logical_or.reduceat(pieces["key"] == pieces["cluster"], first)
+        belongs = split_of(pieces["tune"], manifest.settings) == pieces["split"]
+        is_home = np.logical_or.reduceat(belongs, first)
+        for number in np.flatnonzero((lowest != highest) | ~has_name | ~is_home).tolist():
+            place = f"{storage.name}: cluster {names[number].decode()}"
+            if lowest[number] != highest[number]:
+                yield f"{place}: found in {SPLITS[lowest[number]]} and {SPLITS[highest[number]]}"
+            if not has_name[number]:
+                yield f"{place}: the piece that names it is not among its {sizes[number]} pieces"
+            if not is_home[number]:
+                tune = pieces["tune"][first[number] : first[number] + 1]
+                wanted = SPLITS[split_of(tune, manifest.settings)[0]]
+                yield f"{place}: found in split {SPLITS[lowest[number]]}, expected {wanted}"
+    yield from differences(
+        f"{storage.name}/{MANIFEST_NAME}: ",
+        {
+            "clusters of near copies": (num_clusters, manifest.num_clusters),
+            "pieces in them": (num_near_copies, manifest.num_near_copies),
+        },
+    )
 
 
-def _samples(dataset: Iterable[dict[str, Any]], urls: list[str]) -> Iterator[dict[str, Any]]:
-    try:
-        yield from dataset
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise ShardError(f"webdataset cannot read {', '.join(urls)} ({error})") from error
+def _sorted(rows: Path, field: str) -> Iterator[np.ndarray]:
+    """All rows; equal values of the field stand in one batch."""
+    num_rows = rows.stat().st_size // CHECKED_RECORD.itemsize
+
+    def batches() -> Iterator[np.ndarray]:
+        with rows.open("rb") as file:
+            while data := file.read(_ROWS_AT_ONCE * CHECKED_RECORD.itemsize):
+                yield np.frombuffer(data, CHECKED_RECORD)
+
+    yield from sort_by_hash(batches(), field, rows.with_name(f"by_{field}"), num_rows)

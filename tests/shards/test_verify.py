@@ -1,14 +1,29 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from meloformer.errors import ShardError
-from meloformer.shards.manifest import SPLITS, sha256_of
+from meloformer.shards.against_webdataset import differences_from_webdataset
+from meloformer.shards.content import tune_hash
+from meloformer.shards.manifest import SPLITS, load_manifest
 from meloformer.shards.reader import ShardFolder
-from meloformer.shards.verify import differences_from_webdataset, find_faults, read_tar
+from meloformer.shards.storage import open_storage
+from meloformer.shards.verify import find_faults
+from meloformer.shards.verify_shard import read_tar
+from tests.shards.damage import (
+    edit_arrays,
+    edit_copies,
+    edit_facts,
+    edit_manifest,
+    flip_a_byte,
+    make_sums_fit,
+)
+
+SHARD = "train/shard-000001"
 
 
 @pytest.fixture
@@ -17,14 +32,28 @@ def shards(chorale_shards: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(chorale_shards, tmp_path / "shards"))
 
 
-def flip_a_byte(path: Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.write_bytes(data)
+def faults_of(folder: Path, **options: Any) -> list[str]:
+    return list(find_faults(open_storage(folder), load_manifest(folder), **options))
 
 
 def test_whole_shards_have_no_faults(chorale_shards: Path) -> None:
-    assert list(find_faults(ShardFolder.open(chorale_shards))) == []
+    assert faults_of(chorale_shards) == []
+
+
+def test_worker_processes_find_the_same_faults_in_the_same_order(shards: Path) -> None:
+    for name in ("train/shard-000000.tar", "train/shard-000002.tar", "test/shard-000000.tar"):
+        flip_a_byte(shards / name, 700)
+    (shards / "valid/shard-000000.index.npz").unlink()
+    alone = faults_of(shards)
+    assert len(alone) >= 4
+    assert faults_of(shards, num_workers=2) == alone
+
+
+def test_progress_counts_every_piece(chorale_shards: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    assert faults_of(chorale_shards, on_progress=lambda *done: seen.append(done)) == []
+    num_pieces = load_manifest(chorale_shards).num_pieces
+    assert seen[-1] == (num_pieces, num_pieces)
 
 
 def test_the_plain_library_webdataset_reads_the_same_pieces(chorale_shards: Path) -> None:
@@ -35,7 +64,7 @@ def test_every_piece_read_by_offset_equals_what_any_tar_reader_sees(chorale_shar
     folder = ShardFolder.open(chorale_shards)
     for split in SPLITS:
         index = folder.split(split)
-        for shard, entry in enumerate(index.entries):
+        for shard, entry in enumerate(folder.manifest.splits[split]):
             plain_pieces = list(read_tar(chorale_shards / entry.file))
             pieces = index.pieces_of_shard(shard)
             assert len(plain_pieces) == len(pieces) == entry.pieces
@@ -46,54 +75,254 @@ def test_every_piece_read_by_offset_equals_what_any_tar_reader_sees(chorale_shar
 
 
 def test_a_flipped_byte_anywhere_in_a_tar_is_found_and_named(shards: Path) -> None:
-    tar = shards / "train/shard-000001.tar"
-    for position in (600, tar.stat().st_size // 2, tar.stat().st_size - 1):
-        before = tar.read_bytes()
+    tar = shards / f"{SHARD}.tar"
+    before = tar.read_bytes()
+    for position in (0, 600, len(before) // 2, len(before) - 1):
         flip_a_byte(tar, position)
-        faults = list(find_faults(ShardFolder.open(shards)))
-        assert any("train/shard-000001.tar: found sha256" in fault for fault in faults)
+        assert any(f"{SHARD}.tar: found sha256" in fault for fault in faults_of(shards))
         tar.write_bytes(before)
 
 
-def test_a_flipped_byte_of_an_index_is_found(shards: Path) -> None:
-    flip_a_byte(shards / "valid/shard-000000.index.npz", 300)
-    [fault] = find_faults(ShardFolder.open(shards))
-    assert "valid/shard-000000.index.npz is damaged" in fault
+@pytest.mark.parametrize("suffix", ["index.npz", "signatures.npy"])
+@pytest.mark.parametrize("position", [3, 300, -1])
+def test_a_flipped_byte_beside_a_tar_is_found_and_named(
+    shards: Path, suffix: str, position: int
+) -> None:
+    flip_a_byte(shards / f"{SHARD}.{suffix}", position)
+    [fault] = faults_of(shards)
+    assert f"{SHARD}.{suffix}: found sha256" in fault
+
+
+def test_everything_that_is_wrong_is_named_not_only_the_first(shards: Path) -> None:
+    (shards / "train/shard-000000.tar").unlink()
+    (shards / "train/shard-000000.signatures.npy").unlink()
+    with (shards / "valid/shard-000000.index.npz").open("ab") as file:
+        file.write(b"more")
+    flip_a_byte(shards / "test/shard-000000.tar", 700)
+    (shards / "train" / "notes.txt").write_text("mine")
+    faults = "\n".join(faults_of(shards))
+    for found in (
+        "train/shard-000000.tar: found no such file",
+        "train/shard-000000.signatures.npy: found no such file",
+        "valid/shard-000000.index.npz: found",
+        "test/shard-000000.tar: found sha256",
+        "train/notes.txt: found a file that the manifest does not list",
+    ):
+        assert found in faults
+    assert faults.count("train/shard-000000.tar: found no such file") == 1
+
+
+def test_a_shard_that_no_manifest_lists_is_found(shards: Path) -> None:
+    shutil.copy(shards / f"{SHARD}.tar", shards / "train/shard-000099.tar")
+    [fault] = faults_of(shards)
+    assert "train/shard-000099.tar: found a file that the manifest does not list" in fault
 
 
 def test_pieces_in_the_wrong_split_are_found(shards: Path) -> None:
-    manifest = json.loads((shards / "manifest.json").read_text())
-    splits = manifest["splits"]
-    splits["train"], splits["valid"] = splits["valid"], splits["train"]
-    (shards / "manifest.json").write_text(json.dumps(manifest))
-    faults = list(find_faults(ShardFolder.open(shards)))
-    assert any("found in split train, expected valid" in fault for fault in faults)
-    assert any("found in split valid, expected train" in fault for fault in faults)
+    def swap(data: dict[str, Any]) -> None:
+        splits = data["splits"]
+        splits["train"], splits["valid"] = splits["valid"], splits["train"]
+
+    edit_manifest(shards, swap)
+    faults = "\n".join(faults_of(shards))
+    assert "found in split train, expected valid" in faults
+    assert "found in split valid, expected train" in faults
+
+
+def test_a_cluster_across_the_splits_is_found(shards: Path) -> None:
+    [other, *_] = read_tar(shards / "valid/shard-000000.tar")
+    edit_facts(
+        shards / f"{SHARD}.tar", 2, lambda facts: facts.update(cluster=other.facts["cluster"])
+    )
+    make_sums_fit(shards)
+    assert any(
+        f"cluster {other.facts['cluster']}: found in train and valid" in fault
+        for fault in faults_of(shards)
+    )
+
+
+def test_a_cluster_that_no_piece_names_is_found(shards: Path) -> None:
+    edit_facts(shards / f"{SHARD}.tar", 2, lambda facts: facts.update(cluster="ab" * 12))
+    make_sums_fit(shards)
+    assert any(
+        f"cluster {'ab' * 12}: the piece that names it is not among its 1 pieces" in fault
+        for fault in faults_of(shards)
+    )
+
+
+def test_near_copies_that_the_manifest_does_not_count_are_found(shards: Path) -> None:
+    edit_manifest(shards, lambda data: data["near_copies"].update(clusters=400, pieces=900))
+    clusters, pieces = faults_of(shards)
+    assert clusters.endswith("expected 400")
+    assert pieces.endswith("expected 900")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_notes", 1),
+        ("instruments", ["#P7"]),
+        ("metres", ["5/8"]),
+        ("tempo_bpm", [60.0, 61.0]),
+        ("duration_seconds", 0.5),
+        ("key", "F# minor"),
+        ("tune", "0" * 16),
+        ("tune", None),
+        ("cluster", "no key"),
+        ("num_bars", "many"),
+    ],
+)
+def test_a_fact_that_the_notes_deny_is_found(shards: Path, name: str, value: object) -> None:
+    tar = shards / f"{SHARD}.tar"
+    edit_facts(tar, 1, lambda facts: facts.update({name: value}))
+    make_sums_fit(shards)
+    key = list(read_tar(tar))[1].key
+    assert any(f"piece {key}" in fault and name in fault for fault in faults_of(shards))
 
 
 def test_a_piece_that_does_not_hold_what_its_index_says_is_found(shards: Path) -> None:
     """A tar whose sums were made to fit, but whose piece is another."""
-    manifest = json.loads((shards / "manifest.json").read_text())
-    entry = manifest["splits"]["train"]["shards"][0]
-    tar = shards / entry["file"]
-    index = ShardFolder.open(shards).split("train")
+    entry = load_manifest(shards).splits["train"][0]
+    with np.load(shards / entry.index_file) as index:
+        offset, num_tokens = int(index["ids_offset"][0]), int(index["num_tokens"][0])
+        key = index["keys"][0].decode()
     # The last VELOCITY before EOS becomes a neighbour of it: another piece, still grammatical.
-    flip_a_byte(tar, int(index._ids_offset[0]) + 2 * (int(index.num_tokens[0]) - 2))
-    entry["sha256"] = sha256_of(tar)
-    (shards / "manifest.json").write_text(json.dumps(manifest))
-    faults = list(find_faults(ShardFolder.open(shards)))
-    assert faults
-    assert all(index.key(0) in fault for fault in faults)
+    flip_a_byte(shards / entry.file, offset + 2 * (num_tokens - 2))
+    make_sums_fit(shards)
+    faults = faults_of(shards)
+    assert any("key by its notes" in fault for fault in faults)
+    assert any("in the index: crc32" in fault for fault in faults)
+    assert all(key in fault for fault in faults)
+
+
+def test_tokens_that_break_the_grammar_are_found(shards: Path) -> None:
+    entry = load_manifest(shards).splits["train"][0]
+    with np.load(shards / entry.index_file) as index:
+        offset = int(index["ids_offset"][0])
+    flip_a_byte(shards / entry.file, offset + 1)  # another first token, far away
+    make_sums_fit(shards)
+    assert any("its tokens do not decode" in fault for fault in faults_of(shards))
+
+
+@pytest.mark.parametrize(
+    ("array", "found"),
+    [
+        ("ids_offset", "its tokens do not lie where the index says"),
+        ("facts_offset", "its facts do not lie where the index says"),
+        ("facts_size", "its facts do not lie where the index says"),
+        ("bar_starts", "its bars do not start where the index says"),
+        ("ids_crc32", "in the index: crc32"),
+        ("num_tokens", "in the index: tokens"),
+        ("num_notes", "in the index: notes"),
+        ("prefix_length", "in the index: prefix"),
+    ],
+)
+def test_every_array_of_an_index_is_checked(shards: Path, array: str, found: str) -> None:
+    def edit(arrays: dict[str, np.ndarray]) -> None:
+        arrays[array][0] += 1
+
+    edit_arrays(shards / f"{SHARD}.index.npz", edit)
+    make_sums_fit(shards)
+    assert any(found in fault for fault in faults_of(shards))
+
+
+def test_a_key_of_the_index_that_is_not_that_of_the_piece_is_found(shards: Path) -> None:
+    def edit(arrays: dict[str, np.ndarray]) -> None:
+        arrays["keys"][0] = b"f" * 24
+
+    edit_arrays(shards / f"{SHARD}.index.npz", edit)
+    make_sums_fit(shards)
+    assert any("in the index: key: found ffff" in fault for fault in faults_of(shards))
+
+
+@pytest.mark.parametrize(("field", "value"), [("tune", 1), ("cluster", b"f" * 24)])
+def test_signatures_that_belong_to_other_pieces_are_found(
+    shards: Path, field: str, value: object
+) -> None:
+    def edit(rows: np.ndarray) -> None:
+        rows[field][0] = value
+
+    edit_copies(shards / f"{SHARD}.signatures.npy", edit)
+    make_sums_fit(shards)
+    [fault] = faults_of(shards)
+    assert "the file of signatures gives it another tune or cluster" in fault
+
+
+def test_counts_of_a_shard_that_its_pieces_do_not_add_up_to_are_found(shards: Path) -> None:
+    def edit(data: dict[str, Any]) -> None:
+        shard = data["splits"]["train"]["shards"][1]
+        shard.update({name: shard[name] + 1 for name in ("bars", "notes", "tokens")})
+        shard.update(longest_piece=1, longest_bar=1)
+
+    edit_manifest(shards, edit)
+    faults = "\n".join(faults_of(shards))
+    for name in ("bars", "notes", "tokens", "longest_piece", "longest_bar"):
+        assert f"{name}: found" in faults
+
+
+def test_a_piece_that_stands_twice_is_found(shards: Path) -> None:
+    first, second = "train/shard-000000", "train/shard-000001"
+    for suffix in (".tar", ".index.npz", ".signatures.npy"):
+        shutil.copy(shards / (first + suffix), shards / (second + suffix))
+
+    def edit(data: dict[str, Any]) -> None:
+        of_train = data["splits"]["train"]["shards"]
+        for name in ("pieces", "bars", "notes", "tokens", "longest_piece", "longest_bar"):
+            of_train[1][name] = of_train[0][name]
+
+    edit_manifest(shards, edit)
+    make_sums_fit(shards)
+    again = [fault for fault in faults_of(shards) if f"in {first}.tar and in {second}.tar" in fault]
+    assert len(again) == load_manifest(shards).splits["train"][0].pieces
 
 
 def test_a_rejected_file_that_is_not_counted_is_found(shards: Path) -> None:
     with (shards / "rejected.jsonl").open("a") as file:
         file.write(json.dumps({"path": "x.mid", "reason": "no_notes"}) + "\n")
-    [fault] = find_faults(ShardFolder.open(shards))
-    assert fault.endswith("rejected.jsonl: found 1 no_notes, expected 0")
+    [fault] = faults_of(shards)
+    assert fault.endswith("rejected.jsonl: no_notes: found 1, expected 0")
+
+
+def test_a_copy_of_a_piece_that_is_nowhere_is_found(shards: Path) -> None:
+    line = {"path": "x.mid", "reason": "duplicate", "repeats": "y.mid", "key": "f" * 24}
+    with (shards / "rejected.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    not_counted, nowhere = faults_of(shards)
+    assert "duplicate: found 1, expected 0" in not_counted
+    assert f"a copy repeats {'f' * 24}, which is no piece of the shards" in nowhere
+
+
+@pytest.mark.parametrize("text", ["no json\n", "[1]\n", '{"path": "x"}\n', None])
+def test_a_list_of_rejections_that_cannot_be_read_is_found(shards: Path, text: str | None) -> None:
+    path = shards / "rejected.jsonl"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    [fault] = faults_of(shards)
+    assert "rejected.jsonl cannot be read" in fault
+
+
+def test_one_split_alone_is_checked_where_only_it_is_asked_for(shards: Path) -> None:
+    flip_a_byte(shards / f"{SHARD}.tar", 700)
+    (shards / "notes.txt").write_text("mine")
+    assert faults_of(shards, splits=("valid",)) == []
+    assert faults_of(shards, splits=("train",))
 
 
 def test_a_tar_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shard.tar").write_bytes(b"no tar at all")
     with pytest.raises(ShardError, match="cannot be read as a shard"):
         list(read_tar(tmp_path / "shard.tar"))
+
+
+def test_a_tar_that_holds_other_things_is_a_fault_among_others(shards: Path) -> None:
+    (shards / f"{SHARD}.tar").write_bytes(b"no tar at all")
+    make_sums_fit(shards)
+    assert any("cannot be read as a shard" in fault for fault in faults_of(shards))
+
+
+def test_the_tune_of_every_piece_is_that_of_its_notes(chorale_shards: Path) -> None:
+    from meloformer.tokens.hid import decode
+
+    for plain in read_tar(chorale_shards / "valid/shard-000000.tar"):
+        assert plain.facts["tune"] == f"{tune_hash(decode(plain.ids)):016x}"

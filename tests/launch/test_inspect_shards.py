@@ -1,0 +1,174 @@
+"""launch/tools/inspect_shards.py as people type it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from launch.tools.inspect_shards import InspectShardsConfig, inspect_shards
+from meloformer.command_line import run_recipe
+from meloformer.shards.manifest import load_manifest
+from tests.shards.damage import edit_manifest, flip_a_byte
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def shards(chorale_shards: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(chorale_shards, tmp_path / "shards"))
+
+
+class Outcome(NamedTuple):
+    """How a recipe ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def inspect(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """The recipe in this process: to start one takes longer than to look at a few pieces."""
+
+    def run(*arguments: object) -> Outcome:
+        with pytest.raises(SystemExit) as ending:
+            run_recipe(inspect_shards, InspectShardsConfig, [str(word) for word in arguments])
+        code = ending.value.code
+        assert isinstance(code, int)
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+def test_the_command_runs_as_it_is_typed(chorale_shards: Path) -> None:
+    script = REPOSITORY / "launch/tools/inspect_shards.py"
+    command = [sys.executable, str(script), str(chorale_shards), "--verify", "--num_workers", "2"]
+    proof = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert proof.returncode == 0, proof.stdout + proof.stderr
+    assert "all pieces and sums are right" in proof.stdout
+
+
+def test_a_folder_is_summed_up_for_people_and_as_json(
+    inspect: Callable[..., Outcome], chorale_shards: Path
+) -> None:
+    shown = inspect(chorale_shards)
+    assert shown.returncode == 0, shown.stderr
+    assert "clusters of near copies" in shown.stdout
+    data = inspect(chorale_shards, "--json")
+    manifest = load_manifest(chorale_shards)
+    assert json.loads(data.stdout)["counts"] == manifest.to_json()["counts"]
+
+
+def test_a_split_a_shard_and_a_piece_can_be_listed(
+    inspect: Callable[..., Outcome], chorale_shards: Path
+) -> None:
+    entry = load_manifest(chorale_shards).splits["valid"][0]
+    split = inspect(chorale_shards, "--split", "valid")
+    assert split.returncode == 0, split.stderr
+    assert entry.file in split.stdout
+    assert entry.sha256[:12] in split.stdout
+
+    shard = json.loads(inspect(chorale_shards, "--shard", "valid/shard-000000", "--json").stdout)
+    assert len(shard["pieces"]) == entry.pieces
+    last = shard["pieces"][-1]
+    by_number = inspect(chorale_shards, "--piece", f"valid:{last['number']}", "--json")
+    by_key = inspect(chorale_shards, "--piece", last["piece"][:12], "--json")
+    assert json.loads(by_number.stdout) == json.loads(by_key.stdout)
+    assert json.loads(by_key.stdout)["facts"] == last["facts"]
+    shown = inspect(chorale_shards, "--piece", last["piece"])
+    assert "BOS" in shown.stdout
+    assert "\nBAR:" in shown.stdout
+
+
+def test_a_table_of_pieces_names_every_piece(
+    inspect: Callable[..., Outcome], chorale_shards: Path
+) -> None:
+    shown = inspect(chorale_shards, "--shard", "train/shard-000001.tar")
+    assert shown.returncode == 0, shown.stderr
+    listed = json.loads(
+        inspect(chorale_shards, "--shard", "train/shard-000001.tar", "--json").stdout
+    )
+    assert listed["pieces"]
+    assert all(piece["piece"] in shown.stdout for piece in listed["pieces"])
+
+
+def test_whole_shards_pass_both_proofs(
+    inspect: Callable[..., Outcome], chorale_shards: Path
+) -> None:
+    proof = inspect(chorale_shards, "--verify", "--with", "webdataset")
+    assert proof.returncode == 0, proof.stdout + proof.stderr
+    assert "all pieces and sums are right" in proof.stdout
+
+
+def test_damage_is_named_and_ends_with_1(inspect: Callable[..., Outcome], shards: Path) -> None:
+    flip_a_byte(shards / "train/shard-000000.tar", 700)
+    (shards / "valid/shard-000000.tar").unlink()
+    proof = inspect(shards, "--verify")
+    assert proof.returncode == 1
+    assert "wrong: " in proof.stdout
+    assert "train/shard-000000.tar: found sha256" in proof.stdout
+    assert "valid/shard-000000.tar: found no such file" in proof.stdout
+    data = inspect(shards, "--verify", "--json")
+    assert data.returncode == 1
+    assert any("no such file" in fault for fault in json.loads(data.stdout)["faults"])
+    # Without --verify it is not the place to find out more: it cannot be read.
+    assert inspect(shards).returncode == 2
+
+
+@pytest.mark.parametrize("verify", [(), ("--verify",)])
+def test_counts_that_do_not_add_up_end_with_1(
+    inspect: Callable[..., Outcome], shards: Path, verify: tuple[str, ...]
+) -> None:
+    edit_manifest(shards, lambda data: data["counts"].update({"in": data["counts"]["in"] + 1}))
+    proof = inspect(shards, *verify)
+    assert proof.returncode == 1
+    assert "expected pieces + duplicates + rejected" in proof.stdout
+
+
+def of_version(number: int) -> Any:
+    return lambda data: data.update(format_version=number)
+
+
+@pytest.mark.parametrize("verify", [(), ("--verify",)])
+def test_an_earlier_format_version_is_refused_with_the_remedy(
+    inspect: Callable[..., Outcome], shards: Path, verify: tuple[str, ...]
+) -> None:
+    edit_manifest(shards, of_version(1))
+    refused = inspect(shards, *verify)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "found format version 1" in refused.stderr
+    assert "make the shards again" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--piece", "xyz"), "no piece whose key starts with 'xyz'"),
+        (("--piece", "valid:1000"), "no piece valid:1000; valid holds"),
+        (("--shard", "train/shard-000999"), "no shard 'train/shard-000999' among"),
+        (("--split", "trian"), "trian"),
+        (("--num_workers", "0"), "--num_workers 0: allowed 1 or more"),
+    ],
+)
+def test_what_is_not_there_gets_a_clear_line_and_exit_code_2(
+    inspect: Callable[..., Outcome], chorale_shards: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    refused = inspect(chorale_shards, *arguments)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_folder_of_other_things_is_refused(
+    inspect: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    refused = inspect(tmp_path)
+    assert refused.returncode == 2
+    assert "is no shard folder" in refused.stderr
