@@ -103,7 +103,7 @@ class Download:
     def url_of(self, file: str) -> str:
         """The URL of a file in the folder."""
         if not self._url.startswith("http"):  # elsewhere ? and # are part of a name
-            return f"{self._url}/{file}"
+            return f"{self._url.rstrip('/')}/{file}"
         parts = urlsplit(self._url)
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{file}"))
 

@@ -107,7 +107,7 @@ class RemoteFolder:
     """A folder behind a URL; its files are kept in the disk cache under the sum of their content.
 
     Args:
-        url: without a slash at its end.
+        url: of the folder.
         cache: where files are kept.
         patience: when to give up.
 
@@ -116,7 +116,7 @@ class RemoteFolder:
     """
 
     def __init__(self, url: str, cache: CacheConfig, patience: Patience) -> None:
-        self.name = without_credentials(url)
+        self.name = without_credentials(url).rstrip("/")
         self._download = Download(url, patience)
         self._cache = DiskCache(cache)
         self._prefetched: queue.SimpleQueue[StoredFile] | None = None
@@ -212,11 +212,7 @@ def open_storage(
             f"--data {without_credentials(str(data))}: found protocol {protocol[1]}, allowed a "
             f"folder or {', '.join(f'{known}://' for known in PACKAGES)}"
         )
-    return RemoteFolder(
-        str(data).rstrip("/"),
-        cache or CacheConfig(),
-        patience or Patience(),
-    )
+    return RemoteFolder(str(data), cache or CacheConfig(), patience or Patience())
 
 
 def open_file(storage: Storage, stored: StoredFile) -> BinaryIO:

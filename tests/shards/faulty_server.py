@@ -1,7 +1,11 @@
-"""A real HTTP server on the loopback that serves a folder, and can be as bad as servers get."""
+"""A real HTTP server on the loopback that can be as bad as servers get.
+
+It serves a folder itself, or stands before another server and spoils its answers.
+"""
 
 import contextlib
 import gzip
+import http.client
 import socket
 import struct
 import threading
@@ -12,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 _CHUNK_BYTES = 16 << 10
+_OWN_HEADERS = ("content-length", "connection", "date", "server", "transfer-encoding")
 
 
 @dataclass
@@ -46,11 +51,13 @@ class FaultyServer:
     """Serves a folder until the `with` block ends.
 
     Args:
-        folder: what lies under the URL.
+        source: folder that lies under the URL, or URL of the server that knows the answers.
         faults: what goes wrong.
+        requests: path and range of each request.
+        sent_bytes: of files, in all.
     """
 
-    folder: Path
+    source: Path | str
     faults: Faults = field(default_factory=Faults)
     requests: list[tuple[str, str]] = field(default_factory=list)
     sent_bytes: int = 0
@@ -113,33 +120,50 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(60)
         if faults.fails_every and number % faults.fails_every == 0:
             return self._refuse(faults.fails_with)
-        path = owner.folder / file
-        if not path.is_file():
-            return self._refuse(404)
-        data = path.read_bytes()
-        data = data[: len(data) - faults.missing_bytes]
-        packed = faults.compresses and "gzip" in self.headers.get("Accept-Encoding", "gzip")
-        data = gzip.compress(data) if packed else data
-        total, start, status = len(data), 0, 200
-        if wanted and faults.ranges == "refused":
-            return self._refuse(416)
-        if wanted and faults.ranges == "answered":
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
-            start, end, status = int(first), min(int(last) + 1, total), 206
-            if start >= total:
-                return self._refuse(416)
-            data = data[start:end]
+        status, headers, data = self._answer(owner.source, file, wanted)
+        if status >= 300:
+            return self._refuse(status)
         self.send_response(status)
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{total}")
-        if packed:
-            self.send_header("Content-Encoding", "gzip")
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if faults.wrong_bytes and owner.take("wrong_bytes"):
             middle = len(data) // 2
             data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
         self._send(data)
+
+    def _answer(
+        self, source: Path | str, file: str, wanted: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and bytes as a good server would send them, but for what it cannot do."""
+        if isinstance(source, str):
+            return self._ask(source)
+        if not (source / file).is_file():
+            return 404, {}, b""
+        data = (source / file).read_bytes()
+        faults, headers = self.owner.faults, {}
+        data = data[: len(data) - faults.missing_bytes]
+        if faults.compresses and "gzip" in self.headers.get("Accept-Encoding", "gzip"):
+            data, headers = gzip.compress(data), {"Content-Encoding": "gzip"}
+        if not wanted or faults.ranges == "ignored":
+            return 200, headers, data
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        start, end = int(first), min(int(last) + 1, len(data))
+        if start >= len(data) or faults.ranges == "refused":
+            return 416, {}, b""
+        place = {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
+        return 206, headers | place, data[start:end]
+
+    def _ask(self, server: str) -> tuple[int, dict[str, str], bytes]:
+        """Answer of the server behind this one."""
+        connection = http.client.HTTPConnection(server.removeprefix("http://"))
+        connection.request("GET", self.path, headers=dict(self.headers))
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        kept = {k: v for k, v in answer.getheaders() if k.lower() not in _OWN_HEADERS}
+        return answer.status, kept, data
 
     def _send(self, data: bytes) -> None:
         faults = self.owner.faults

@@ -34,7 +34,8 @@ def server(tmp_path: Path) -> Iterator[FaultyServer]:
 
 
 def content(server: FaultyServer) -> bytes:
-    return (server.folder / "train" / "shard").read_bytes()
+    assert isinstance(server.source, Path)
+    return (server.source / "train" / "shard").read_bytes()
 
 
 def download(server: FaultyServer, patience: Patience = QUICK, *, more_bytes: int = 0) -> bytes:
