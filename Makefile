@@ -23,7 +23,7 @@ setup: $(BIN)/.ready ## make .venv with every pinned dependency
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    --constraint constraints.txt --editable '.[shards,train,dev]'
+	    --constraint constraints.txt --editable '.[shards,remote,train,ray,bench,dev]'
 	@touch $@
 
 demo: setup ## real scores to shards to a trained tiny model to MIDI, with every promise checked (10 minutes on 2 cores)

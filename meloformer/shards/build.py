@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meloformer.errors import ShardError
+from meloformer.errors import ConfigError, ShardError
 from meloformer.shards.card import data_card
 from meloformer.shards.chunks import convert_chunks, cut_chunks
 from meloformer.shards.copies import KNOWN, Kept, read_rows, separate_copies, signed
@@ -34,7 +34,6 @@ from meloformer.shards.manifest import (
 from meloformer.shards.output import check_append, check_output
 from meloformer.shards.placing import Placed, place_pieces
 from meloformer.shards.pool import Run
-from meloformer.shards.report import write_report
 from meloformer.shards.sources import Source, Survey
 from meloformer.shards.spill import (
     RECORD,
@@ -145,8 +144,7 @@ def _build(
     if options.report is not None:
         rejected = totals.rejected + Counter({JOINS_TWO_SPLITS: placed.num_joining})
         pieces = placed_facts(placed, spill)
-        title = source.name
-        write_report(options.report, pieces, +rejected, kept.num_copies, title=title)
+        _report(options.report, source.name, pieces, +rejected, kept.num_copies)
         return None
     splits = write_splits(placed, kept, known, spill, staging, settings, run, options.on_progress)
     lines = chain(
@@ -177,6 +175,23 @@ def _build(
     )
     (staging.folder / CARD_NAME).write_text(data_card(manifest), encoding="utf-8")
     return manifest
+
+
+def _report(
+    folder: Path,
+    title: str,
+    pieces: Iterator[dict[str, Any]],
+    rejected: Counter[str],
+    num_copies: int,
+) -> None:
+    try:
+        from meloformer.shards.report import write_report
+    except ImportError as error:
+        raise ConfigError(
+            f"--report needs the extra `shards` ({error}); install it with "
+            "`pip install 'meloformer[shards]'`"
+        ) from error
+    write_report(folder, pieces, rejected, num_copies, title=title)
 
 
 JOINS_TWO_SPLITS = "joins_two_splits"
