@@ -48,22 +48,17 @@ def epoch_facts(
     Raises:
         BatchError: no pieces, or a single bar is longer than a row.
     """
-    num_steps = num_windows = planned_pieces = planned_tokens = num_tokens = 0
-    last_tokens = last_padded = 0
-    lengths: Counter[int] = Counter()
     groups = shard_groups(index, config, epoch)
     carried = Windows.of(())
-    counted = 1.0
-    for group in range(len(groups)):
-        if planned_pieces >= max_pieces:
-            counted = planned_tokens / max(index.num_tokens, planned_tokens + 1)
-            break
+    num_steps = num_windows = num_tokens = planned_pieces = planned_tokens = group = 0
+    last_tokens = last_padded = 0
+    lengths: Counter[int] = Counter()
+    while group < len(groups) and planned_pieces < max_pieces:
+        index.prefetch(groups[group + 1] if group + 1 < len(groups) else (), tars=False)
         plan = plan_group(index, config, epoch, groups, group, carried)
-        carried = plan.left
-        planned_pieces, planned_tokens = (
-            planned_pieces + plan.num_pieces,
-            planned_tokens + plan.num_tokens,
-        )
+        group, carried = group + 1, plan.left
+        planned_pieces += plan.num_pieces
+        planned_tokens += plan.num_tokens
         num_steps += len(plan.steps)
         for step in plan.steps:
             lengths.update(plan.rows.length[step].tolist())
@@ -71,18 +66,19 @@ def epoch_facts(
             last_tokens = int(plan.rows.tokens[step].sum())
             last_padded = int(plan.rows.length[step].sum())
             num_tokens += last_tokens
-    padded = sum(length * count for length, count in lengths.items())
-    if counted == 1.0:
-        padding_tokens, of_padded = num_tokens - last_tokens, padded - last_padded
-    else:
-        padding_tokens, of_padded = num_tokens, padded
-    scale = 1 / counted
+    num_padded = sum(length * count for length, count in lengths.items())
+    counted = 1.0
+    if group < len(groups):
+        # The epoch's last step is not among these.
+        last_tokens = last_padded = 0
+        counted = min(planned_tokens / index.num_tokens, 1.0)
+    full = num_padded - last_padded
     return EpochFacts(
-        num_steps=round(num_steps * scale),
-        num_rows=round(lengths.total() * scale),
-        num_windows=round(num_windows * scale),
-        num_tokens=round(num_tokens * scale),
-        padding=1 - padding_tokens / of_padded if of_padded else 0.0,
-        rows_per_length={n: round(count * scale) for n, count in sorted(lengths.items())},
+        num_steps=round(num_steps / counted),
+        num_rows=round(lengths.total() / counted),
+        num_windows=round(num_windows / counted),
+        num_tokens=round(num_tokens / counted),
+        padding=1 - (num_tokens - last_tokens) / full if full else 0.0,
+        rows_per_length={n: round(count / counted) for n, count in sorted(lengths.items())},
         counted=counted,
     )

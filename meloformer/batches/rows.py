@@ -158,49 +158,44 @@ def next_fit(
     tokens_before = [0, *np.cumsum(windows.tokens).tolist()]
     bars_before = [0, *np.cumsum(windows.bars).tolist()]
     columns = windows.table.tolist()
+    of_piece, of_first, of_end, _ = columns
     placed: list[list[int]] = [[], [], [], []]
-    edges = [0]
-    number, rest = 0, None  # the window to go on with, and what is left of it where it was cut
-    while number < len(windows):
+    edges, num_windows = [0], len(windows)
+    # The window to go on with; where it was cut, the bar where its rest begins, and its tokens.
+    number, rest, rest_tokens = 0, 0, 0
+    while number < num_windows:
         free, free_bars, start = max_tokens, max_bars, number
-        if rest is not None and rest.tokens <= free and rest.bars <= free_bars:
-            _place(placed, rest)
-            free, free_bars, start, rest = (
-                free - rest.tokens,
-                free_bars - rest.bars,
-                start + 1,
-                None,
-            )
-        if rest is None:
-            number = (
-                min(
-                    bisect_right(tokens_before, tokens_before[start] + free, lo=start),
-                    bisect_right(bars_before, bars_before[start] + free_bars, lo=start),
-                )
-                - 1
-            )
-            for column, values in zip(placed, columns, strict=True):
-                column += values[start:number]
-            if number == len(windows):
+        if rest and rest_tokens <= free and of_end[number] - rest <= free_bars:
+            _place(placed, of_piece[number], rest, of_end[number], rest_tokens)
+            free, free_bars = free - rest_tokens, free_bars - (of_end[number] - rest)
+            start, rest = number + 1, 0
+        if not rest:
+            number = bisect_right(tokens_before, tokens_before[start] + free, lo=start) - 1
+            if bars_before[number] - bars_before[start] > free_bars:
+                number = bisect_right(bars_before, bars_before[start] + free_bars, lo=start) - 1
+            if number > start:
+                for column, values in zip(placed, columns, strict=True):
+                    column += values[start:number]
+            if number == num_windows:
                 break
             free -= tokens_before[number] - tokens_before[start]
             free_bars -= bars_before[number] - bars_before[start]
-        piece, first, end = (column[number] for column in columns[:3])
-        if rest is not None:
-            first = rest.first_bar
-        lines = bar_lines(index, piece)
+        first, end = rest or of_first[number], of_end[number]
+        lines = bar_lines(index, of_piece[number])
         cut = min(end, lines.fit(first, free, free_bars))
         if cut > first:
-            _place(placed, lines.window(piece, first, cut))
-            rest = lines.window(piece, cut, end)
+            _place(placed, of_piece[number], first, cut, lines.tokens(first, cut))
+            rest, rest_tokens = cut, lines.tokens(cut, end)
         elif len(placed[0]) == edges[-1]:
-            raise bar_too_long(index, piece, first, max_tokens)
+            raise bar_too_long(index, of_piece[number], first, max_tokens)
         edges.append(len(placed[0]))
     if len(placed[0]) > edges[-1]:
         edges.append(len(placed[0]))
     return Windows(np.array(placed, dtype=np.int64)), np.array(edges)
 
 
-def _place(placed: list[list[int]], window: tuple[int, ...]) -> None:
-    for column, value in zip(placed, window, strict=True):
-        column.append(value)
+def _place(placed: list[list[int]], piece: int, first: int, last: int, tokens: int) -> None:
+    placed[0].append(piece)
+    placed[1].append(first)
+    placed[2].append(last)
+    placed[3].append(tokens)

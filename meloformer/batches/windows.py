@@ -120,14 +120,12 @@ class BarLines:
         >>> BarLines(np.array([3, 10, 20, 30])).fit(0, max_tokens=24, max_bars=9)
         2
         """
-        overhead = self.starts.item(0) + (2 if first > 0 else 0)
-        end = self.starts.item(first) + max_tokens - overhead
-        last = int(self.starts.searchsorted(end, side="right")) - 1
-        last = max(first, min(last, first + max_bars))
-        # EOS, which only the last bar brings, may be the one token too many.
-        if last > first and self.tokens(first, last) > max_tokens:
-            last -= 1
-        return last
+        starts = self.starts
+        end = starts.item(first) + max_tokens - starts.item(0) - (2 if first else 0)
+        last = int(starts.searchsorted(end, side="right")) - 1
+        if last == len(starts) - 1 and starts.item(last) == end:
+            last -= 1  # EOS, which only the last bar brings, is the one token too many
+        return max(first, min(last, first + max_bars))
 
     def window(self, piece: int, first: int, last: int) -> SizedWindow:
         """Bars first..last - 1, with what they take."""

@@ -8,7 +8,7 @@ from typing import Any
 from meloformer.batches.attributes import ALL_ATTRIBUTES, NO_ATTRIBUTES, AttributeDropout
 from meloformer.batches.augmentation import NO_AUGMENTATION, Augmentation
 from meloformer.batches.collate import Collator
-from meloformer.batches.facts import EpochFacts, epoch_facts
+from meloformer.batches.facts import MAX_COUNTED, EpochFacts, epoch_facts
 from meloformer.batches.mixture import Mixture
 from meloformer.batches.phases import PhaseConfig
 from meloformer.batches.piece_index import PieceIndex
@@ -20,6 +20,9 @@ from meloformer.model.masks import Rule
 from meloformer.shards.reader import ShardFolder
 from meloformer.training.config import ResolvedConfig
 from meloformer.training.ranks import Ranks
+
+# Pieces of all epochs together up to which their steps are counted one by one.
+_MAX_COUNTED = 2 * MAX_COUNTED
 
 # What the model is told of a piece before it is scored.
 TOLD = {"all": ALL_ATTRIBUTES, "none": NO_ATTRIBUTES}
@@ -79,11 +82,11 @@ class TrainData:
         if self.config.max_steps is not None:
             return self.config.max_steps, None
         first, epochs = self.epoch(0), self.config.epochs
-        if first.counted < 1:
+        if first.counted < 1 or epochs * self.split("train").num_pieces > _MAX_COUNTED:
             num_steps = first.num_steps * epochs
             return num_steps, (
                 f"--epochs {epochs}: {num_steps:,} steps, extrapolated from the first "
-                f"{first.counted:.1%} of an epoch; --max_steps would set their number"
+                f"{first.counted:.2g} epochs; --max_steps would set their number"
             )
         num_steps = sum(self.epoch(epoch).num_steps for epoch in range(epochs))
         if not num_steps:

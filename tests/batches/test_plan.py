@@ -150,6 +150,19 @@ def test_epoch_facts_count_what_the_plan_holds(simulated):
 
 
 @pytest.mark.parametrize("collate", ["bucket", "pack"])
+def test_facts_of_a_large_epoch_are_extrapolated_from_whole_groups_of_shards(simulated, collate):
+    index = simulated(8, 3000, 60, 30.0, 12.0)
+    config = PlanConfig(max_seq_len=1024, collate=collate, global_batch=4, group_shards=4)
+    exact, some = epoch_facts(index, config), epoch_facts(index, config, max_pieces=600)
+    assert exact.counted == 1.0
+    assert 0.19 < some.counted < 0.4
+    assert some == epoch_facts(index, config, max_pieces=600)
+    for name in ("num_steps", "num_rows", "num_windows", "num_tokens"):
+        assert getattr(some, name) == pytest.approx(getattr(exact, name), rel=0.1), name
+    assert some.padding == pytest.approx(exact.padding, abs=0.01)
+
+
+@pytest.mark.parametrize("collate", ["bucket", "pack"])
 def test_a_bar_longer_than_a_row_is_refused_by_name_and_remedy(simulated, collate):
     index = simulated(0, 5, 1, 12.0, 4.0)
     index.bar_tokens[3][-1] = 500
