@@ -24,18 +24,19 @@ CHORD_INTERVALS = (
 NUM_CHORDS = 12 * len(CHORD_INTERVALS)
 NO_CHORD = NUM_CHORDS
 
+# Fits are whole numbers of this unit: sums in another order differ in the last bits, and scores
+# that are equal must be found equal on every machine.
+_FIT_UNIT = 1e-9
 # Cosine of a bar's pitch classes with a chord's; one pitch class alone, or all twelve, stay below.
-_LEAST_FIT = 0.6
+_LEAST_FIT = round(0.6 / _FIT_UNIT)
 # A chord in root position beats another that fits as well but for this much.
-_ROOT_IN_BASS_BONUS = 0.05
+_ROOT_IN_BASS_BONUS = round(0.05 / _FIT_UNIT)
+# What each semitone above the bass, or above the final of a piece, takes away: it decides ties.
+_TIE_BREAK = round(1e-8 / _FIT_UNIT)
 
 # Source: Krumhansl and Kessler 1982, probe-tone profiles; semitones above the tonic.
 _MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 _MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
-
-# Scores closer than this are one score: sums in another order differ in the last bits.
-_SCORE_DECIMALS = 9
-_TIE_BREAK = 1e-8
 
 
 def bar_chords(quantised: QuantisedPiece) -> np.ndarray:
@@ -49,23 +50,19 @@ def bar_chords(quantised: QuantisedPiece) -> np.ndarray:
     """
     bar, pitch, steps = _sounding_by_bar(quantised)
     num_bars = quantised.num_bars
-    chroma = _chroma(bar, pitch, steps, num_bars)
-    bass = np.full(num_bars, 127 + 12)
+    chroma = np.bincount(bar * 12 + _PITCH_CLASS[pitch], steps, minlength=num_bars * 12)
+    chroma = chroma.reshape(num_bars, 12)
+    bass = np.zeros(num_bars, pitch.dtype)
+    bass += 127
     np.minimum.at(bass, bar, pitch)
-    bass %= 12
 
-    loudness = np.linalg.norm(chroma, axis=1, keepdims=True)
-    fit = np.round(chroma @ _CHORD_TEMPLATES.T / np.maximum(loudness, 1.0), _SCORE_DECIMALS)
-    above_bass = (_CHORD_ROOTS[None, :] - bass[:, None]) % 12
-    score = fit + _ROOT_IN_BASS_BONUS * (above_bass == 0) - _TIE_BREAK * above_bass
-    # Among equals the lowest quality, and a quality has the same rank under every root.
-    quality_first = score.reshape(num_bars, 12, -1)
-    best_of_quality = quality_first.max(axis=1)
-    quality = best_of_quality.argmax(axis=1)
-    bars = np.arange(num_bars)
-    root = quality_first[bars, :, quality].argmax(axis=1)
-    chord = root * len(CHORD_INTERVALS) + quality
-    return np.where(fit[bars, chord] >= _LEAST_FIT, chord, NO_CHORD).astype(np.int32)
+    # Silence fits nothing, whatever it is divided by.
+    loudness = np.sqrt(np.maximum((chroma * chroma).sum(axis=1, keepdims=True), 1.0))
+    fit = np.rint(chroma @ _CHORD_TEMPLATES / (loudness * _FIT_UNIT))
+    # Among equals the lowest quality, which has the same rank under every root.
+    best = (fit + _PLACE_OF_BASS[_PITCH_CLASS[bass]]).argmax(axis=1)
+    best_fit = np.take_along_axis(fit, best[:, None], axis=1)[:, 0]
+    return np.where(best_fit >= _LEAST_FIT, _CHORD_OF_TEMPLATE[best], NO_CHORD).astype(np.int32)
 
 
 def estimate_key(quantised: QuantisedPiece) -> int | None:
@@ -77,15 +74,18 @@ def estimate_key(quantised: QuantisedPiece) -> int | None:
     Returns:
         0..11 major by tonic, 12..23 minor by tonic; None where only drums play.
     """
-    pitched = quantised.instrument != DRUMS
-    if not pitched.any():
-        return None
-    pitch = quantised.pitch[pitched]
-    chroma = np.bincount(pitch % 12, quantised.duration_steps[pitched], minlength=12)
-    spread = np.linalg.norm(chroma - chroma.mean())
-    fit = np.round(_KEY_TEMPLATES @ chroma / np.maximum(spread, 1.0), _SCORE_DECIMALS)
+    instrument, pitch = quantised.instrument, quantised.pitch
+    onset, duration = quantised.start_steps, quantised.duration_steps
+    if (instrument == DRUMS).any():
+        pitched = np.flatnonzero(instrument != DRUMS)
+        if len(pitched) == 0:
+            return None
+        pitch, onset, duration = pitch[pitched], onset[pitched], duration[pitched]
+    chroma = np.bincount(_PITCH_CLASS[pitch], duration, minlength=12)
+    chroma -= chroma.mean()
+    spread = max(float(np.sqrt(chroma @ chroma)), 1.0)
+    fit = np.rint(_KEY_TEMPLATES @ chroma / (spread * _FIT_UNIT))
     # The lowest note of the last onset: where all else is equal, a piece ends on its tonic.
-    onset = quantised.bar_start_steps[quantised.bar[pitched]] + quantised.onset_steps[pitched]
     final = int(pitch[onset == onset.max()].min())
     return int(np.argmax(fit - _TIE_BREAK * ((np.arange(24) - final) % 12)))
 
@@ -94,36 +94,47 @@ def _sounding_by_bar(quantised: QuantisedPiece) -> tuple[np.ndarray, np.ndarray,
     """Pitched notes cut at the bar lines that they cross.
 
     Returns:
-        bar, pitch and sounding steps, each (num_cut_notes,); what sounds on after the last bar
-        is left out.
+        bar, pitch and sounding steps, each (num_cut_notes,) int32; what sounds on after the last
+        bar is left out.
     """
-    pitched = quantised.instrument != DRUMS
-    starts = quantised.bar_start_steps
-    first_bar, pitch = quantised.bar[pitched], quantised.pitch[pitched]
-    onset = starts[first_bar] + quantised.onset_steps[pitched]
-    end = np.minimum(onset + quantised.duration_steps[pitched], starts[-1])
-    num_bars = np.searchsorted(starts, end, side="left") - first_bar
-    note = np.repeat(np.arange(len(pitch)), num_bars)
-    # 0, 1, 2, ... within each note: the running index less the index of the note's first part.
-    nth = np.arange(len(note)) - np.repeat(np.cumsum(num_bars) - num_bars, num_bars)
-    bar = first_bar[note] + nth
-    steps = np.minimum(end[note], starts[bar + 1]) - np.maximum(onset[note], starts[bar])
-    return bar, pitch[note], steps
+    bar, pitch, onset = quantised.bar, quantised.pitch, quantised.start_steps
+    end = onset + quantised.duration_steps
+    if (quantised.instrument == DRUMS).any():
+        pitched = np.flatnonzero(quantised.instrument != DRUMS)
+        bar, pitch, onset, end = bar[pitched], pitch[pitched], onset[pitched], end[pitched]
+    starts = quantised.bar_start_steps.astype(np.int32)
+    next_line = starts[1:][bar]
+    steps = np.minimum(end, next_line) - onset
 
-
-def _chroma(bar: np.ndarray, pitch: np.ndarray, steps: np.ndarray, num_bars: int) -> np.ndarray:
-    """(num_bars, 12) float64 sounding steps of each pitch class."""
-    sums = np.bincount(bar * 12 + pitch % 12, steps, minlength=num_bars * 12)
-    return sums.reshape(num_bars, 12)
+    held = np.flatnonzero(end > next_line)
+    first = bar[held] + 1
+    num_bars = starts.searchsorted(np.minimum(end[held], starts[-1])).astype(np.int32) - first
+    held = np.repeat(held, num_bars)
+    # 1, 2, 3, ... bars on: the running index less the index at which the note's bars begin.
+    later = np.repeat(first - num_bars.cumsum(dtype=np.int32) + num_bars, num_bars)
+    later += np.arange(len(later), dtype=np.int32)
+    later_steps = np.minimum(end[held], starts[1:][later]) - starts[later]
+    return (
+        np.concatenate([bar, later]),
+        np.concatenate([pitch, pitch[held]]),
+        np.concatenate([steps, later_steps]),
+    )
 
 
 def _chord_templates() -> np.ndarray:
-    """(84, 12) float64 rows of length 1, root * 7 + quality."""
-    rows = np.zeros((12, len(CHORD_INTERVALS), 12))
-    for root in range(12):
-        for quality, intervals in enumerate(CHORD_INTERVALS):
-            rows[root, quality, [(root + i) % 12 for i in intervals]] = len(intervals) ** -0.5
-    return rows.reshape(NUM_CHORDS, 12)
+    """(12, 84) float64 columns of length 1, quality * 12 + root."""
+    columns = np.zeros((12, len(CHORD_INTERVALS), 12))
+    for quality, intervals in enumerate(CHORD_INTERVALS):
+        for root in range(12):
+            columns[[(root + i) % 12 for i in intervals], quality, root] = len(intervals) ** -0.5
+    return columns.reshape(12, NUM_CHORDS)
+
+
+def _place_of_bass() -> np.ndarray:
+    """(12, 84) what a chord gains or loses over a bass: the lower its root lies, the better."""
+    above_bass = (np.arange(12)[None, :] - np.arange(12)[:, None]) % 12
+    gain = _ROOT_IN_BASS_BONUS * (above_bass == 0) - _TIE_BREAK * above_bass
+    return np.tile(gain, len(CHORD_INTERVALS)).astype(np.float64)
 
 
 def _key_templates() -> np.ndarray:
@@ -139,6 +150,8 @@ def _key_templates() -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+_PITCH_CLASS = np.arange(128, dtype=np.int32) % 12
 _CHORD_TEMPLATES = _chord_templates()
-_CHORD_ROOTS = np.arange(NUM_CHORDS) // len(CHORD_INTERVALS)
+_CHORD_OF_TEMPLATE = np.arange(NUM_CHORDS).reshape(12, -1).T.ravel()
+_PLACE_OF_BASS = _place_of_bass()
 _KEY_TEMPLATES = _key_templates()

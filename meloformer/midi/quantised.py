@@ -53,8 +53,8 @@ class QuantisedPiece:
 
     @cached_property
     def start_steps(self) -> np.ndarray:
-        """(num_notes,) int64 onset of each note from the start of the piece."""
-        return self.bar_start_steps[self.bar] + self.onset_steps
+        """(num_notes,) int32 onset of each note from the start of the piece."""
+        return self.bar_start_steps.astype(np.int32)[self.bar] + self.onset_steps
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QuantisedPiece):
