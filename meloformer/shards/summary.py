@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -11,14 +12,19 @@ from meloformer.shards.manifest import SPLITS, Manifest
 
 def summary_table(manifest: Manifest, *, title: str) -> Table:
     """Counts of a shard folder: what came in and where it went, each split, and near copies."""
-    table = Table(title=title, title_justify="left")
-    for name in ("", "pieces", "bars", "notes", "tokens", "shards", "bytes"):
-        table.add_column(name, justify="right" if name else "left", overflow="fold")
+    # Without upright lines, it holds the longest reason in eighty columns.
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("", "pieces", "bars", "notes", "tokens", "shards", "MB"):
+        table.add_column(
+            name,
+            justify="right" if name else "left",
+            no_wrap=bool(name),
+            overflow="fold",
+        )
     several = len(manifest.inputs) > 1
     table.add_row("in", f"{manifest.num_in:,}", end_section=not several)
-    for place, entry in enumerate(manifest.inputs if several else ()):
-        how = "appended" if place else "first"
-        table.add_row(f"  {escape(entry.name)} ({how})", f"{entry.files:,}")
+    for entry in manifest.inputs if several else ():
+        table.add_row(f"  {escape(entry.name)}", f"{entry.files:,}")
     table.add_section()
     table.add_row("duplicates", f"{manifest.num_duplicates:,}")
     table.add_row("rejected", f"{manifest.num_rejected:,}", end_section=not manifest.rejected)
@@ -26,13 +32,13 @@ def summary_table(manifest: Manifest, *, title: str) -> Table:
         table.add_row(f"  {reason}", f"{count:,}")
     table.add_section()
     for split in SPLITS:
-        note = "" if manifest.splits[split] else " (empty: too few pieces for its share)"
+        note = "" if manifest.splits[split] else " (too few pieces)"
         table.add_row(split + note, *_counts(manifest, (split,)))
     table.add_section()
     table.add_row("pieces", *_counts(manifest, SPLITS), end_section=True)
     if manifest.settings.near_copy_threshold:
-        where = f"  in {manifest.num_clusters:,} clusters of near copies"
-        table.add_row(where, f"{manifest.num_near_copies:,}")
+        table.add_row("near copies", f"{manifest.num_near_copies:,}")
+        table.add_row("  in clusters", f"{manifest.num_clusters:,}")
     return table
 
 
@@ -93,5 +99,5 @@ def _counts(manifest: Manifest, splits: tuple[str, ...]) -> list[str]:
         f"{sum(shard.notes for shard in shards):,}",
         f"{sum(shard.tokens for shard in shards):,}",
         f"{len(shards):,}",
-        f"{sum(size for shard in shards for _, size, _ in shard.files()):,}",
+        f"{sum(size for shard in shards for _, size, _ in shard.files()) / 1e6:,.1f}",
     ]
