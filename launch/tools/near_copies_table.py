@@ -1,0 +1,217 @@
+"""Say how many purpose-made near copies are found, and which pieces are taken for one another.
+
+    python launch/tools/near_copies_table.py
+    python launch/tools/near_copies_table.py --midi ../shared/corpora/*.tar.gz default --pieces 100
+    python launch/tools/near_copies_table.py --midi my_midi/ --near_copy_threshold 0.25
+
+An input is what `launch/shard_data.py --midi` takes. Some pieces of each are edited; all pieces and
+all copies go through the signatures, the search and the closure that a build uses, together. Pieces
+that share a cluster without being each other's edits are judged apart, by laying their notes over
+each other.
+"""
+
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from meloformer.command_line import run_recipe
+from meloformer.errors import MidiError
+from meloformer.evaluation.piece_edits import EDITS
+from meloformer.evaluation.tune_overlap import tune_overlap
+from meloformer.midi.piece import Piece
+from meloformer.midi.quantise import quantise
+from meloformer.midi.read import read_midi
+from meloformer.shards.clusters import UnionFind
+from meloformer.shards.content import note_key, tune_hash
+from meloformer.shards.fingerprints import signature
+from meloformer.shards.manifest import ShardSettings
+from meloformer.shards.near_copies import find_pairs
+from meloformer.shards.sources import open_source
+
+# Of pairs drawn at random hardly one coincides in more; the table says how many do.
+ONE_TUNE = 0.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearCopiesTableConfig:
+    """Flags of launch/tools/near_copies_table.py."""
+
+    midi: tuple[str, ...] = ("default",)
+    """Folders, archives, list files, `default`."""
+    pieces: int = 100
+    """Pieces of each input to edit, evenly spread; all of them are read."""
+    random_pairs: int = 200
+    """Pairs of each input to judge for comparison."""
+    near_copy_threshold: float = ShardSettings().near_copy_threshold
+    """Least share of figures in common."""
+    seed: int = 0
+    """What the edits draw from."""
+
+
+@dataclass
+class Corpora:
+    """Everything that was read, and the copies made of it.
+
+    Args:
+        names: of each piece, its corpus and file.
+        pieces: exact note copies left out.
+        tunes: of each piece.
+        keys: hashes of the pieces' notes.
+        rows: signatures, of pieces and copies alike.
+        piece_of_row: which piece a signature comes from.
+        edit_of_row: the edit, "" for the piece itself.
+    """
+
+    names: list[tuple[str, str]] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    tunes: list[int] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+    rows: list[np.ndarray] = field(default_factory=list)
+    piece_of_row: list[int] = field(default_factory=list)
+    edit_of_row: list[str] = field(default_factory=list)
+
+    def of(self, corpus: str) -> list[int]:
+        return [number for number, (name, _) in enumerate(self.names) if name == corpus]
+
+    def add_row(self, number: int, edit: str, piece: Piece) -> None:
+        self.rows.append(signature(piece))
+        self.piece_of_row.append(number)
+        self.edit_of_row.append(edit)
+
+
+def near_copies_table(config: NearCopiesTableConfig) -> int:
+    random = np.random.default_rng(config.seed)
+    corpora = Corpora()
+    for midi in config.midi:
+        read_corpus(midi, corpora)
+    names = list(dict.fromkeys(name for name, _ in corpora.names))
+    for name in names:
+        mine = corpora.of(name)
+        chosen = np.linspace(0, len(mine) - 1, min(config.pieces, len(mine))).astype(int)
+        for number in track(
+            [mine[n] for n in chosen], f"edit {name}", console=Console(stderr=True)
+        ):
+            for edit, apply in EDITS.items():
+                if (copy := apply(corpora.pieces[number], random)) is not None:
+                    corpora.add_row(number, edit, copy)
+    labels, joined = cluster(corpora, config.near_copy_threshold)
+    console = Console()
+    console.print(found_table(corpora, names, labels))
+    console.print(others_table(corpora, names, labels, joined, config.random_pairs, random))
+    return 0
+
+
+def read_corpus(midi: str, corpora: Corpora) -> None:
+    """Read one input; a file that cannot be read or repeats another is passed over."""
+    source = open_source(midi)
+    corpus = source.name.split(".")[0]
+    for file in track(source.files(), f"read {corpus}", console=Console(stderr=True)):
+        try:
+            piece = read_midi(file.read())
+            quantised = quantise(piece)
+        except MidiError:
+            continue
+        if (key := note_key(quantised)) not in corpora.keys:
+            corpora.keys.add(key)
+            corpora.add_row(len(corpora.pieces), "", piece)
+            corpora.pieces.append(piece)
+            corpora.tunes.append(tune_hash(quantised))
+            corpora.names.append((corpus, file.name))
+
+
+def cluster(corpora: Corpora, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cluster of each row, and the pairs of pieces that were joined."""
+    clusters = UnionFind(len(corpora.rows))
+    found = [np.zeros((0, 2), np.int64)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "signatures")
+        file.write_bytes(np.stack(corpora.rows).astype("<u4").tobytes())
+        for pairs in find_pairs(file, len(corpora.rows), Path(folder), threshold=threshold):
+            clusters.add(pairs)
+            found.append(pairs)
+    of_pieces = np.sort(np.array(corpora.piece_of_row)[np.concatenate(found)], axis=1)
+    of_pieces = np.unique(of_pieces[of_pieces[:, 0] != of_pieces[:, 1]], axis=0)
+    return clusters.labels(), of_pieces
+
+
+def found_table(corpora: Corpora, names: list[str], labels: np.ndarray) -> Table:
+    """Share of the copies that are in their original's cluster."""
+    of_piece = dict(zip(corpora.piece_of_row, labels.tolist(), strict=True))
+    for row, edit in enumerate(corpora.edit_of_row):
+        if not edit:
+            of_piece[corpora.piece_of_row[row]] = int(labels[row])
+    is_found = defaultdict(list)
+    for row, edit in enumerate(corpora.edit_of_row):
+        piece = corpora.piece_of_row[row]
+        if edit:
+            is_found[corpora.names[piece][0], edit].append(labels[row] == of_piece[piece])
+    table = Table("copies found, % (of how many)", *EDITS)
+    for name in names:
+        cells = [is_found[name, edit] for edit in EDITS]
+        table.add_row(name, *(f"{np.mean(c):.1%} ({len(c)})" if c else "-" for c in cells))
+    return table
+
+
+def others_table(
+    corpora: Corpora,
+    names: list[str],
+    labels: np.ndarray,
+    joined: np.ndarray,
+    num_random: int,
+    random: np.random.Generator,
+) -> Table:
+    """Pieces that share a cluster with another piece, and whether the notes bear that out."""
+    pieces = corpora.pieces
+    versions = UnionFind(len(pieces))
+    doubtful = []
+    for first, second in track(joined.tolist(), "judge", console=Console(stderr=True)):
+        overlap = tune_overlap(pieces[first], pieces[second])
+        if overlap >= ONE_TUNE or corpora.tunes[first] == corpora.tunes[second]:
+            versions.add(np.array([[first, second]]))
+        else:
+            doubtful.append((overlap, first, second))
+    clusters = UnionFind(len(pieces))
+    clusters.add(joined)
+    # Copies tie their originals together too; `joined` holds those pairs, told as originals.
+    cluster_of, version_of = clusters.labels(), versions.labels()
+    members = np.bincount(cluster_of, minlength=len(pieces))
+    versions_in = np.zeros(len(pieces), int)
+    np.add.at(versions_in, cluster_of[np.unique(version_of)], 1)
+    table = Table(
+        "",
+        "pieces",
+        "share a cluster",
+        "of one tune",
+        "other tune",
+        "largest",
+        "random pairs alike",
+    )
+    for name in names:
+        mine = np.array(corpora.of(name))
+        shares = members[cluster_of[mine]] > 1
+        is_mixed = versions_in[cluster_of[mine]] > 1
+        drawn = [random.choice(mine, 2, replace=False) for _ in range(num_random * (len(mine) > 1))]
+        alike = [tune_overlap(pieces[a], pieces[b]) >= ONE_TUNE for a, b in drawn]
+        table.add_row(
+            name,
+            f"{len(mine):,}",
+            str(shares.sum()),
+            str((shares & ~is_mixed).sum()),
+            f"{is_mixed.sum()} ({is_mixed.mean():.2%})",
+            str(members[cluster_of[mine]].max()),
+            f"{np.mean(alike):.1%}" if alike else "-",
+        )
+    for overlap, first, second in sorted(doubtful):
+        one, other = (" ".join(corpora.names[number]) for number in (first, second))
+        Console(stderr=True).print(f"{overlap:.2f} of a passage in common: {one} | {other}")
+    return table
+
+
+if __name__ == "__main__":
+    run_recipe(near_copies_table, NearCopiesTableConfig)
