@@ -134,7 +134,9 @@ def _inputs(manifest: Manifest) -> str:
         for entry in manifest.inputs
     ]
     licences = [
-        f"- {_plain(line)}" for entry in manifest.inputs for line in dict.fromkeys(entry.licences)
+        f"- {_plain(f'{entry.name}/{line}')}"
+        for entry in manifest.inputs
+        for line in entry.licences
     ]
     said = (
         "Licence files that lay beside the music, with a guess at what they say:\n\n"

@@ -5,7 +5,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import pytest
@@ -129,6 +132,30 @@ def test_counts_that_do_not_add_up_end_with_1(
     proof = inspect(shards, *verify)
     assert proof.returncode == 1
     assert "expected pieces + duplicates + rejected" in proof.stdout
+
+
+def test_a_folder_behind_a_url_is_listed_and_verified(
+    inspect: Callable[..., Outcome], chorale_shards: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("aiohttp")
+    handler = partial(QuietHandler, directory=str(chorale_shards))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        cache = ("--cache_dir", tmp_path / "cache")
+        proof = inspect(url, "--verify", *cache)
+        piece = inspect(url, "--piece", "valid:0", "--json", *cache)
+        server.shutdown()
+    assert proof.returncode == 0, proof.stdout + proof.stderr
+    assert "all pieces and sums are right" in proof.stdout
+    assert json.loads(piece.stdout)["tokens"][0] == "BOS"
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves a folder and keeps silent about it."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 def of_version(number: int) -> Any:

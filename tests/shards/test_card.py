@@ -44,6 +44,7 @@ def test_the_hub_finds_licence_size_and_tags_in_the_front_matter(manifest: Manif
     assert found["license"] == ["bsd", "cc-by-4.0", "cc0-1.0", "gpl-3.0", "mit"]
     assert found["size_categories"] == ["n<1K"]
     assert "midi" in found["tags"]
+    assert f"- {entry.name}/b/LICENSE: CC0" in data_card(replace(manifest, inputs=(entry,)))
     assert found["task_categories"]
 
 

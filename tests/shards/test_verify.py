@@ -8,12 +8,16 @@ import pytest
 
 from meloformer.errors import ShardError
 from meloformer.shards.against_webdataset import differences_from_webdataset
+from meloformer.shards.build import BuildOptions, build_shards
 from meloformer.shards.content import tune_hash
 from meloformer.shards.manifest import SPLITS, load_manifest
+from meloformer.shards.pool import local_engine
 from meloformer.shards.reader import ShardFolder
+from meloformer.shards.sources import open_source
 from meloformer.shards.storage import open_storage
 from meloformer.shards.verify import find_faults
 from meloformer.shards.verify_shard import read_tar
+from meloformer.tokens.hid import decode
 from tests.shards.damage import (
     edit_arrays,
     edit_copies,
@@ -47,6 +51,22 @@ def test_worker_processes_find_the_same_faults_in_the_same_order(shards: Path) -
     alone = faults_of(shards)
     assert len(alone) >= 4
     assert faults_of(shards, num_workers=2) == alone
+
+
+def test_a_folder_that_was_added_to_is_whole(shards: Path, midi_folder: Path) -> None:
+    before = load_manifest(shards)
+    build_shards(
+        open_source(str(midi_folder)),
+        shards,
+        before.settings,
+        run=local_engine(1),
+        options=BuildOptions(append=True),
+    )
+    after = load_manifest(shards)
+    assert after.num_in > before.num_in
+    # The chorales of both are the same music: copies of pieces that the folder held before.
+    assert after.num_duplicates > before.num_duplicates
+    assert faults_of(shards) == []
 
 
 def test_progress_counts_every_piece(chorale_shards: Path) -> None:
@@ -322,7 +342,5 @@ def test_a_tar_that_holds_other_things_is_a_fault_among_others(shards: Path) -> 
 
 
 def test_the_tune_of_every_piece_is_that_of_its_notes(chorale_shards: Path) -> None:
-    from meloformer.tokens.hid import decode
-
     for plain in read_tar(chorale_shards / "valid/shard-000000.tar"):
         assert plain.facts["tune"] == f"{tune_hash(decode(plain.ids)):016x}"
