@@ -51,6 +51,9 @@ from meloformer.tokens import vocabulary
 # Called with what is done at the moment, how much of it, and of how much (None: not known yet).
 OnProgress = Callable[[str, int, int | None], None]
 
+# Reason of a file that resembles pieces of two splits of the folder it would be added to.
+JOINS_TWO_SPLITS = "joins_two_splits"
+
 _COPY_PAIR = np.dtype((RECORD, (2,)))
 
 
@@ -193,9 +196,6 @@ def _report(
             "`pip install 'meloformer[shards]'`"
         ) from error
     write_report(folder, pieces, rejected, num_copies, title=title)
-
-
-JOINS_TWO_SPLITS = "joins_two_splits"
 
 
 def _convert(

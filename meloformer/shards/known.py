@@ -1,9 +1,8 @@
 """Pieces that a shard folder holds already: what appending to it has to know of them."""
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from meloformer.errors import ShardError
 from meloformer.shards.content import KEY_LENGTH
 from meloformer.shards.copies import KNOWN, SIGNED_RECORD
 from meloformer.shards.manifest import SPLITS, Manifest, ShardEntry, load_manifest
-from meloformer.shards.reader import ShardFolder
+from meloformer.shards.reader import ShardFolder, SplitIndex
 from meloformer.shards.tars import COPY_RECORD
 
 KNOWN_RECORD = np.dtype(
@@ -78,12 +77,17 @@ class KnownPieces:
 
     def source(self, number: int) -> str:
         """Name of the file that a piece came from."""
+        for split in self._splits:
+            if number < split.num_pieces:
+                return split.facts(number)["source"]
+            number -= split.num_pieces
+        raise AssertionError("known pieces are numbered through all splits")
+
+    @cached_property
+    def _splits(self) -> tuple[SplitIndex, ...]:
         assert self.folder is not None, "there are no known pieces"
-        firsts = [0, *accumulate(entry.pieces for _, entry in self.entries)]
-        shard = bisect_right(firsts, number) - 1
-        split = self.entries[shard][0]
-        before = sum(entry.pieces for of, entry in self.entries if of < split)
-        return ShardFolder.open(self.folder).split(SPLITS[split]).facts(number - before)["source"]
+        shards = ShardFolder.open(self.folder)
+        return tuple(shards.split(name) for name in SPLITS)
 
     def _shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """KNOWN_RECORD and signatures, shard by shard."""
