@@ -53,9 +53,9 @@ def short(value: float) -> str:
     >>> short(0.25), short(7.5), short(66.4), short(8192), short(12_113_517)
     ('0.25', '7.5', '66', '8,192', '12.1 M')
     """
-    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e5, "")):
-        if value >= size and suffix:
-            return f"{value / size:.1f}{suffix}"
+    for size, suffix in ((1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.1f} {suffix}"
     if value >= 1e5:
         return f"{value / 1e3:.0f} k"
     return f"{value:,.0f}" if value >= 20 or value == int(value) else f"{value:.2g}"
@@ -85,7 +85,8 @@ def length_text(seconds: float) -> str:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
 def log_histogram(
