@@ -13,6 +13,8 @@ from meloformer.shards.sources.tables import Table
 _STATE_NAME = "state.json"
 _DICT_NAME = "dataset_dict.json"
 _HUB_FOLDER = "data"  # where the hub keeps the Parquet of a dataset
+# A folder that holds one of these may hold tables one level below.
+MARKERS = frozenset({_DICT_NAME, _HUB_FOLDER})
 _CACHE_PREFIX = "cache-"
 
 
@@ -23,7 +25,8 @@ def tables_that_count(folder: str, names: Iterable[str]) -> frozenset[str]:
         folder: that holds the tables.
         names: of the tables.
     """
-    listed = _listed_in_state(folder)
+    names = list(names)
+    listed = _listed_in_state(folder) if names else None
     return frozenset(
         name
         for name in names
@@ -60,42 +63,43 @@ class NamedFiles:
         return position < len(self._hashes) and bool(self._hashes[position] == wanted)
 
 
-def named_files(folder: str, prefix: str, tables: Iterable[str]) -> NamedFiles:
+def named_files(
+    folder: str, prefix: str, tables: Iterable[str], markers: Iterable[str]
+) -> NamedFiles:
     """What the tables in a folder, and in the folders of its splits, name below it.
 
     Args:
         folder: to be walked.
         prefix: of its names in the source.
         tables: names of the tables in it.
+        markers: those of MARKERS that are in it.
     """
     own = [os.path.join(folder, name) for name in tables]
     below = [
         os.path.join(folder, part, name)
-        for part in _split_folders(folder)
-        for name in tables_that_count(os.path.join(folder, part), _tables_in(folder, part))
+        for part in _split_folders(folder, frozenset(markers))
+        for name in sorted(
+            tables_that_count(os.path.join(folder, part), _tables_in(os.path.join(folder, part)))
+        )
     ]
-    root = os.path.realpath(folder)
     return NamedFiles(
         prefix + location
         for path in (*own, *below)
-        for base, location in Table(path, path).named_files()
-        if os.path.realpath(base) == root
+        for location in Table(path, path).files_named_below(folder)
     )
 
 
-def _split_folders(folder: str) -> list[str]:
-    parts = []
-    if os.path.exists(os.path.join(folder, _DICT_NAME)):
+def _split_folders(folder: str, markers: frozenset[str]) -> list[str]:
+    if _DICT_NAME in markers:
         with os.scandir(folder) as entries:
-            parts = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    elif os.path.isdir(os.path.join(folder, _HUB_FOLDER)):
-        parts = [_HUB_FOLDER]
-    return sorted(parts)
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    is_hub = _HUB_FOLDER in markers and os.path.isdir(os.path.join(folder, _HUB_FOLDER))
+    return [_HUB_FOLDER] if is_hub else []
 
 
-def _tables_in(folder: str, part: str) -> list[str]:
-    with os.scandir(os.path.join(folder, part)) as entries:
-        return sorted(entry.name for entry in entries if kind_of(entry.name) is Kind.TABLE)
+def _tables_in(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if kind_of(entry.name) is Kind.TABLE]
 
 
 def _hash(path: str) -> int:

@@ -2,7 +2,6 @@
 
 import re
 from enum import Enum
-from pathlib import PurePosixPath
 
 
 class Kind(Enum):
@@ -55,10 +54,10 @@ def suffix_of(name: str) -> str:
     >>> suffix_of("Lakh.TAR.GZ"), suffix_of("a.b/c"), suffix_of("v1.2.mid")
     ('.tar.gz', '', '.mid')
     """
-    last = name.rpartition("/")[2].lower()
-    suffix = PurePosixPath(last).suffix
-    double = PurePosixPath(last.removesuffix(suffix)).suffix + suffix
-    return double if double in _OF_SUFFIX else suffix
+    stem, dot, last = name.rpartition("/")[2].lower().rpartition(".")
+    _, stem_dot, before = stem.rpartition(".")
+    double = f"{stem_dot}{before}{dot}{last}"
+    return double if double in _OF_SUFFIX else f"{dot}{last}" if dot else ""
 
 
 def kind_of(name: str) -> Kind:

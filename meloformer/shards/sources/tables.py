@@ -73,17 +73,18 @@ class Table:
                     yield self._file(batch, row, number, columns, base, facts[row])
                     number += 1
 
-    def named_files(self) -> Iterator[tuple[str, str]]:
-        """(folder, path relative to it) of each file that a row names instead of holding it."""
+    def files_named_below(self, folder: str) -> Iterator[str]:
+        """Paths below a folder of the files that rows name there instead of holding them."""
         with _opened(self.path) as rows:
             columns = _columns(rows)
             if columns is None or columns.location is None:
                 return
-            base = self._base(rows, columns)
+            if not os.path.samefile(self._base(rows, columns), folder):
+                return
             for batch in rows.batches([columns.location]):
                 for row in _values(batch, (columns.location,)):
                     if row[columns.location] is not None:
-                        yield base, tidy_name(row[columns.location])
+                        yield tidy_name(row[columns.location])
 
     def _base(self, rows: "_Rows", columns: Columns) -> str:
         """The folder that locations start from: the table's own, or the one above it."""

@@ -9,7 +9,12 @@ from itertools import islice, pairwise
 from typing import IO
 
 from meloformer.errors import ShardError
-from meloformer.shards.sources.datasets import NamedFiles, named_files, tables_that_count
+from meloformer.shards.sources.datasets import (
+    MARKERS,
+    NamedFiles,
+    named_files,
+    tables_that_count,
+)
 from meloformer.shards.sources.files import printable
 from meloformer.shards.sources.kinds import ALLOWED, ARCHIVES, Kind, kind_of
 from meloformer.shards.sources.leaves import Bystander, Leaf, LooseFile, Refusal, unopened
@@ -103,7 +108,7 @@ def walk_folder(folder: str, prefix: str) -> Iterator[Leaf]:
 def _level(path: str, prefix: str, named: tuple[NamedFiles, ...]) -> _Level:
     listing = sorted_listing(path)
     tables = tables_that_count(path, listing.tables)
-    own = named_files(path, prefix, sorted(tables))
+    own = named_files(path, prefix, sorted(tables), listing.markers)
     return _Level(path, prefix, listing.entries, tables, (*named, own) if len(own) else named)
 
 
@@ -111,16 +116,18 @@ def _level(path: str, prefix: str, named: tuple[NamedFiles, ...]) -> _Level:
 class _Listing:
     entries: Iterator[str]
     tables: list[str]
+    markers: list[str]
 
 
 def sorted_listing(folder: str) -> _Listing:
     """Entries of a folder in the order of their names, however many there are."""
     tables: list[str] = []
+    markers: list[str] = []
     with os.scandir(folder) as scanned:
-        records = (_record(entry, tables) for entry in scanned)
+        records = (_record(entry, tables, markers) for entry in scanned)
         run = sorted(islice(records, _ENTRIES_PER_RUN))
         if len(run) < _ENTRIES_PER_RUN:
-            return _Listing(iter(run), tables)
+            return _Listing(iter(run), tables, markers)
         file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the runs are read
         bounds = [0]
         while run:
@@ -129,10 +136,12 @@ def sorted_listing(folder: str) -> _Listing:
             run = sorted(islice(records, _ENTRIES_PER_RUN))
         file.flush()
     runs = [_read_run(file, start, end) for start, end in pairwise(bounds)]
-    return _Listing(heapq.merge(*runs), tables)
+    return _Listing(heapq.merge(*runs), tables, markers)
 
 
-def _record(entry: "os.DirEntry[str]", tables: list[str]) -> str:
+def _record(entry: "os.DirEntry[str]", tables: list[str], markers: list[str]) -> str:
+    if entry.name in MARKERS:
+        markers.append(entry.name)
     if entry.is_dir(follow_symlinks=False):
         kind = _FOLDER
     elif entry.is_file():
