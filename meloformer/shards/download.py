@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import itertools
 import logging
 import random
 import re
@@ -39,8 +38,8 @@ class UnreachableError(ShardError):
     """No server has answered, however often it was asked."""
 
 
-class _WrongSizeError(Exception):
-    """A server has sent more or less than the file should hold."""
+class _WrongContentError(Exception):
+    """A server has answered, but not with what the file holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,22 +107,33 @@ class Download:
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{file}"))
 
     def read_bytes(self, file: str) -> bytes:
-        """A whole file of unknown size, such as the manifest.
+        """A whole file of unknown size and sum, such as the manifest.
+
+        Nothing tells whether a byte of it is wrong, so it is read until two answers agree.
 
         Raises:
             FileNotFoundError: the server says that there is none.
             ShardError: the server refuses; `UnreachableError` if it cannot be asked.
         """
         url = self.url_of(file)
-        for failures in itertools.count(1):
+        failures, data = 0, None
+        while True:
             try:
-                return self._read(url, None, None)
+                # From the start on, and not simply all: s3fs would first ask for the size.
+                start = 0 if self._takes_ranges else None
+                before, data = data, self._read(url, start, None)
+                if data == before:
+                    return data
+                if before is not None:
+                    raise _WrongContentError("found two answers that differ, expected the same")
             except FileNotFoundError:
                 raise
             except Exception as error:  # what fsspec's packages raise has no other common base
+                if self._refuses_ranges(error):
+                    continue
+                failures += 1
                 is_last = failures >= self._patience.opening_failures
                 self._after_failure(url, failures, error, is_last=is_last)
-        raise AssertionError("the last failure raises")
 
     def write(self, file: str, target: BinaryIO, *, num_bytes: int, sha256: str) -> None:
         """Write a file to `target` from its start, range by range, and compare its sum.
@@ -169,8 +179,7 @@ class Download:
                     "copy it to the server again from where the shards were made"
                 ) from error
             except Exception as error:  # what fsspec's packages raise has no other common base
-                if self._takes_ranges and _status(error) in _NO_RANGES:
-                    self._takes_ranges = False
+                if self._refuses_ranges(error):
                     continue
                 failures += 1
                 is_last = failures >= self._patience.failures or time.monotonic() > deadline
@@ -190,11 +199,17 @@ class Download:
         if not ranged or len(block) > end - offset:
             # A server that ignores ranges has sent the file from its start.
             if len(block) != num_bytes:
-                raise _WrongSizeError(f"found {len(block)} bytes, expected {num_bytes}")
+                raise _WrongContentError(f"found {len(block)} bytes, expected {num_bytes}")
             return block[offset:]
         if not block:
-            raise _WrongSizeError(f"found {offset} bytes, expected {num_bytes}")
+            raise _WrongContentError(f"found {offset} bytes, expected {num_bytes}")
         return block
+
+    def _refuses_ranges(self, error: Exception) -> bool:
+        """Whether whole files should be asked for from now on, which is noted."""
+        refuses = self._takes_ranges and _status(error) in _NO_RANGES
+        self._takes_ranges = self._takes_ranges and not refuses
+        return refuses
 
     def _read(self, url: str, start: int | None, end: int | None) -> bytes:
         """One request, within its time."""
@@ -236,7 +251,9 @@ class Download:
                 f"{message}; allowed: a URL that can be read with the credentials of this process "
                 "(fsspec and its packages take them from their configuration and environment)"
             ) from error
-        if is_last and isinstance(error, _WrongSizeError):
+        # What botocore calls a checksum that does not match has no base class of its own.
+        is_wrong = isinstance(error, _WrongContentError) or "Checksum" in type(error).__name__
+        if is_last and is_wrong:
             raise ShardError(
                 f"{message}; copy the file to the server again from where the shards were made"
             ) from error
@@ -265,7 +282,7 @@ def without_credentials(text: str) -> str:
 def _words(error: Exception) -> str:
     said = without_credentials(" ".join(str(error).split()))
     name = type(error).__name__
-    if isinstance(error, _WrongSizeError):
+    if isinstance(error, _WrongContentError):
         return said
     return f"{name}: {said}" if said else name
 

@@ -72,13 +72,14 @@ class FaultyServer:
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass  # a client that gives up, or is killed, is part of the play
 
-        self._lock = threading.Lock()
+        self._lock, self.is_closed = threading.Lock(), False
         self._server = Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.is_closed = True
         self._server.shutdown()
         self._server.server_close()
 
@@ -113,6 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         owner, faults = self.owner, self.owner.faults
+        if owner.is_closed:  # connections outlive the listener
+            self.close_connection = True
+            return None
         file = self.path.partition("?")[0].lstrip("/")
         wanted = self.headers.get("Range", "")
         number = owner.note(file, wanted)
@@ -126,12 +130,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
+        if self.command == "HEAD":
+            self.end_headers()
+            return None
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if faults.wrong_bytes and owner.take("wrong_bytes"):
-            middle = len(data) // 2
-            data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
-        self._send(data)
+            place = number * 7919 % len(data)
+            data = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        return self._send(data)
+
+    do_HEAD = do_GET
 
     def _answer(
         self, source: Path | str, file: str, wanted: str
@@ -149,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not wanted or faults.ranges == "ignored":
             return 200, headers, data
         first, _, last = wanted.removeprefix("bytes=").partition("-")
-        start, end = int(first), min(int(last) + 1, len(data))
+        start, end = int(first), min(int(last or len(data)) + 1, len(data))
         if start >= len(data) or faults.ranges == "refused":
             return 416, {}, b""
         place = {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
@@ -158,11 +167,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _ask(self, server: str) -> tuple[int, dict[str, str], bytes]:
         """Answer of the server behind this one."""
         connection = http.client.HTTPConnection(server.removeprefix("http://"))
-        connection.request("GET", self.path, headers=dict(self.headers))
+        connection.request(self.command, self.path, headers=dict(self.headers))
         answer = connection.getresponse()
         data = answer.read()
         connection.close()
-        kept = {k: v for k, v in answer.getheaders() if k.lower() not in _OWN_HEADERS}
+        left_out = _OWN_HEADERS[self.command == "HEAD" :]
+        kept = {k: v for k, v in answer.getheaders() if k.lower() not in left_out}
         return answer.status, kept, data
 
     def _send(self, data: bytes) -> None:
