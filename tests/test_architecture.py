@@ -84,10 +84,24 @@ def test_only_the_engine_and_the_checkpoint_converter_import_deepspeed() -> None
     assert users <= {"training/engine.py", "training/gradients.py", "training/convert.py"}
 
 
-@pytest.mark.parametrize("arguments", [["-c", "import meloformer"], ["launch/generate.py", "-h"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["-c", "import meloformer"], ["launch/generate.py", "-h"], ["launch/shard_data.py", "-h"]],
+)
 def test_the_core_runs_without_the_extras(arguments: list[str], tmp_path: Path) -> None:
     """An import hook refuses the packages of every extra, as a core installation would."""
-    extras = ("deepspeed", "webdataset", "music21", "accelerate", "tensorboard", "psutil")
+    extras = (
+        "deepspeed",
+        "webdataset",
+        "music21",
+        "accelerate",
+        "tensorboard",
+        "psutil",
+        "pyarrow",
+        "fsspec",
+        "aiohttp",
+        "ray",
+    )
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "class Refuse:\n"

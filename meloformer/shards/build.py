@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from meloformer.errors import ConfigError, ShardError
+from meloformer.errors import ShardError
 from meloformer.shards.card import data_card
 from meloformer.shards.chunks import convert_chunks, cut_chunks
 from meloformer.shards.copies import KNOWN, Kept, read_rows, separate_copies, signed
@@ -35,6 +34,7 @@ from meloformer.shards.manifest import (
 from meloformer.shards.output import check_append, check_output
 from meloformer.shards.placing import Placed, place_pieces
 from meloformer.shards.pool import Run
+from meloformer.shards.report import write_report
 from meloformer.shards.sources import Source, Survey
 from meloformer.shards.spill import (
     RECORD,
@@ -148,7 +148,7 @@ def _build(
     if options.report is not None:
         rejected = totals.rejected + Counter({JOINS_TWO_SPLITS: placed.num_joining})
         pieces = placed_facts(placed, spill)
-        _report(options.report, source.name, pieces, +rejected, kept.num_copies)
+        write_report(options.report, pieces, +rejected, kept.num_copies, title=source.name)
         return None
     splits = write_splits(placed, kept, known, spill, staging, settings, run, options.on_progress)
     lines = chain(
@@ -179,23 +179,6 @@ def _build(
     )
     (staging.folder / CARD_NAME).write_text(data_card(manifest), encoding="utf-8")
     return manifest
-
-
-def _report(
-    folder: Path,
-    title: str,
-    pieces: Iterator[dict[str, Any]],
-    rejected: Counter[str],
-    num_copies: int,
-) -> None:
-    try:
-        from meloformer.shards.report import write_report
-    except ImportError as error:
-        raise ConfigError(
-            f"--report needs the extra `shards` ({error}); install it with "
-            "`pip install 'meloformer[shards]'`"
-        ) from error
-    write_report(folder, pieces, rejected, num_copies, title=title)
 
 
 def _convert(
