@@ -46,13 +46,12 @@ class SimulatedSplit:
         bar_tokens = random.poisson(_MEAN_BAR_TOKENS, bars.sum()).clip(len(_HEADER) + 1)
         edges = np.concatenate([[0], np.cumsum(bar_tokens)])
         ends = np.cumsum(bars)
-        starts = [
-            _PREFIX + edges[first : end + 1] - edges[first]
-            for first, end in zip(ends - bars, ends, strict=True)
-        ]
-        tokens = np.array([piece[-1] + 1 for piece in starts], dtype=np.int32)
+        tokens = _PREFIX + edges[ends] - edges[ends - bars] + 1
+        # The end of a piece is the start of the next one, and stands there for both.
+        bar = np.arange(len(edges) + num_pieces - 1) - np.repeat(np.arange(num_pieces), bars + 1)
+        starts = _PREFIX + edges[bar] - np.repeat(edges[ends - bars], bars + 1)
         first_start = np.concatenate([[0], np.cumsum(bars.astype(np.int64) + 1)])
-        return _Shard(tokens, bars, np.concatenate(starts).astype(np.int32), first_start)
+        return _Shard(tokens.astype(np.int32), bars, starts.astype(np.int32), first_start)
 
     def order_shards(self, random: np.random.Generator) -> np.ndarray:
         """See `PieceIndex`."""
