@@ -90,8 +90,7 @@ class Windows:
         return self.table[2] - self.table[1]
 
 
-@dataclass(frozen=True, slots=True)
-class BarLines:
+class BarLines(NamedTuple):
     """Bar lines of one piece, for a planner that asks once per cut.
 
     Args:
