@@ -146,4 +146,4 @@ def tidy_name(name: str) -> str:
 
 def printable(name: str) -> str:
     """A name that is not UTF-8, written with escapes: names go into JSON."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -16,7 +16,7 @@ from meloformer.shards.sources.datasets import (
     tables_that_count,
 )
 from meloformer.shards.sources.files import printable
-from meloformer.shards.sources.kinds import ALLOWED, ARCHIVES, Kind, kind_of
+from meloformer.shards.sources.kinds import ALLOWED, ARCHIVES, Kind, is_table, kind_of
 from meloformer.shards.sources.leaves import Bystander, Leaf, LooseFile, Refusal, unopened
 from meloformer.shards.sources.tables import Table
 from meloformer.shards.sources.tar_archives import TarArchive
@@ -82,24 +82,26 @@ def walk_folder(folder: str, prefix: str) -> Iterator[Leaf]:
             try:
                 waiting.append(_level(path, prefix, named))
             except OSError as error:
-                yield Refusal(printable(prefix), path, "unreadable", error.strerror or str(error))
+                yield Refusal(
+                    printable(prefix) or ".", path, "unreadable", error.strerror or str(error)
+                )
             continue
         level = waiting[-1]
         record = next(level.entries, None)
         if record is None:
             waiting.pop()
             continue
-        name, _, kind = record.partition(_TYPE_MARK)
-        path, full_name = os.path.join(level.path, name), level.prefix + name
-        if kind == _FOLDER:
+        name, _, entry_type = record.partition(_TYPE_MARK)
+        path, full_name = f"{level.path}/{name}", level.prefix + name
+        if entry_type == _FOLDER:
             opened.append((path, f"{full_name}/", level.named))
-        elif kind == _LINKED_FOLDER:
+        elif entry_type == _LINKED_FOLDER:
             detail = "a link to a folder is not followed; name the folder itself"
             yield Refusal(printable(full_name), path, "link", detail)
-        elif kind == _GONE and kind_of(name) in ARCHIVES:
+        elif entry_type == _GONE and kind_of(name) in ARCHIVES:
             detail = "a link that leads nowhere, a pipe or a device"
             yield Refusal(printable(full_name), path, "not_a_file", detail)
-        elif kind_of(name) is Kind.TABLE and name not in level.tables:
+        elif is_table(name) and name not in level.tables:
             yield Bystander(printable(full_name), path)
         elif not any(full_name in names for names in level.named):
             yield leaf_of(path, full_name)
@@ -146,7 +148,7 @@ def _record(entry: "os.DirEntry[str]", tables: list[str], markers: list[str]) ->
         kind = _FOLDER
     elif entry.is_file():
         kind = _FILE
-        if kind_of(entry.name) is Kind.TABLE:
+        if is_table(entry.name):
             tables.append(entry.name)
     else:
         kind = _LINKED_FOLDER if entry.is_dir() else _GONE
