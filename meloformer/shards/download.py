@@ -28,6 +28,9 @@ _NO_RANGES = (400, 405, 416, 501)
 # Of the answers that blame the request, those that another try may change.
 _WORTH_ANOTHER_TRY = (408, 425, 429)
 
+# Failures in a row that are no longer the ordinary life of a network.
+_WORTH_A_WARNING = 3
+
 _log = logging.getLogger(__name__)
 # Not the module's own generator: retries would change what a run's seed decides, and processes
 # forked together would come back together.
@@ -261,7 +264,8 @@ class Download:
             raise UnreachableError(
                 f"{message}, after {failures} requests in a row; try again later"
             ) from error
-        _log.warning("%s; asking again (failures in a row: %d)", message, failures)
+        level = logging.INFO if failures < _WORTH_A_WARNING else logging.WARNING
+        _log.log(level, "%s; asking again (failures in a row: %d)", message, failures)
         if isinstance(error, asyncio.TimeoutError):
             self._request_seconds = min(
                 self._request_seconds * 2, self._patience.longest_request_seconds
@@ -289,11 +293,9 @@ def _words(error: Exception) -> str:
 
 def _status(error: Exception) -> int | None:
     """The HTTP status that an error of fsspec's packages stands for, if any."""
-    for name in ("status", "code"):
-        value = getattr(error, name, None)
-        if isinstance(value, int):
-            return value
-    return None
+    places = (error, "status"), (error, "code"), (getattr(error, "response", None), "status_code")
+    statuses = (getattr(place, name, None) for place, name in places)
+    return next((status for status in statuses if isinstance(status, int)), None)
 
 
 def _is_final(error: Exception) -> bool:
