@@ -1,0 +1,40 @@
+"""Limits of one file, as a worker feels them."""
+
+import resource
+import signal
+import time
+
+import pytest
+
+from meloformer.errors import ConfigError
+from meloformer.shards.guard import FileLimits, Guard, TimeIsUp
+
+
+def test_time_that_is_up_ends_the_file_and_not_the_next_one():
+    with Guard(FileLimits(file_seconds=0.1)) as guard:
+        with pytest.raises(TimeIsUp), guard.one_file():
+            time.sleep(60)
+        with guard.one_file():
+            time.sleep(0.01)
+
+
+def test_memory_that_is_up_ends_the_file_and_not_the_next_one():
+    with Guard(FileLimits(file_megabytes=200)) as guard:
+        with pytest.raises(MemoryError), guard.one_file():
+            bytearray(400 << 20)
+        with guard.one_file():
+            assert len(bytearray(50 << 20)) == 50 << 20
+
+
+def test_a_process_has_its_own_limits_back_afterwards():
+    before = (resource.getrlimit(resource.RLIMIT_DATA), signal.getsignal(signal.SIGALRM))
+    with Guard(FileLimits()):
+        pass
+    after = (resource.getrlimit(resource.RLIMIT_DATA), signal.getsignal(signal.SIGALRM))
+    assert after == before
+
+
+@pytest.mark.parametrize("limits", [{"file_seconds": 0}, {"file_megabytes": -1}])
+def test_a_limit_that_lets_nothing_through_is_refused(limits: dict[str, float]):
+    with pytest.raises(ConfigError, match=next(iter(limits))):
+        FileLimits(**limits)
