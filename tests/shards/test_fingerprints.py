@@ -87,13 +87,13 @@ def test_a_written_and_read_piece_keeps_its_signature(pieces: list[Piece]) -> No
 def test_edited_chorales_stay_above_the_threshold(pieces: list[Piece], edit: str) -> None:
     random = np.random.default_rng(0)
     copies = [(piece, EDITS[edit](piece, random)) for piece in pieces for _ in range(4)]
-    found = [likeness(piece, copy) >= 0.2 for piece, copy in copies if copy is not None]
+    found = [likeness(piece, copy) >= 0.255 for piece, copy in copies if copy is not None]
     assert np.mean(found) >= 0.95
 
 
 def test_different_chorales_share_next_to_nothing(pieces: list[Piece]) -> None:
     pairs = [(a, b) for i, a in enumerate(pieces) for b in pieces[:i]]
-    different = [(a, b) for a, b in pairs if tune_overlap(a, b) < 0.6]
+    different = [(a, b) for a, b in pairs if tune_overlap(a, b) < 0.45]
     assert len(different) > len(pairs) / 2
     assert max(likeness(a, b) for a, b in different) < 0.15
 
@@ -103,7 +103,7 @@ def test_a_loop_with_changed_notes_is_still_known() -> None:
     random = np.random.default_rng(0)
     copy = EDITS["5 % of notes changed"](with_pitches(loop), random)
     assert copy is not None
-    assert likeness(with_pitches(loop), copy) >= 0.2
+    assert likeness(with_pitches(loop), copy) >= 0.25
 
 
 def test_an_ostinato_that_many_pieces_hold_is_no_figure() -> None:
