@@ -136,7 +136,7 @@ def test_random_bytes_are_a_piece_or_a_refusal_with_a_reason(data: bytes, start:
 
 
 @pytest.mark.slow
-@settings(max_examples=8000, **COMMON)
+@settings(max_examples=3000, **COMMON)
 @given(damaged_files())
 def test_thousands_of_damaged_files_are_pieces_or_refusals_with_a_reason(data: bytes):
     check_read(data)
