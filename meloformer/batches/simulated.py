@@ -1,31 +1,19 @@
 """A split that is not there: lengths without music, to measure what a plan costs at any size."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 
 from meloformer.midi.grid import METRE_INDEX
-from meloformer.shards.maps import Recent
 from meloformer.tokens.vocabulary import BOS, EOS, Kind, token_id
 
 # About those of POP909's pieces: bars, tokens of a bar, tokens of the prefix.
 _MEAN_BARS, _MEAN_BAR_TOKENS, _PREFIX = 80, 62, 9
 _HEADER = (Kind.BAR, Kind.METRE, Kind.TEMPO, Kind.INSTRUMENT, Kind.ONSET)
-_SHARDS_KEPT = 32
-
-
-class _Shard(NamedTuple):
-    """Lengths of the pieces of one shard; `first_start` is where the bar starts of each begin."""
-
-    tokens: np.ndarray
-    bars: np.ndarray
-    starts: np.ndarray
-    first_start: np.ndarray
 
 
 class SimulatedSplit:
-    """Pieces of random lengths, made shard by shard when asked for; see `PieceIndex`.
+    """Pieces of random lengths, the same ones in every shard; see `PieceIndex`.
 
     Args:
         num_pieces: of all shards.
@@ -35,23 +23,19 @@ class SimulatedSplit:
     def __init__(self, num_pieces: int, pieces_per_shard: int = 4096) -> None:
         self.num_pieces, self._pieces_per_shard = num_pieces, pieces_per_shard
         self.num_shards = -(-num_pieces // pieces_per_shard)
-        self.num_tokens = num_pieces * _MEAN_BARS * _MEAN_BAR_TOKENS
         self.fingerprint = f"simulated {num_pieces} in shards of {pieces_per_shard}"
-        self._shards: Recent[_Shard] = Recent(self._make, _SHARDS_KEPT)
-
-    def _make(self, shard: int) -> _Shard:
-        random = np.random.default_rng([shard, self.num_pieces])
-        num_pieces = len(self.pieces_of_shard(shard))
-        bars = random.poisson(_MEAN_BARS, num_pieces).clip(1).astype(np.int32)
+        random = np.random.default_rng(num_pieces)
+        bars = random.poisson(_MEAN_BARS, min(num_pieces, pieces_per_shard)).clip(1)
         bar_tokens = random.poisson(_MEAN_BAR_TOKENS, bars.sum()).clip(len(_HEADER) + 1)
-        edges = np.concatenate([[0], np.cumsum(bar_tokens)])
         ends = np.cumsum(bars)
-        tokens = _PREFIX + edges[ends] - edges[ends - bars] + 1
-        # The end of a piece is the start of the next one, and stands there for both.
-        bar = np.arange(len(edges) + num_pieces - 1) - np.repeat(np.arange(num_pieces), bars + 1)
-        starts = _PREFIX + edges[bar] - np.repeat(edges[ends - bars], bars + 1)
-        first_start = np.concatenate([[0], np.cumsum(bars.astype(np.int64) + 1)])
-        return _Shard(tokens.astype(np.int32), bars, starts.astype(np.int32), first_start)
+        self._starts = [
+            np.cumsum([_PREFIX, *bar_tokens[first:end]], dtype=np.int32)
+            for first, end in zip((ends - bars).tolist(), ends.tolist(), strict=True)
+        ]
+        self._bars = bars.astype(np.int32)
+        self._tokens = np.array([starts[-1] + 1 for starts in self._starts], dtype=np.int32)
+        self._longest_bar = _PREFIX + int(bar_tokens.max()) + 3
+        self.num_tokens = round(num_pieces * float(self._tokens.mean()))
 
     def order_shards(self, random: np.random.Generator) -> np.ndarray:
         """See `PieceIndex`."""
@@ -59,7 +43,7 @@ class SimulatedSplit:
 
     def longest_bar(self, shard: int) -> int:
         """See `PieceIndex`."""
-        return _PREFIX + 4 * _MEAN_BAR_TOKENS
+        return self._longest_bar
 
     def pieces_of_shard(self, shard: int) -> range:
         """See `PieceIndex`."""
@@ -72,13 +56,12 @@ class SimulatedSplit:
 
     def lengths(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """See `PieceIndex`."""
-        return self._shards[shard].tokens, self._shards[shard].bars
+        size = len(self.pieces_of_shard(shard))
+        return self._tokens[:size], self._bars[:size]
 
     def bar_starts(self, piece: int) -> np.ndarray:
         """See `PieceIndex`."""
-        number, row = divmod(piece, self._pieces_per_shard)
-        shard = self._shards[number]
-        return shard.starts[shard.first_start[row] : shard.first_start[row + 1]]
+        return self._starts[piece % self._pieces_per_shard]
 
     def key(self, piece: int) -> str:
         """See `PieceIndex`."""
