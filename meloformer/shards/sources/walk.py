@@ -176,16 +176,21 @@ def check_list(path: str) -> None:
     num_lines = 0
     for line in _lines(path):
         num_lines += 1
-        found = os.path.join(root, line)
-        if os.path.isdir(found) or (kind_of(line) in _LISTED and os.path.exists(found)):
+        if _may_hold_midi(os.path.join(root, line)):
             return
         if len(shown) < _LINES_SHOWN:
             shown.append(line[:60])
     raise ShardError(
         f"--midi {path}: neither a folder, an archive, a dataset nor a list of paths: none of its "
-        f"{num_lines} lines names a folder, MIDI file or archive that is there, relative to "
+        f"{num_lines} lines names a MIDI file, an archive or a folder of such, relative to "
         f"{root or '.'}; it begins {shown}"
     )
+
+
+def _may_hold_midi(path: str) -> bool:
+    if os.path.isdir(path):  # a README may name folders too
+        return any(leaf.holds_midi for leaf in walk_folder(path, ""))
+    return kind_of(path) in _LISTED and os.path.exists(path)
 
 
 def walk_list(path: str) -> Iterator[Leaf]:
@@ -194,7 +199,12 @@ def walk_list(path: str) -> Iterator[Leaf]:
     for line in _lines(path):
         found = os.path.join(root, line)
         if os.path.isdir(found):
-            yield from walk_folder(found, f"{line.rstrip('/')}/")
+            found_any = False
+            for leaf in walk_folder(found, f"{line.rstrip('/')}/"):
+                found_any |= leaf.holds_midi
+                yield leaf
+            if not found_any:
+                yield Refusal(line, found, "no_midi", "a folder without MIDI")
         elif kind_of(line) in ARCHIVES and not os.path.exists(found):
             yield Refusal(line, found, "missing_file", "the list names it; it is not there")
         elif kind_of(line) in ARCHIVES:

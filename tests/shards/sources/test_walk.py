@@ -123,7 +123,16 @@ def test_these_names_are_midi(tmp_path: Path, chorales: list[bytes], name: str) 
 def test_each_line_of_a_list_ends_as_something(tmp_path: Path, chorales: list[bytes]) -> None:
     (tmp_path / "a.mid").write_bytes(chorales[0])
     (tmp_path / "no suffix").write_bytes(chorales[1])
-    lines = ["\ufeffa.mid\r", "no suffix", "gone.mid", "gone.zip", "gone.parquet", "a.mid/b.mid"]
+    lines = [
+        "\ufeffa.mid\r",
+        "no suffix",
+        "gone.mid",
+        "gone.zip",
+        "gone.parquet",
+        "a.mid/b.mid",
+        "empty/",
+    ]
+    (tmp_path / "empty").mkdir()
     (tmp_path / "list").write_text("\n".join(lines), encoding="utf-8")
     assert outcomes(tmp_path / "list") == {
         "a.mid": chorales[0],
@@ -132,13 +141,14 @@ def test_each_line_of_a_list_ends_as_something(tmp_path: Path, chorales: list[by
         "gone.zip": "missing_file",
         "gone.parquet": "missing_file",
         "a.mid/b.mid": "missing_file",
+        "empty/": "no_midi",
     }
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("README.md", b"# Songs\n\nFree to use.\nLICENSE\n"),
+        ("README.md", b"# Songs\n\nFree to use.\nLICENSE\ncode/\n"),
         ("list.txt", b"gone.mid\nalso/gone.mid\n"),
         ("empty", b""),
         ("film.mp4", bytes(10**6)),
@@ -150,6 +160,7 @@ def test_a_file_that_is_no_list_is_refused_in_one_line(
     tmp_path: Path, name: str, content: bytes
 ) -> None:
     (tmp_path / "LICENSE").write_text("free")
+    (tmp_path / "code").mkdir()
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ShardError, match=f"{name}: neither a folder") as refused:
         open_source(str(tmp_path / name))
