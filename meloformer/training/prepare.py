@@ -121,7 +121,14 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
 
     blocks_rule = rule_of(config.attention) if backend_of(ranks.device) == "flex" else None
     data = open_data(config, global_batch, blocks_rule)
-    manifest_sha256 = data.manifest_sum
+    manifest_sha256 = ranks.on_first(lambda: data.manifest_sum)
+    if data.manifest_sum != manifest_sha256:
+        # A URL may be written to while ranks start, or be out of reach of some.
+        raise ConfigError(
+            f"--data {config.data_name}: rank {ranks.rank} found manifest "
+            f"{data.manifest_sum[:12]}, the first rank {manifest_sha256[:12]}; allowed: the same "
+            "on all; start again when all hosts reach the shards and nobody writes to them"
+        )
     if known is not None:
         check_same_run(known, config.to_json(), manifest_sha256)
     num_steps, note = ranks.on_first(lambda: settle_steps(data, known))

@@ -1,10 +1,12 @@
 """Flags of launch/train.py: every one of the contract, and what is chosen where one is absent."""
 
+import json
 import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from meloformer.command_line import parse_flags
 from meloformer.errors import ConfigError
@@ -12,6 +14,7 @@ from meloformer.model.config import SIZES
 from meloformer.model.counts import num_parameters
 from meloformer.training.config import TrainConfig, model_config, newest_shards, resolve
 from meloformer.training.ranks import check_gpus
+from meloformer.training.run_folder import start_facts
 
 # As the contract writes them.
 CONTRACT = """--config --data --output --model_size tiny|small|base|large --batch_size
@@ -103,3 +106,15 @@ def test_every_size_is_a_model(size: str, tmp_path: Path) -> None:
     flags = parse_flags(TrainConfig, ["--model_size", size, "--data", str(tmp_path)])
     config, _ = resolve(flags, "cuda", time_utc="now")
     assert num_parameters(model_config(config)) > 10**6
+
+
+def test_urls_and_their_cache_are_flags_and_what_is_written_holds_no_credentials() -> None:
+    url = "https://me:secret@host/shards?signature=hidden"
+    given = ["--data", url, "plain", "--cache_dir", "/disk", "--cache_gigabytes", "2.5"]
+    config, _ = resolve(parse_flags(TrainConfig, given), "cpu", time_utc="now")
+    assert config.data == (url, "plain"), "what opens them keeps the credentials"
+    assert (config.cache.folder, config.cache.max_bytes) == (Path("/disk"), 2_500_000_000)
+    start = start_facts(["train.py", *given], 1, torch.device("cpu"), 0)
+    written = json.dumps([config.to_json(), start])
+    assert written.count("https://host/shards") == 2 and '"cache_dir": "/disk"' in written
+    assert not any(word in written for word in ("me:", "secret", "signature", "hidden"))
