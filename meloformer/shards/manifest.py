@@ -32,7 +32,7 @@ class ShardSettings:
         test_share: share of pieces kept for the last test, by hash of their content.
         pieces_per_shard: most pieces that one tar holds.
         bytes_per_shard: size at which a tar is closed; a single larger piece still gets one.
-        near_copy_threshold: share of bars in common (Jaccard) from which two pieces are near
+        near_copy_threshold: share of melodic figures in common from which two pieces are near
             copies and never stand in two splits; 0 looks for none.
         filters: what a file must be like to become a piece.
     """
@@ -42,7 +42,7 @@ class ShardSettings:
     test_share: float = 0.05
     pieces_per_shard: int = 4096
     bytes_per_shard: int = 64 << 20
-    near_copy_threshold: float = 0.2
+    near_copy_threshold: float = 0.25
     filters: FilterSettings = field(default_factory=FilterSettings)
 
     def __post_init__(self) -> None:

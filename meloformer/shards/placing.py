@@ -24,7 +24,7 @@ PLACED_RECORD = np.dtype(
 _PAIR = np.dtype("<i8")
 _TUNE_ROW = np.dtype([("tune", np.uint64), ("row", np.int64)])
 _CLUSTER_ROW = np.dtype([("cluster", f"S{KEY_LENGTH}"), ("row", np.int64)])
-_MEMORY_BYTES = 256 << 20
+_MEMORY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
