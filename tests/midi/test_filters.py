@@ -69,7 +69,12 @@ def test_steady_music_passes(notes: list):
     ("reason", "notes", "num_bars", "edge"),
     [
         ("too_few_bars", scale(3), 3, {"min_bars": 3}),
-        ("too_many_bars", scale(2049), 2049, {"max_bars": 2049, "max_seconds": 5000}),
+        (
+            "too_many_bars",
+            [*scale(), (2048, 1, 0, 70)],
+            2049,
+            {"max_bars": 2049, "max_seconds": 5000, "max_empty_share": 1},
+        ),
         ("too_few_notes", [(bar, 1, 0, 60 + bar) for bar in range(15)], 15, {"min_notes": 15}),
         ("too_few_pitches", sixteenths(1, [60]), 8, {"min_pitches": 1, "max_repeat_share": 1}),
         (
@@ -90,7 +95,12 @@ def test_steady_music_passes(notes: list):
             8,
             {"max_tracks": 33},
         ),
-        ("too_long_to_play", scale(1801), 1801, {"max_seconds": 3602}),
+        (
+            "too_long_to_play",
+            [*scale(), (1800, 1, 0, 70)],
+            1801,
+            {"max_seconds": 3602, "max_empty_share": 1},
+        ),
         (
             "empty_bars",
             [*scale(1), *scale(4, 3), *scale(8, 7)],
