@@ -1,6 +1,7 @@
 """Bytes of a URL through fsspec, from servers that are slow, fail, hang up, or send wrong bytes."""
 
 import asyncio
+import errno
 import hashlib
 import logging
 import random
@@ -28,6 +29,8 @@ _NO_RANGES = (400, 405, 416, 501)
 # Of the answers that blame the request, those that another try may change.
 _WORTH_ANOTHER_TRY = (408, 425, 429)
 
+# What s3fs makes of the answers 503 and 500.
+_S3FS_REFUSALS = (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EBUSY))
 # Failures in a row that are no longer the ordinary life of a network.
 _WORTH_A_WARNING = 3
 
@@ -187,7 +190,8 @@ class Download:
                 failures += 1
                 is_last = failures >= self._patience.failures or time.monotonic() > deadline
                 self._after_failure(url, failures, error, is_last=is_last)
-                self._range_bytes = max(self._range_bytes // 4, _SMALLEST_RANGE)
+                if not _is_refusal(error):
+                    self._range_bytes = max(self._range_bytes // 4, _SMALLEST_RANGE)
                 continue
             failures = 0
             deadline = time.monotonic() + self._patience.silence_seconds
@@ -296,6 +300,11 @@ def _status(error: Exception) -> int | None:
     places = (error, "status"), (error, "code"), (getattr(error, "response", None), "status_code")
     statuses = (getattr(place, name, None) for place, name in places)
     return next((status for status in statuses if isinstance(status, int)), None)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a server answered that it would not, whatever the size of what it was asked for."""
+    return _status(error) is not None or getattr(error, "errno", None) in _S3FS_REFUSALS
 
 
 def _is_final(error: Exception) -> bool:
