@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from meloformer.midi.grid import DRUMS
 from meloformer.midi.quantised import QuantisedPiece
 
 # Semitones above the root: maj, min, dim, aug, maj7, min7, dom7.
@@ -52,8 +51,7 @@ def bar_chords(quantised: QuantisedPiece) -> np.ndarray:
     num_bars = quantised.num_bars
     chroma = np.bincount(bar * 12 + _PITCH_CLASS[pitch], steps, minlength=num_bars * 12)
     chroma = chroma.reshape(num_bars, 12)
-    bass = np.zeros(num_bars, pitch.dtype)
-    bass += 127
+    bass = np.full(num_bars, 127, pitch.dtype)
     np.minimum.at(bass, bar, pitch)
 
     # Silence fits nothing, whatever it is divided by.
@@ -61,7 +59,7 @@ def bar_chords(quantised: QuantisedPiece) -> np.ndarray:
     fit = np.rint(chroma @ _CHORD_TEMPLATES / (loudness * _FIT_UNIT))
     # Among equals the lowest quality, which has the same rank under every root.
     best = (fit + _PLACE_OF_BASS[_PITCH_CLASS[bass]]).argmax(axis=1)
-    best_fit = np.take_along_axis(fit, best[:, None], axis=1)[:, 0]
+    best_fit = fit[np.arange(num_bars), best]
     return np.where(best_fit >= _LEAST_FIT, _CHORD_OF_TEMPLATE[best], NO_CHORD).astype(np.int32)
 
 
@@ -74,14 +72,11 @@ def estimate_key(quantised: QuantisedPiece) -> int | None:
     Returns:
         0..11 major by tonic, 12..23 minor by tonic; None where only drums play.
     """
-    instrument, pitch = quantised.instrument, quantised.pitch
-    onset, duration = quantised.start_steps, quantised.duration_steps
-    if (instrument == DRUMS).any():
-        pitched = np.flatnonzero(instrument != DRUMS)
-        if len(pitched) == 0:
-            return None
-        pitch, onset, duration = pitch[pitched], onset[pitched], duration[pitched]
-    chroma = np.bincount(_PITCH_CLASS[pitch], duration, minlength=12)
+    melodic = quantised.melodic
+    pitch, onset = quantised.pitch[melodic], quantised.start_steps[melodic]
+    if len(pitch) == 0:
+        return None
+    chroma = np.bincount(_PITCH_CLASS[pitch], quantised.duration_steps[melodic], minlength=12)
     chroma -= chroma.mean()
     spread = max(float(np.sqrt(chroma @ chroma)), 1.0)
     fit = np.rint(_KEY_TEMPLATES @ chroma / (spread * _FIT_UNIT))
@@ -97,11 +92,13 @@ def _sounding_by_bar(quantised: QuantisedPiece) -> tuple[np.ndarray, np.ndarray,
         bar, pitch and sounding steps, each (num_cut_notes,) int32; what sounds on after the last
         bar is left out.
     """
-    bar, pitch, onset = quantised.bar, quantised.pitch, quantised.start_steps
-    end = onset + quantised.duration_steps
-    if (quantised.instrument == DRUMS).any():
-        pitched = np.flatnonzero(quantised.instrument != DRUMS)
-        bar, pitch, onset, end = bar[pitched], pitch[pitched], onset[pitched], end[pitched]
+    melodic = quantised.melodic
+    bar, pitch, onset = (
+        quantised.bar[melodic],
+        quantised.pitch[melodic],
+        quantised.start_steps[melodic],
+    )
+    end = onset + quantised.duration_steps[melodic]
     starts = quantised.bar_start_steps.astype(np.int32)
     next_line = starts[1:][bar]
     steps = np.minimum(end, next_line) - onset

@@ -63,20 +63,20 @@ def _check_range(reason: str, what: str, values: np.ndarray, low: int, high: int
 
 
 def _check_tempos(piece: Piece) -> None:
-    bpm = piece.tempos.bpm
-    is_bad = ~((bpm >= MIN_TEMPO_BPM) & (bpm <= MAX_TEMPO_BPM))  # also true for nan
-    if is_bad.any():
-        found = f"{bpm[is_bad][0]:g} quarters per minute"
-        raise MidiError(
-            "impossible_tempo", f"{found}; allowed {MIN_TEMPO_BPM:g}..{MAX_TEMPO_BPM:g}"
-        )
+    for bpm in piece.tempos.bpm.tolist():
+        if not MIN_TEMPO_BPM <= bpm <= MAX_TEMPO_BPM:  # also true for nan
+            found = f"{bpm:g} quarters per minute"
+            raise MidiError(
+                "impossible_tempo", f"{found}; allowed {MIN_TEMPO_BPM:g}..{MAX_TEMPO_BPM:g}"
+            )
 
 
 def _check_metres(piece: Piece) -> None:
     metres = piece.time_signatures
-    power_of_two = (metres.denominator > 0) & (metres.denominator & (metres.denominator - 1) == 0)
-    is_bad = (metres.numerator < 1) | ~power_of_two
-    if is_bad.any():
-        found = f"metre {metres.numerator[is_bad][0]}/{metres.denominator[is_bad][0]}"
-        allowed = "allowed numerator from 1, denominator a power of two"
-        raise MidiError("impossible_metre", f"{found}; {allowed}")
+    for numerator, denominator in zip(
+        metres.numerator.tolist(), metres.denominator.tolist(), strict=True
+    ):
+        if numerator < 1 or denominator < 1 or denominator & (denominator - 1):
+            found = f"metre {numerator}/{denominator}"
+            allowed = "allowed numerator from 1, denominator a power of two"
+            raise MidiError("impossible_metre", f"{found}; {allowed}")

@@ -102,6 +102,8 @@ class TimeSignatures(_Columns):
         return len(self.onset_ticks)
 
 
+_NOTHING = np.zeros(0, np.int32)
+NO_NOTES = Notes(onset_ticks=_NOTHING, duration_ticks=_NOTHING, pitch=_NOTHING, velocity=_NOTHING)
 NO_PEDAL = Pedal(start_ticks=np.zeros(0, np.int64), end_ticks=np.zeros(0, np.int64))
 
 
@@ -157,15 +159,12 @@ class Piece:
     @cached_property
     def notes(self) -> Notes:
         """Notes of all tracks, one track after the other: what runs over a whole piece at once."""
-        parts = [track.notes for track in self.tracks]
+        parts = [NO_NOTES, *(track.notes for track in self.tracks)]
         return Notes(
-            **{
-                column.name: np.concatenate(
-                    [np.zeros(0, np.int32), *(getattr(part, column.name) for part in parts)],
-                    dtype=np.int32,
-                )
-                for column in fields(Notes)
-            }
+            onset_ticks=np.concatenate([part.onset_ticks for part in parts]),
+            duration_ticks=np.concatenate([part.duration_ticks for part in parts]),
+            pitch=np.concatenate([part.pitch for part in parts]),
+            velocity=np.concatenate([part.velocity for part in parts]),
         )
 
     @property
@@ -308,12 +307,13 @@ def build_piece(
         recovered: what had to be mended in the file.
     """
     tracks = tuple(tracks)
-    last_onset = max(
-        (int(t.notes.onset_ticks.max()) for t in tracks if len(t.notes)), default=limits.MAX_TICKS
-    )
     tempo_ticks, bpm = _last_of_each_tick(*tempos)
     metre_ticks, numerator, denominator = _last_of_each_tick(*time_signatures)
-    num_metres = int(metre_ticks.searchsorted(last_onset, side="right"))
+    num_metres = len(metre_ticks)
+    if num_metres and metre_ticks[-1] > 0:
+        onsets = [int(track.notes.onset_ticks.max()) for track in tracks if len(track.notes)]
+        last_onset = max(onsets, default=limits.MAX_TICKS)
+        num_metres = int(metre_ticks.searchsorted(last_onset, side="right"))
     return Piece(
         ticks_per_quarter=ticks_per_quarter,
         tracks=tracks,

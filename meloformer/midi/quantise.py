@@ -34,6 +34,9 @@ _ONSET_BITS = 9  # inside a bar
 _INSTRUMENT_BITS = 8
 _TIME_BITS = (MAX_QUARTERS * STEPS_PER_QUARTER).bit_length()  # inside a piece
 
+# Halfway between neighbours; the tempo at an edge belongs to the slower one.
+_TEMPO_EDGES = (TEMPOS_BPM[1:] + TEMPOS_BPM[:-1]) / 2
+
 _LONGEST_STEPS = int(DURATION_STEPS[-1])
 _VELOCITY_INDEX = nearest_index(np.arange(128), VELOCITIES)
 # Durations lie between table entries, halfway at half steps: rounded up to one of those, they have
@@ -125,7 +128,7 @@ def quantise_counted(piece: Piece, *, pedal: bool = True) -> tuple[QuantisedPiec
     bar = bar_of_steps(bar_metre)[onset_steps]
     quantised = QuantisedPiece(
         bar_metre=bar_metre,
-        bar_tempo=nearest_index(bar_bpm, TEMPOS_BPM).astype(np.int32),
+        bar_tempo=_TEMPO_EDGES.searchsorted(bar_bpm).astype(np.int32),
         **_canonical_columns(packed, bar, onset_steps - starts[bar]),
     )
     return quantised, QuantiseCounts(

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from meloformer.midi.grid import METRE_STEPS
+from meloformer.midi.grid import DRUMS, METRE_STEPS
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,6 +55,12 @@ class QuantisedPiece:
     def start_steps(self) -> np.ndarray:
         """(num_notes,) int32 onset of each note from the start of the piece."""
         return self.bar_start_steps.astype(np.int32)[self.bar] + self.onset_steps
+
+    @cached_property
+    def melodic(self) -> np.ndarray | slice:
+        """Selects the notes that are no drums from the columns of the notes."""
+        notes = np.flatnonzero(self.instrument != DRUMS)
+        return slice(None) if len(notes) == self.num_notes else notes
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QuantisedPiece):

@@ -37,8 +37,8 @@ def read_midi(source: bytes | Path) -> Piece:
     score, recovered = _parse(data)
     tempos = score.tempos.numpy()
     metres = score.time_signatures.numpy()
-    with np.errstate(divide="ignore"):
-        bpm = _MICROSECONDS_PER_MINUTE / tempos["mspq"].astype(np.float64)
+    # No time at all, which some files state, is as impossible as the shortest that can be stated.
+    bpm = _MICROSECONDS_PER_MINUTE / np.maximum(tempos["mspq"], 1)
     return build_piece(
         ticks_per_quarter=score.ticks_per_quarter,
         tracks=[_track(track) for track in score.tracks],

@@ -4,12 +4,13 @@ import hashlib
 
 import numpy as np
 
-from meloformer.midi.grid import DRUMS
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.shards.manifest import SPLITS, ShardSettings
 
 # Long enough that two different pieces among 10^8 meet with a chance under 10^-12.
 KEY_LENGTH = 24
+
+_NUM_PITCHES = 128
 
 
 def note_key(quantised: QuantisedPiece) -> str:
@@ -39,16 +40,21 @@ def tune_hash(quantised: QuantisedPiece) -> int:
     Returns:
         64 bits.
     """
-    onset = quantised.bar_start_steps[quantised.bar] + quantised.onset_steps
-    pitch = quantised.pitch.astype(np.int64)
-    melodic = quantised.instrument != DRUMS
-    if melodic.any():  # a drum's pitch is its name: it has no key
-        onset, pitch = onset[melodic], pitch[melodic] - pitch[melodic].min()
-    onset = onset - onset.min()
-    onset //= max(int(np.gcd.reduce(onset)), 1)
-    notes = np.sort(onset * 128 + pitch)
-    is_new = np.diff(notes, prepend=-1) != 0  # instruments in unison count once
-    return int.from_bytes(_digest(notes[is_new]).digest()[:8], "big")
+    melodic = quantised.melodic
+    onset, pitch = quantised.start_steps[melodic], quantised.pitch[melodic]
+    if len(pitch):
+        pitch = pitch - pitch.min()
+    else:  # a drum's pitch is its name: it has no key
+        onset, pitch = quantised.start_steps, quantised.pitch
+    notes = np.sort((onset - onset.min()) * _NUM_PITCHES + pitch)
+    is_new = np.ones(len(notes), bool)
+    np.not_equal(notes[1:], notes[:-1], out=is_new[1:])  # instruments in unison count once
+    notes = notes[is_new]
+    onset = notes // _NUM_PITCHES
+    shared = int(np.gcd.reduce(onset))
+    if shared > 1:
+        notes = onset // shared * _NUM_PITCHES + notes % _NUM_PITCHES
+    return int.from_bytes(_digest(notes).digest()[:8], "big")
 
 
 def split_of(tunes: np.ndarray, settings: ShardSettings) -> np.ndarray:
@@ -72,8 +78,11 @@ def split_of(tunes: np.ndarray, settings: ShardSettings) -> np.ndarray:
 
 
 def _digest(*arrays: np.ndarray) -> "hashlib._Hash":
-    digest = hashlib.sha256()
+    """sha256 over each array's length and values, all as little-endian int64."""
+    words = np.empty(len(arrays) + sum(map(len, arrays)), "<i8")
+    start = 0
     for array in arrays:
-        digest.update(len(array).to_bytes(8, "little"))
-        digest.update(array.astype("<i8", copy=False).tobytes())
-    return digest
+        words[start] = len(array)
+        start += 1 + len(array)
+        words[start - len(array) : start] = array
+    return hashlib.sha256(words.data)

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from meloformer.midi.filters import check_quality, off_grid_share
-from meloformer.midi.grid import METRE_STEPS, METRES, STEPS_PER_QUARTER, TEMPOS_BPM
+from meloformer.midi.filters import bar_seconds, check_quality, off_grid_share
+from meloformer.midi.grid import METRES, TEMPOS_BPM
 from meloformer.midi.quantise import QuantiseCounts, quantise_counted
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.midi.read import read_midi
@@ -17,10 +17,12 @@ from meloformer.shards.content import note_key, tune_hash
 from meloformer.shards.fingerprints import signature
 from meloformer.shards.manifest import ShardSettings
 from meloformer.shards.tars import StoredPiece, ids_to_npy
-from meloformer.tokens.attributes import read_prefix
+from meloformer.tokens.attributes import Attributes, attributes_of
 from meloformer.tokens.hid import encode
 from meloformer.tokens.vocabulary import instrument_name, key_name
 from meloformer.tokens.windows import bar_starts
+
+_to_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 
 NO_FACTS: Mapping[str, Any] = MappingProxyType({})
 
@@ -59,12 +61,13 @@ def convert_midi(
     piece = read_midi(data)
     quantised, counts = quantise_counted(piece, pedal=settings.pedal == "on")
     check_quality(quantised, settings.filters)
-    ids = encode(quantised)
+    attributes = attributes_of(quantised)
+    ids = encode(quantised, attributes)
     tune = tune_hash(quantised)
     flat_counts = _flat(counts)
     facts = (
         dict(extra)
-        | describe(quantised, ids)
+        | describe(quantised, attributes, len(ids))
         | {
             "source": name,
             "tune": f"{tune:016x}",
@@ -78,7 +81,7 @@ def convert_midi(
     stored = StoredPiece(
         key=note_key(quantised),
         ids_npy=ids_to_npy(ids),
-        facts_json=json.dumps(facts, ensure_ascii=False, sort_keys=True).encode(),
+        facts_json=_to_json(facts).encode(),
         num_tokens=len(ids),
         num_notes=quantised.num_notes,
         bar_starts=bar_starts(ids),
@@ -86,30 +89,30 @@ def convert_midi(
     return ConvertedPiece(stored=stored, tune=tune, signature=signature(piece), counts=flat_counts)
 
 
-def describe(quantised: QuantisedPiece, ids: np.ndarray) -> dict[str, Any]:
-    """Facts of a piece that follow from its notes."""
-    bpm = TEMPOS_BPM[quantised.bar_tempo]
-    _, first_bar = np.unique(quantised.bar_metre, return_index=True)
-    key = read_prefix(ids).key
+def describe(quantised: QuantisedPiece, attributes: Attributes, num_tokens: int) -> dict[str, Any]:
+    """Facts of a piece that follow from its notes.
+
+    Args:
+        quantised: the piece.
+        attributes: all that its prefix says.
+        num_tokens: tokens of the whole piece.
+    """
+    tempo = quantised.bar_tempo
+    in_order = dict.fromkeys(quantised.bar_metre.tolist())
     return {
-        "num_tokens": len(ids),
+        "num_tokens": num_tokens,
         "num_bars": quantised.num_bars,
         "num_notes": quantised.num_notes,
-        "instruments": [instrument_name(i) for i in np.unique(quantised.instrument).tolist()],
-        "metres": ["{}/{}".format(*METRES[m]) for m in quantised.bar_metre[np.sort(first_bar)]],
-        "tempo_bpm": [float(bpm.min()), float(bpm.max())],
-        "key": None if key is None else key_name(key),
-        "duration_seconds": round(duration_seconds(quantised), 3),
+        "instruments": [instrument_name(index) for index in attributes.instruments],
+        "metres": ["{}/{}".format(*METRES[index]) for index in in_order],
+        "tempo_bpm": [float(TEMPOS_BPM[tempo.min()]), float(TEMPOS_BPM[tempo.max()])],
+        "key": None if attributes.key is None else key_name(attributes.key),
+        "duration_seconds": round(float(bar_seconds(quantised).sum()), 3),
     }
-
-
-def duration_seconds(quantised: QuantisedPiece) -> float:
-    """Time from the first bar line to the last."""
-    quarters = METRE_STEPS[quantised.bar_metre] / STEPS_PER_QUARTER
-    return float((quarters * 60.0 / TEMPOS_BPM[quantised.bar_tempo]).sum())
 
 
 def _flat(counts: QuantiseCounts) -> dict[str, int]:
     """All counts under their own names; dataclasses.asdict copies deeply, which takes longer."""
-    flat = {field.name: getattr(counts, field.name) for field in fields(counts)}
-    return flat | vars(flat.pop("bars"))
+    flat = vars(counts) | vars(counts.bars)
+    del flat["bars"]
+    return flat

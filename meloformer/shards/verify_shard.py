@@ -23,6 +23,7 @@ from meloformer.shards.known import load_copies
 from meloformer.shards.manifest import SPLITS, ShardEntry, sha256_of
 from meloformer.shards.storage import Storage
 from meloformer.shards.tars import FACTS_SUFFIX, IDS_DTYPE, IDS_SUFFIX
+from meloformer.tokens.attributes import attributes_of
 from meloformer.tokens.hid import decode
 from meloformer.tokens.windows import bar_starts, window_length
 
@@ -223,7 +224,7 @@ class _Beside:
                 "tune": (f"{tune_hash(quantised):016x}", facts.get("tune")),
             },
         )
-        described = describe(quantised, plain.ids)
+        described = describe(quantised, attributes_of(quantised), len(plain.ids))
         yield from differences(
             "",
             {f"fact {name}": (facts.get(name), value) for name, value in described.items()},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from meloformer.midi.grid import NUM_INSTRUMENTS, STEPS_PER_QUARTER
+from meloformer.midi.harmony import estimate_key
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.tokens.vocabulary import (
     BOS,
@@ -52,14 +53,14 @@ class Attributes:
     instruments: tuple[int, ...] = ()
 
 
-def attributes_of(quantised: QuantisedPiece, key: int | None) -> Attributes:
-    """Everything that can be said of a piece with at least one bar."""
+def attributes_of(quantised: QuantisedPiece) -> Attributes:
+    """Everything that can be said of a piece with at least one note."""
     num_quarters = quantised.bar_start_steps[-1] / STEPS_PER_QUARTER
-    sounding = np.bincount(quantised.instrument, minlength=NUM_INSTRUMENTS)
+    sounding = np.bincount(quantised.instrument)
     return Attributes(
         metre=int(quantised.bar_metre[0]),
         tempo=int(quantised.bar_tempo[0]),
-        key=key,
+        key=estimate_key(quantised),
         length=int(length_bin(quantised.num_bars)),
         density=density_bin(quantised.num_notes / num_quarters),
         instruments=tuple(np.flatnonzero(sounding).tolist()),

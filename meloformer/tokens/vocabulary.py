@@ -6,6 +6,7 @@ midi/grid.py, so a change of the grid changes the fingerprint and nothing else b
 
 import hashlib
 import json
+from bisect import bisect_left
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -159,7 +160,7 @@ def length_bin(num_bars: int | np.ndarray) -> int | np.ndarray:
 
 def density_bin(notes_per_quarter: float) -> int:
     """Bin of a note density."""
-    return int(np.searchsorted(DENSITY_BIN_NOTES_PER_QUARTER, notes_per_quarter))
+    return bisect_left(DENSITY_BIN_NOTES_PER_QUARTER, notes_per_quarter)
 
 
 def vocabulary_json() -> dict:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from meloformer.errors import TokenError
 from meloformer.midi.grid import METRE_INDEX
 from meloformer.midi.harmony import bar_chords, estimate_key
-from meloformer.tokens.attributes import read_prefix
+from meloformer.tokens.attributes import Attributes, read_prefix
 from meloformer.tokens.hid import decode, decode_bar, encode, encode_bars
 from meloformer.tokens.vocabulary import (
     INDEX_OF,
@@ -79,6 +79,14 @@ def test_prefix_says_what_the_piece_is(piece):
     assert said.length == length_bin(piece.num_bars)
     assert said.density == density_bin(piece.num_notes / quarters)
     assert list(said.instruments) == sorted(set(piece.instrument.tolist()))
+
+
+def test_a_prefix_says_only_what_it_is_given():
+    piece = piece_of([5], [40], [(0, 1, 0, 60, 1, 2)])
+    said = Attributes(metre=5, instruments=(1,))
+    ids = encode(piece, said)
+    assert read_prefix(ids) == said
+    assert np.array_equal(ids[bar_starts(ids)[0] :], encode(piece)[bar_starts(encode(piece))[0] :])
 
 
 @settings(deadline=None)

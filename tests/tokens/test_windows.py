@@ -15,7 +15,15 @@ from meloformer.tokens.attributes import (
     write_prefix,
 )
 from meloformer.tokens.hid import decode, encode
-from meloformer.tokens.vocabulary import BOS, CONTINUE, EOS, KIND_OF, Kind, length_bin
+from meloformer.tokens.vocabulary import (
+    BOS,
+    CONTINUE,
+    EOS,
+    KIND_OF,
+    VOCAB_SIZE,
+    Kind,
+    length_bin,
+)
 from meloformer.tokens.windows import bar_starts, cut_window, window_length
 from tests.tokens.pieces import ids_of, notes_of_bars, quantised_pieces
 
@@ -137,3 +145,10 @@ def test_dropped_attributes_leave_the_others_and_every_bar(piece, keep):
 )
 def test_a_written_prefix_reads_back(attributes):
     assert read_prefix(write_prefix(attributes)) == attributes
+
+
+def test_bars_start_at_the_bar_tokens_and_at_no_other_token_of_the_vocabulary():
+    ids = np.arange(VOCAB_SIZE, dtype=np.uint16)
+    expected = [*np.flatnonzero(KIND_OF == Kind.BAR).tolist(), VOCAB_SIZE]
+    assert bar_starts(ids).tolist() == expected
+    assert bar_starts(ids.astype(np.int64)).tolist() == expected
