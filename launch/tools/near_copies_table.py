@@ -10,10 +10,12 @@ that share a cluster without being each other's edits are judged apart, by layin
 each other.
 """
 
+import json
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -52,6 +54,8 @@ class NearCopiesTableConfig:
     """Least share of figures in common."""
     seed: int = 0
     """What the edits draw from."""
+    json: Path | None = None
+    """Write the figures to this file too."""
 
 
 @dataclass
@@ -101,9 +105,14 @@ def near_copies_table(config: NearCopiesTableConfig) -> int:
                 if (copy := apply(corpora.pieces[number], random)) is not None:
                     corpora.add_row(number, edit, copy)
     labels, joined = cluster(corpora, config.near_copy_threshold)
+    found = found_copies(corpora, names, labels)
+    clusters = judged_clusters(corpora, names, joined, config.random_pairs, random)
     console = Console()
-    console.print(found_table(corpora, names, labels))
-    console.print(others_table(corpora, names, labels, joined, config.random_pairs, random))
+    console.print(found_table(found))
+    console.print(clusters_table(clusters))
+    if config.json:
+        figures = {"found": found, "clusters": clusters}
+        config.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
 
 
@@ -140,8 +149,10 @@ def cluster(corpora: Corpora, threshold: float) -> tuple[np.ndarray, np.ndarray]
     return clusters.labels(), of_pieces
 
 
-def found_table(corpora: Corpora, names: list[str], labels: np.ndarray) -> Table:
-    """Share of the copies that are in their original's cluster."""
+def found_copies(
+    corpora: Corpora, names: list[str], labels: np.ndarray
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Of each corpus and edit: copies made, and those that are in their original's cluster."""
     of_piece = dict(zip(corpora.piece_of_row, labels.tolist(), strict=True))
     for row, edit in enumerate(corpora.edit_of_row):
         if not edit:
@@ -151,21 +162,34 @@ def found_table(corpora: Corpora, names: list[str], labels: np.ndarray) -> Table
         piece = corpora.piece_of_row[row]
         if edit:
             is_found[corpora.names[piece][0], edit].append(labels[row] == of_piece[piece])
+    return {
+        name: {
+            edit: {"found": int(sum(cell)), "copies": len(cell)}
+            for edit in EDITS
+            if (cell := is_found[name, edit])
+        }
+        for name in names
+    }
+
+
+def found_table(found: dict[str, dict[str, dict[str, int]]]) -> Table:
+    """Share of the copies that were found."""
     table = Table("copies found, % (of how many)", *EDITS)
-    for name in names:
-        cells = [is_found[name, edit] for edit in EDITS]
-        table.add_row(name, *(f"{np.mean(c):.1%} ({len(c)})" if c else "-" for c in cells))
+    for name, edits in found.items():
+        cells = [edits.get(edit) for edit in EDITS]
+        table.add_row(
+            name, *(f"{c['found'] / c['copies']:.1%} ({c['copies']})" if c else "-" for c in cells)
+        )
     return table
 
 
-def others_table(
+def judged_clusters(
     corpora: Corpora,
     names: list[str],
-    labels: np.ndarray,
     joined: np.ndarray,
     num_random: int,
     random: np.random.Generator,
-) -> Table:
+) -> dict[str, dict[str, Any]]:
     """Pieces that share a cluster with another piece, and whether the notes bear that out."""
     pieces = corpora.pieces
     versions = UnionFind(len(pieces))
@@ -183,6 +207,29 @@ def others_table(
     members = np.bincount(cluster_of, minlength=len(pieces))
     versions_in = np.zeros(len(pieces), int)
     np.add.at(versions_in, cluster_of[np.unique(version_of)], 1)
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        mine = np.array(corpora.of(name))
+        shares = members[cluster_of[mine]] > 1
+        is_mixed = versions_in[cluster_of[mine]] > 1
+        drawn = [random.choice(mine, 2, replace=False) for _ in range(num_random * (len(mine) > 1))]
+        alike = [tune_overlap(pieces[a], pieces[b]) >= ONE_TUNE for a, b in drawn]
+        rows[name] = {
+            "pieces": len(mine),
+            "share_a_cluster": int(shares.sum()),
+            "one_tune": int((shares & ~is_mixed).sum()),
+            "other_tune": int(is_mixed.sum()),
+            "largest": int(members[cluster_of[mine]].max()),
+            "random_pairs_alike": float(np.mean(alike)) if alike else None,
+        }
+    for overlap, first, second in sorted(doubtful):
+        one, other = (" ".join(corpora.names[number]) for number in (first, second))
+        Console(stderr=True).print(f"{overlap:.2f} of a passage in common: {one} | {other}")
+    return rows
+
+
+def clusters_table(rows: dict[str, dict[str, Any]]) -> Table:
+    """Pieces that share a cluster, by what they share it with."""
     table = Table(
         "",
         "pieces",
@@ -192,24 +239,17 @@ def others_table(
         "largest",
         "random pairs alike",
     )
-    for name in names:
-        mine = np.array(corpora.of(name))
-        shares = members[cluster_of[mine]] > 1
-        is_mixed = versions_in[cluster_of[mine]] > 1
-        drawn = [random.choice(mine, 2, replace=False) for _ in range(num_random * (len(mine) > 1))]
-        alike = [tune_overlap(pieces[a], pieces[b]) >= ONE_TUNE for a, b in drawn]
+    for name, row in rows.items():
+        alike = row["random_pairs_alike"]
         table.add_row(
             name,
-            f"{len(mine):,}",
-            str(shares.sum()),
-            str((shares & ~is_mixed).sum()),
-            f"{is_mixed.sum()} ({is_mixed.mean():.2%})",
-            str(members[cluster_of[mine]].max()),
-            f"{np.mean(alike):.1%}" if alike else "-",
+            f"{row['pieces']:,}",
+            str(row["share_a_cluster"]),
+            str(row["one_tune"]),
+            f"{row['other_tune']} ({row['other_tune'] / row['pieces']:.2%})",
+            str(row["largest"]),
+            "-" if alike is None else f"{alike:.1%}",
         )
-    for overlap, first, second in sorted(doubtful):
-        one, other = (" ".join(corpora.names[number]) for number in (first, second))
-        Console(stderr=True).print(f"{overlap:.2f} of a passage in common: {one} | {other}")
     return table
 
 
