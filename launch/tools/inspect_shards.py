@@ -20,7 +20,6 @@ up (in = pieces + duplicates + rejected), 2 where the folder cannot be read at a
 import json
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -129,7 +128,7 @@ def prove(config: InspectShardsConfig, console: Console) -> tuple[dict[str, int]
     storage = open_storage(config.shards, config.cache)
     place = f"{storage.name}/{MANIFEST_NAME}"
     manifest = parse_manifest(storage.read_bytes(MANIFEST_NAME), place)
-    check_tokenizer(Path(storage.name), manifest)
+    check_tokenizer(storage.name, manifest)
     console.print(summary_table(manifest, title=storage.name))
     splits = SPLITS if config.split is None else (config.split,)
     with Progress(console=Console(stderr=True)) as progress:

@@ -1,6 +1,7 @@
 """Exact copies: of pieces with one key the first one stays, the others are written down."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,19 +54,19 @@ def separate_copies(
     paths = [folder / f"kept.{name}" for name in ("records", "signatures", "copies")]
     num_pieces = num_copies = 0
     size = {} if rows_per_bucket is None else {"rows_per_bucket": rows_per_bucket}
-    with paths[0].open("wb") as records, paths[1].open("wb") as signatures:
-        with paths[2].open("wb") as copies:
-            for rows in sort_by_hash(batches, "key", folder / "by_key", num_rows, **size):
-                is_first = np.ones(len(rows), bool)
-                is_first[1:] = rows["key"][1:] != rows["key"][:-1]
-                keeper = np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
-                copy = np.flatnonzero(~is_first & (rows["chunk"] != KNOWN))
-                new = np.flatnonzero(is_first & (rows["chunk"] != KNOWN))
-                records.write(without_signature(rows[new]).tobytes())
-                signatures.write(rows["signature"][new].tobytes())
-                pairs = np.stack([rows[copy], rows[keeper[copy]]], axis=1)
-                copies.write(without_signature(pairs).tobytes())
-                num_pieces, num_copies = num_pieces + len(new), num_copies + len(copy)
+    with ExitStack() as stack:
+        records, signatures, copies = (stack.enter_context(path.open("wb")) for path in paths)
+        for rows in sort_by_hash(batches, "key", folder / "by_key", num_rows, **size):
+            is_first = np.ones(len(rows), bool)
+            is_first[1:] = rows["key"][1:] != rows["key"][:-1]
+            keeper = np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
+            copy = np.flatnonzero(~is_first & (rows["chunk"] != KNOWN))
+            new = np.flatnonzero(is_first & (rows["chunk"] != KNOWN))
+            records.write(without_signature(rows[new]).tobytes())
+            signatures.write(rows["signature"][new].tobytes())
+            pairs = np.stack([rows[copy], rows[keeper[copy]]], axis=1)
+            copies.write(without_signature(pairs).tobytes())
+            num_pieces, num_copies = num_pieces + len(new), num_copies + len(copy)
     return Kept(paths[0], paths[1], paths[2], num_pieces, num_copies)
 
 

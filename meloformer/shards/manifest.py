@@ -302,8 +302,12 @@ def _check_counts(path: str, data: dict[str, Any], manifest: Manifest) -> None:
         )
 
 
-def check_tokenizer(folder: Path, manifest: Manifest) -> None:
+def check_tokenizer(folder: str, manifest: Manifest) -> None:
     """Refuse shards whose token ids mean something else.
+
+    Args:
+        folder: path or URL, for the message.
+        manifest: its own.
 
     Raises:
         ShardError: the manifest names another vocabulary.
@@ -311,7 +315,7 @@ def check_tokenizer(folder: Path, manifest: Manifest) -> None:
     expected = vocabulary.fingerprint()
     if manifest.tokenizer_fingerprint != expected:
         raise ShardError(
-            f"{folder / MANIFEST_NAME}: found tokenizer fingerprint "
+            f"{folder}/{MANIFEST_NAME}: found tokenizer fingerprint "
             f"{manifest.tokenizer_fingerprint[:16]}, expected {expected[:16]} (this version's); "
             "make the shards again with `make shard-data`"
         )

@@ -62,7 +62,7 @@ def check_append(output: Path, settings: ShardSettings) -> Path:
         ShardError: there is none, it is damaged, or made otherwise.
     """
     manifest = load_manifest(output)
-    check_tokenizer(output, manifest)
+    check_tokenizer(str(output), manifest)
     check_files(output, manifest)
     if changed := changed_settings(manifest.settings, settings):
         raise ShardError(

@@ -229,7 +229,7 @@ class ShardFolder:
         storage = open_storage(data, cache)
         text = storage.read_bytes(MANIFEST_NAME)
         manifest = parse_manifest(text, f"{storage.name}/{MANIFEST_NAME}")
-        check_tokenizer(Path(storage.name), manifest)
+        check_tokenizer(storage.name, manifest)
         if isinstance(storage, LocalFolder):
             check_files(storage.path, manifest)
         return cls(storage, manifest, hashlib.sha256(text).hexdigest())

@@ -164,8 +164,8 @@ def load_chunk(folder: Path, chunk: int) -> ChunkTable | None:
             records, signatures = arrays["records"], arrays["signatures"]
             text = json.loads(arrays["text"].tobytes())
         pieces_size = _pieces_path(folder, chunk).stat().st_size
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # cut short by a crash of the machine
-        return None
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None  # absent, or cut short by a crash of the machine
     if len(records) and _end(records[-1]) > pieces_size:
         return None
     return ChunkTable(
