@@ -99,14 +99,12 @@ def lay_bars(
     num_left = (last_onset_steps - bars.end_steps) // _steps(pattern) + 1
     bars.add(pattern, num_left)
     counts.bars_split = sum(repeats for pattern, repeats in bars.runs if len(pattern) > 1)
-    metre_of_bar = [metre for pattern, repeats in bars.runs for metre in pattern * repeats]
-    bar_metre = _up_to(np.array(metre_of_bar, np.int32), last_onset_steps)
-    if metre_of_bar.count(_FALSE_METRE) >= FALSE_METRE_RUN:
-        bar_metre, counts.false_metre_bars = _without_false_metre(bar_metre)
-        bar_metre = _up_to(bar_metre, last_onset_steps)
-    if len(bar_metre) > MAX_BARS:
-        raise MidiError("too_long", f"{len(bar_metre)} bars; allowed {MAX_BARS}")
-    return bar_metre, counts
+    runs = _up_to(_runs_of_one_metre(bars.runs), last_onset_steps)
+    runs, counts.false_metre_bars = _without_false_metre(runs)
+    metre_of_run, num_bars = zip(*_up_to(runs, last_onset_steps), strict=True)
+    if sum(num_bars) > MAX_BARS:
+        raise MidiError("too_long", f"{sum(num_bars)} bars; allowed {MAX_BARS}")
+    return np.repeat(np.array(metre_of_run, np.int32), num_bars), counts
 
 
 def bar_of_steps(bar_metre: np.ndarray) -> np.ndarray:
@@ -174,34 +172,61 @@ def _metre_of_length(steps: int, *, prefer_denominator: int) -> int:
     raise AssertionError("every length of the table belongs to a metre of the table")
 
 
-def _without_false_metre(bar_metre: np.ndarray) -> tuple[np.ndarray, int]:
+def _runs_of_one_metre(patterns: list[tuple[tuple[int, ...], int]]) -> list[tuple[int, int]]:
+    """(metre, number of bars), where a run's neighbours have other metres.
+
+    >>> _runs_of_one_metre([((5,), 2), ((5, 7), 2)])
+    [(5, 3), (7, 1), (5, 1), (7, 1)]
+    """
+    runs: list[tuple[int, int]] = []
+    for pattern, repeats in patterns:
+        one_metre = len(pattern) == 1
+        for metre in pattern if one_metre else pattern * repeats:
+            num_bars = repeats if one_metre else 1
+            if runs and runs[-1][0] == metre:
+                num_bars += runs.pop()[1]
+            runs.append((metre, num_bars))
+    return runs
+
+
+def _without_false_metre(runs: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
     """Read long runs of 1/4 as 4/4, with a short bar for what is left over.
 
     At the piece's end nothing is left over: its last bar may be longer than the music.
 
     Source: POP909, where two thirds of the files carry nothing but 1/4.
     """
-    is_false = np.concatenate([[False], bar_metre == _FALSE_METRE, [False]])
-    edges = np.flatnonzero(is_false[1:] != is_false[:-1]).reshape(-1, 2)
-    pieces, position, num_false = [], 0, 0
-    for start, end in edges.tolist():
-        if end - start < FALSE_METRE_RUN:
+    true_runs: list[tuple[int, int]] = []
+    num_false = 0
+    for index, (metre, num_bars) in enumerate(runs):
+        if metre != _FALSE_METRE or num_bars < FALSE_METRE_RUN:
+            true_runs.append((metre, num_bars))
             continue
-        num_false += end - start
-        num_whole, rest = divmod(end - start, 4)
-        if rest and end == len(bar_metre):
+        num_false += num_bars
+        num_whole, rest = divmod(num_bars, 4)
+        if rest and index == len(runs) - 1:
             num_whole, rest = num_whole + 1, 0
-        pieces += [bar_metre[position:start], np.full(num_whole, _COMMON_METRE, np.int32)]
+        true_runs.append((_COMMON_METRE, num_whole))
         if rest:
-            pieces.append(np.array([METRE_INDEX[rest, 4]], np.int32))
-        position = end
-    return np.concatenate([*pieces, bar_metre[position:]]).astype(np.int32), num_false
+            true_runs.append((METRE_INDEX[rest, 4], 1))
+    return true_runs, num_false
 
 
-def _up_to(bar_metre: np.ndarray, last_onset_steps: int) -> np.ndarray:
-    """Bars up to the one that holds `last_onset_steps`."""
-    ends = METRE_STEPS[bar_metre].cumsum()
-    return bar_metre[: int(ends.searchsorted(last_onset_steps, side="right")) + 1]
+def _up_to(runs: list[tuple[int, int]], last_onset_steps: int) -> list[tuple[int, int]]:
+    """Bars up to the one that holds `last_onset_steps`.
+
+    >>> _up_to([(METRE_INDEX[4, 4], 3), (METRE_INDEX[3, 4], 1)], 96) == [(METRE_INDEX[4, 4], 2)]
+    True
+    """
+    kept: list[tuple[int, int]] = []
+    steps_left = last_onset_steps
+    for metre, num_bars in runs:
+        num_needed = steps_left // _STEPS_OF_METRE[metre] + 1
+        kept.append((metre, min(num_bars, num_needed)))
+        if num_needed <= num_bars:
+            break
+        steps_left -= num_bars * _STEPS_OF_METRE[metre]
+    return kept
 
 
 def _steps(pattern: tuple[int, ...]) -> int:

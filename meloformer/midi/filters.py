@@ -125,7 +125,7 @@ def off_grid_share(piece: Piece) -> float:
     Engraved music scores 0, since a file's own ticks are finer than that. Onsets that fall anywhere
     score one half: half of every step lies further off.
     """
-    onset_ticks = np.concatenate([track.notes.onset_ticks for track in piece.tracks])
+    onset_ticks = piece.notes.onset_ticks
     # In whole numbers, so that no rounding decides: here a step is `ticks_per_quarter` long.
     past_step = onset_ticks.astype(np.int64) * STEPS_PER_QUARTER % piece.ticks_per_quarter
     to_grid = np.minimum(past_step, piece.ticks_per_quarter - past_step)

@@ -6,6 +6,8 @@ are therefore broken relative to the bass, never by the name of a root.
 
 from __future__ import annotations
 
+from math import sqrt
+
 import numpy as np
 
 from meloformer.midi.quantised import QuantisedPiece
@@ -56,11 +58,16 @@ def bar_chords(quantised: QuantisedPiece) -> np.ndarray:
 
     # Silence fits nothing, whatever it is divided by.
     loudness = np.sqrt(np.maximum((chroma * chroma).sum(axis=1, keepdims=True), 1.0))
-    fit = np.rint(chroma @ _CHORD_TEMPLATES / (loudness * _FIT_UNIT))
+    score = chroma @ _CHORD_TEMPLATES
+    score /= loudness * _FIT_UNIT
+    np.rint(score, out=score)
+    place = _PLACE_OF_BASS[_PITCH_CLASS[bass]]
+    score += place
     # Among equals the lowest quality, which has the same rank under every root.
-    best = (fit + _PLACE_OF_BASS[_PITCH_CLASS[bass]]).argmax(axis=1)
-    best_fit = fit[np.arange(num_bars), best]
-    return np.where(best_fit >= _LEAST_FIT, _CHORD_OF_TEMPLATE[best], NO_CHORD).astype(np.int32)
+    best = score.argmax(axis=1)
+    at_best = np.arange(num_bars), best
+    fits = score[at_best] - place[at_best] >= _LEAST_FIT
+    return np.where(fits, _CHORD_OF_TEMPLATE[best], np.int32(NO_CHORD))
 
 
 def estimate_key(quantised: QuantisedPiece) -> int | None:
@@ -77,12 +84,12 @@ def estimate_key(quantised: QuantisedPiece) -> int | None:
     if len(pitch) == 0:
         return None
     chroma = np.bincount(_PITCH_CLASS[pitch], quantised.duration_steps[melodic], minlength=12)
-    chroma -= chroma.mean()
-    spread = max(float(np.sqrt(chroma @ chroma)), 1.0)
+    chroma -= chroma.sum() / 12
+    spread = max(sqrt(chroma @ chroma), 1.0)
     fit = np.rint(_KEY_TEMPLATES @ chroma / (spread * _FIT_UNIT))
     # The lowest note of the last onset: where all else is equal, a piece ends on its tonic.
-    final = int(pitch[onset == onset.max()].min())
-    return int(np.argmax(fit - _TIE_BREAK * ((np.arange(24) - final) % 12)))
+    final = _PITCH_CLASS[pitch[onset == onset.max()].min()]
+    return int((fit - _ABOVE_FINAL[final]).argmax())
 
 
 def _sounding_by_bar(quantised: QuantisedPiece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -149,6 +156,8 @@ def _key_templates() -> np.ndarray:
 
 _PITCH_CLASS = np.arange(128, dtype=np.int32) % 12
 _CHORD_TEMPLATES = _chord_templates()
-_CHORD_OF_TEMPLATE = np.arange(NUM_CHORDS).reshape(12, -1).T.ravel()
+_CHORD_OF_TEMPLATE = np.arange(NUM_CHORDS, dtype=np.int32).reshape(12, -1).T.ravel()
 _PLACE_OF_BASS = _place_of_bass()
 _KEY_TEMPLATES = _key_templates()
+# (12, 24) what a key loses over the final of a piece: the more, the higher its tonic lies.
+_ABOVE_FINAL = _TIE_BREAK * ((np.arange(24)[None, :] - np.arange(12)[:, None]) % 12)

@@ -302,10 +302,11 @@ def _bar_tempos(
     Returns:
         (num_bars,) float64 quarters per minute, and how many changes fell inside a bar.
     """
+    if len(tempos) < 2 and not tempos.onset_ticks.any():
+        only_bpm = tempos.bpm[0] if len(tempos) else DEFAULT_TEMPO_BPM
+        return np.full(len(bar_start_steps) - 1, only_bpm), 0
     line_quarters = bar_start_steps / STEPS_PER_QUARTER
     num_quarters = line_quarters[1:] - line_quarters[:-1]
-    if len(tempos) == 0:
-        return np.full(len(num_quarters), DEFAULT_TEMPO_BPM), 0
     change_quarters = tempos.onset_ticks / ticks_per_quarter
     # The clock is a broken line through the changes; one more point carries it past the end.
     end = max(change_quarters[-1], line_quarters[-1]) + 1.0
