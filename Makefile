@@ -13,7 +13,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format shard-data train generate tensorboard
+.PHONY: help setup demo test test-all lint format shard-data train generate bench proof tensorboard
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,14 @@ train: setup ## ARGS='--model_size small ...': train on the newest shards, in on
 
 generate: setup ## ARGS='--bars 16 --tempo 120 ...': sample from the newest run
 	$(BIN)/python launch/generate.py $(ARGS)
+
+bench: setup ## what shards and their stream cost, on the default corpus or MIDI=<input> and its shards OUT=<folder>
+	$(BIN)/python launch/bench/data.py --midi '$(MIDI)' --num_workers 1,$(WORKERS) --against miditok
+	test -f '$(OUT)/manifest.json' || $(MAKE) shard-data
+	$(BIN)/python launch/bench/stream.py --data '$(OUT)'
+
+proof: setup ## measure what is claimed, into PROOF.md; ALL=1: what takes long too; ONLY=<id>: one row again
+	$(BIN)/python launch/tools/proof.py $(if $(ALL),--all) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 tensorboard: setup ## the curves of all runs, at localhost:6006
 	$(BIN)/tensorboard --logdir runs
