@@ -113,9 +113,9 @@ def _sounding_by_bar(quantised: QuantisedPiece) -> tuple[np.ndarray, np.ndarray,
     held = np.flatnonzero(end > next_line)
     first = bar[held] + 1
     num_bars = starts.searchsorted(np.minimum(end[held], starts[-1])).astype(np.int32) - first
-    held = np.repeat(held, num_bars)
+    held = held.repeat(num_bars)
     # 1, 2, 3, ... bars on: the running index less the index at which the note's bars begin.
-    later = np.repeat(first - num_bars.cumsum(dtype=np.int32) + num_bars, num_bars)
+    later = (first - num_bars.cumsum(dtype=np.int32) + num_bars).repeat(num_bars)
     later += np.arange(len(later), dtype=np.int32)
     later_steps = np.minimum(end[held], starts[1:][later]) - starts[later]
     return (

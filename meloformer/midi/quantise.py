@@ -168,7 +168,7 @@ def _sounding_ticks(piece: Piece) -> tuple[np.ndarray, int]:
         duration_ticks = notes.duration_ticks
         if len(pedal) and len(notes) and not track.is_drum:
             key_up = notes.onset_ticks.astype(np.int64) + duration_ticks
-            interval = np.searchsorted(pedal.start_ticks, key_up, side="right")
+            interval = pedal.start_ticks.searchsorted(key_up, side="right")
             # Before the first interval none has ended yet.
             pedal_up = np.concatenate([[0], pedal.end_ticks])[interval]
             num_lengthened += int(np.count_nonzero(pedal_up > key_up))
@@ -180,7 +180,7 @@ def _sounding_ticks(piece: Piece) -> tuple[np.ndarray, int]:
 def _pack(piece: Piece, notes: Notes, duration_ticks: np.ndarray) -> np.ndarray:
     """(num_notes,) int64, from the highest bits: instrument, pitch, onset, duration, velocity."""
     instruments = [DRUMS if track.is_drum else 1 + track.program for track in piece.tracks]
-    packed = np.repeat(np.array(instruments), [len(track.notes) for track in piece.tracks])
+    packed = np.array(instruments).repeat([len(track.notes) for track in piece.tracks])
     packed <<= _PITCH_BITS
     packed |= notes.pitch
     packed <<= _TIME_BITS
@@ -209,12 +209,12 @@ def _merge(packed: np.ndarray) -> tuple[np.ndarray, int]:
     """Sort notes; of those equal in instrument, pitch and onset keep the longest and loudest.
 
     Args:
-        packed: (N,) notes as `_pack` makes them.
+        packed: (N,) notes as `_pack` makes them; sorted in place.
 
     Returns:
         the notes that stay, and how many went.
     """
-    packed = np.sort(packed)
+    packed.sort()
     place = packed >> _SOUND_BITS
     is_last = np.ones(len(place), bool)
     np.not_equal(place[1:], place[:-1], out=is_last[:-1])
@@ -240,11 +240,12 @@ def _cut_durations(packed: np.ndarray) -> tuple[np.ndarray, int, int]:
     """
     duration = (packed >> _VELOCITY_BITS) & ((1 << _DURATION_BITS) - 1)
     is_capped = duration == _TOO_LONG
-    gap = np.full(len(packed), _LONGEST_STEPS)
-    # Another instrument or pitch lies further off than any duration.
+    # Another instrument or pitch lies further off than any duration, as does the end.
     place = packed >> _SOUND_BITS
-    np.minimum(place[1:] - place[:-1], _LONGEST_STEPS, out=gap[:-1])
-    longest = _DURATION_WITHIN[gap]
+    gap = np.empty_like(place)
+    np.subtract(place[1:], place[:-1], out=gap[:-1])
+    gap[-1] = _LONGEST_STEPS
+    longest = _DURATION_WITHIN[np.minimum(gap, _LONGEST_STEPS, out=gap)]
     shorter = np.minimum(duration, longest)
     num_capped = int(np.count_nonzero(is_capped))
     # What is only too long for the table is capped and not cut.

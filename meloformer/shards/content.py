@@ -46,7 +46,8 @@ def tune_hash(quantised: QuantisedPiece) -> int:
         pitch = pitch - pitch.min()
     else:  # a drum's pitch is its name: it has no key
         onset, pitch = quantised.start_steps, quantised.pitch
-    notes = np.sort((onset - onset.min()) * _NUM_PITCHES + pitch)
+    notes = (onset - onset.min()) * _NUM_PITCHES + pitch
+    notes.sort()
     is_new = np.ones(len(notes), bool)
     np.not_equal(notes[1:], notes[:-1], out=is_new[1:])  # instruments in unison count once
     notes = notes[is_new]

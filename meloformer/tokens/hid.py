@@ -91,7 +91,7 @@ def encode_bars(quantised: QuantisedPiece, chords: np.ndarray) -> np.ndarray:
     tokens_before_bar = said.searchsorted(notes_before_bar * len(_NOTE_COLUMNS))
     return _inserted(
         tokens.ravel()[said],
-        np.repeat(tokens_before_bar, in_header.sum(axis=1)),
+        tokens_before_bar.repeat(in_header.sum(axis=1)),
         header.ravel()[np.flatnonzero(in_header)],
     )
 
