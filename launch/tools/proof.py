@@ -55,10 +55,11 @@ _LIMIT_SECONDS = 2 * 60 * 60
 # A recipe that refuses what it is given, and a shell that does not find it.
 _NO_FAULT_OF_THE_CLAIM = (EXIT_REFUSED, 126, 127)
 _TIMED_OUT = 124
+_TABLE_WIDTH = 110
 # An outer make would speak through these.
 _MAKE_VARIABLES = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARGS", "ALL", "ONLY")
 
-console = Console()
+console = Console(width=_TABLE_WIDTH)
 
 
 @dataclass(frozen=True, kw_only=True)
