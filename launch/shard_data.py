@@ -56,7 +56,8 @@ class ShardDataConfig:
     append: bool = False
     """Add to the shards that --output holds; no piece of them moves."""
     overwrite: bool = False
-    """Replace the shards that --output holds, or the unfinished ones of another build."""
+    """Replace the shards that --output holds, or discard an unfinished build of another kind; with
+    --append only the latter."""
     report: Path | None = None
     """Folder for a page (report.html) and a table (pieces.parquet) on what would be built; nothing
     is built then, and the same command without it goes on from there."""
@@ -66,8 +67,6 @@ class ShardDataConfig:
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise ConfigError(f"--num_workers {self.num_workers}: allowed 1 or more")
-        if self.append and self.overwrite:
-            raise ConfigError("--append and --overwrite: allowed is one of them, not both")
 
 
 def shard_data(config: ShardDataConfig) -> None:

@@ -45,7 +45,7 @@ def sort_by_hash(
     for path in paths:
         path.unlink(missing_ok=True)  # of a sort that was killed
     dtype = None
-    for rows in batches:
+    for rows in _gathered(batches, rows_per_bucket):
         dtype = rows.dtype
         bucket = _first_bits(rows[field]) * num_buckets >> 16
         order = np.argsort(bucket, kind="stable")
@@ -59,6 +59,20 @@ def sort_by_hash(
             yield rows[np.argsort(rows[field], kind="stable")]
             path.unlink()
     folder.rmdir()
+
+
+def _gathered(batches: Iterable[np.ndarray], num_rows: int) -> Iterator[np.ndarray]:
+    """Fewer and larger batches: each one opens every bucket once."""
+    waiting: list[np.ndarray] = []
+    num_waiting = 0
+    for rows in batches:
+        waiting.append(rows)
+        num_waiting += len(rows)
+        if num_waiting >= num_rows:
+            yield np.concatenate(waiting)
+            waiting, num_waiting = [], 0
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def _first_bits(values: np.ndarray) -> np.ndarray:

@@ -109,12 +109,15 @@ def build_shards(
         "input": source.name,
         "fingerprint": survey.fingerprint,
         "append": options.append,
+        "file_seconds": options.limits.file_seconds,
+        "file_megabytes": options.limits.file_megabytes,
     }
     with staged(output, note, overwrite=options.overwrite) as staging:
-        if staging.is_complete() or staging.was_finished():
+        if staging.was_finished() or (staging.is_complete() and options.report is None):
             return staging.put_in_place()
         if options.append:
-            known = KnownPieces.of(check_append(output, settings))
+            check_append(output, settings, source.name, survey)
+            known = KnownPieces.of(output)
         else:
             check_output(output, settings, source.name, survey, overwrite=options.overwrite)
             known = KnownPieces.none()
@@ -145,19 +148,21 @@ def _build(
     rows = chain(known.keys(), (signed(table) for table in tables()))
     kept = separate_copies(rows, known.num_pieces + totals.num_pieces, work)
     placed = place_pieces(kept, known, settings, work)
+    left_out = _left_out(placed)
+    num_left_out = sum(1 for _ in _copies_of(kept, left_out)) + placed.num_joining
+    num_copies = kept.num_copies - num_left_out + placed.num_joining
+    rejected = +(totals.rejected + Counter({JOINS_TWO_SPLITS: num_left_out}))
     if options.report is not None:
-        rejected = totals.rejected + Counter({JOINS_TWO_SPLITS: placed.num_joining})
         pieces = placed_facts(placed, spill)
-        write_report(options.report, pieces, +rejected, kept.num_copies, title=source.name)
+        write_report(options.report, pieces, rejected, num_copies, title=source.name)
         return None
     splits = write_splits(placed, kept, known, spill, staging, settings, run, options.on_progress)
     lines = chain(
         (line for table in tables() for line in table.rejected_lines),
-        _copy_lines(kept, known, spill),
-        _joining_lines(placed, spill),
+        _copy_lines(kept, known, spill, left_out),
+        _joining_lines(chain(_records(placed.joining), _copies_of(kept, left_out)), spill),
     )
     _write_rejected(staging.folder, known.folder, lines)
-    rejected = totals.rejected + Counter({JOINS_TWO_SPLITS: placed.num_joining})
     base = known.manifest()
     made_from = InputEntry(
         name=source.name,
@@ -169,7 +174,7 @@ def _build(
         settings=settings,
         inputs=(*(base.inputs if base else ()), made_from),
         num_in=totals.num_files + (base.num_in if base else 0),
-        num_duplicates=kept.num_copies + (base.num_duplicates if base else 0),
+        num_duplicates=num_copies + (base.num_duplicates if base else 0),
         rejected=dict(+(rejected + Counter(base.rejected if base else {}))),
         quantised=dict(totals.counts + Counter(base.quantised if base else {})),
         num_clusters=placed.num_clusters,
@@ -254,35 +259,61 @@ def _nothing_usable(
     )
 
 
-def _copy_lines(kept: Kept, known: KnownPieces, spill: Path) -> Iterator[str]:
+def _left_out(placed: Placed) -> set[tuple[int, int]]:
+    """Chunk and row of the pieces that would join two splits."""
+    return {(int(record["chunk"]), int(record["row"])) for record in _records(placed.joining)}
+
+
+def _records(path: Path) -> Iterator[np.void]:
+    for block in read_rows(path, RECORD):
+        yield from block
+
+
+def _copies(kept: Kept) -> Iterator[np.ndarray]:
+    """Each copy with what it repeats."""
     for block in read_rows(kept.copies, _COPY_PAIR):
-        for copy, original in block.reshape(-1, 2):
-            repeats = (
-                known.source(int(original["row"]))
-                if original["chunk"] == KNOWN
-                else piece_facts(spill, original)["source"]
-            )
-            yield rejected_line(
-                {
-                    "path": piece_facts(spill, copy)["source"],
-                    "reason": "duplicate",
-                    "repeats": repeats,
-                    "key": original["key"].decode(),
-                }
-            )
+        yield from block.reshape(-1, 2)
 
 
-def _joining_lines(placed: Placed, spill: Path) -> Iterator[str]:
-    for block in read_rows(placed.joining, RECORD):
-        for record in block:
-            yield rejected_line(
-                {
-                    "path": piece_facts(spill, record)["source"],
-                    "reason": JOINS_TWO_SPLITS,
-                    "detail": "resembles pieces of two splits; near copies stand in one",
-                    "key": record["key"].decode(),
-                }
-            )
+def _copies_of(kept: Kept, left_out: set[tuple[int, int]]) -> Iterator[np.void]:
+    """Copies of pieces that are left out: they repeat nothing that is there."""
+    if left_out:
+        for copy, original in _copies(kept):
+            if (int(original["chunk"]), int(original["row"])) in left_out:
+                yield copy
+
+
+def _copy_lines(
+    kept: Kept, known: KnownPieces, spill: Path, left_out: set[tuple[int, int]]
+) -> Iterator[str]:
+    for copy, original in _copies(kept):
+        if (int(original["chunk"]), int(original["row"])) in left_out:
+            continue
+        repeats = (
+            known.source(int(original["row"]))
+            if original["chunk"] == KNOWN
+            else piece_facts(spill, original)["source"]
+        )
+        yield rejected_line(
+            {
+                "path": piece_facts(spill, copy)["source"],
+                "reason": "duplicate",
+                "repeats": repeats,
+                "key": original["key"].decode(),
+            }
+        )
+
+
+def _joining_lines(records: Iterator[np.void], spill: Path) -> Iterator[str]:
+    for record in records:
+        yield rejected_line(
+            {
+                "path": piece_facts(spill, record)["source"],
+                "reason": JOINS_TWO_SPLITS,
+                "detail": "resembles pieces of two splits; near copies stand in one",
+                "key": record["key"].decode(),
+            }
+        )
 
 
 def _write_rejected(folder: Path, base: Path | None, lines: Iterator[str]) -> None:

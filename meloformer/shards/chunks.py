@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from meloformer.errors import MidiError, ShardError
+from meloformer.errors import MidiError
 from meloformer.shards.convert import ConvertedPiece, convert_midi
 from meloformer.shards.guard import FileLimits, Guard, TimeIsUp
 from meloformer.shards.manifest import ShardSettings
 from meloformer.shards.pool import Died, Run
-from meloformer.shards.sources import MidiFile, RefusedFile, carried_bytes
+from meloformer.shards.sources import InputLostError, MidiFile, RefusedFile, carried_bytes
 from meloformer.shards.spill import SpillWriter, load_chunk
+from meloformer.shards.staging import BuildStoppedError
 
 FILES_PER_CHUNK = 128
 # Members of a compressed tar travel to the workers with their bytes.
@@ -77,7 +78,8 @@ def convert_chunks(
         Number of chunks.
 
     Raises:
-        ShardError: workers go on dying without a file to blame.
+        BuildStoppedError: workers go on dying without a file to blame.
+        InputLostError: the input went away.
     """
     num_chunks = 0
 
@@ -125,10 +127,10 @@ def _convert_lost(lost: list[Chunk], task: "partial[int]", run: Run) -> Iterator
     )
     for chunk, result in run(task, cleared, one_by_one=True):
         if isinstance(result, Died):
-            raise ShardError(
+            raise BuildStoppedError(
                 f"workers die at chunk {chunk.number} (from {chunk.files[0].name}), though each "
-                "of its files alone passes; this machine is probably out of memory: try fewer "
-                "--num_workers"
+                "of its files alone passes; this machine is probably out of memory: the same "
+                "command with fewer --num_workers goes on where this one stopped"
             )
         yield result
 
@@ -171,7 +173,7 @@ def _convert_file(file: MidiFile, settings: ShardSettings, guard: Guard) -> Conv
     try:
         with guard.one_file():
             return convert_midi(file.read(), file.name, settings, file.facts)
-    except MidiError:
+    except (MidiError, InputLostError):
         raise
     except TimeIsUp as error:
         limit = f"{limits.file_seconds:g} s"

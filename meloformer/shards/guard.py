@@ -17,6 +17,8 @@ from meloformer.errors import ConfigError
 
 _REARM_SECONDS = 1.0
 _MEGABYTE = 1 << 20
+_MOST_SECONDS = 86_400
+_MOST_MEGABYTES = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +35,9 @@ class FileLimits:
     file_megabytes: int = 2048
 
     def __post_init__(self) -> None:
-        for name in ("file_seconds", "file_megabytes"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"--{name} {getattr(self, name)}: allowed above 0")
+        for name, most in (("file_seconds", _MOST_SECONDS), ("file_megabytes", _MOST_MEGABYTES)):
+            if not 0 < getattr(self, name) <= most:
+                raise ConfigError(f"--{name} {getattr(self, name)}: allowed above 0, up to {most}")
 
 
 class TimeIsUp(BaseException):

@@ -5,11 +5,14 @@ from pathlib import Path
 from meloformer.errors import ShardError
 from meloformer.shards.manifest import (
     MANIFEST_NAME,
+    REJECTED_NAME,
+    Manifest,
     ShardSettings,
     changed_settings,
     check_files,
     check_tokenizer,
     load_manifest,
+    sha256_of,
 )
 from meloformer.shards.sources import Survey
 from meloformer.shards.staging import foreign_files
@@ -52,18 +55,28 @@ def check_output(
         )
 
 
-def check_append(output: Path, settings: ShardSettings) -> Path:
+def check_append(output: Path, settings: ShardSettings, name: str, survey: Survey) -> None:
     """Refuse to add to what is no whole shard folder of the same settings.
 
-    Returns:
-        The folder.
+    Args:
+        output: the folder.
+        settings: of the build.
+        name: of the input.
+        survey: of the input.
 
     Raises:
-        ShardError: there is none, it is damaged, or made otherwise.
+        ShardError: there is none, it is damaged, made otherwise, or holds this input already.
     """
     manifest = load_manifest(output)
     check_tokenizer(str(output), manifest)
     check_files(output, manifest)
+    _check_what_appending_reads(output, manifest)
+    last = manifest.inputs[-1]
+    if (last.name, last.fingerprint) == (name, survey.fingerprint):
+        raise ShardError(
+            f"--append to {output}: {name} is what it was made from last (same names and sizes); "
+            "nothing was written"
+        )
     if changed := changed_settings(manifest.settings, settings):
         raise ShardError(
             f"--append to {output}: it was made with other settings ({', '.join(changed)}); give "
@@ -74,7 +87,23 @@ def check_append(output: Path, settings: ShardSettings) -> Path:
             f"--append to {output}: found {foreign[0]}, which is no file of a shard folder; move "
             f"it away ({len(foreign)} such in all)"
         )
-    return output
+
+
+def _check_what_appending_reads(output: Path, manifest: Manifest) -> None:
+    """What a build would read only after hours."""
+    if not (output / REJECTED_NAME).is_file():
+        raise ShardError(
+            f"--append to {output}: found no {REJECTED_NAME}; copy it again from where the shards "
+            "were made"
+        )
+    for entry in manifest.shards():
+        path = output / entry.signatures_file
+        found = sha256_of(path)
+        if found != entry.signatures_sha256:
+            raise ShardError(
+                f"{path}: found sha256 {found[:16]}, expected {entry.signatures_sha256[:16]}; copy "
+                "it again from where the shards were made"
+            )
 
 
 def _difference(output: Path, settings: ShardSettings, name: str, survey: Survey) -> str:

@@ -3,11 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from meloformer.shards.bucket_sort import sort_by_hash
+from meloformer.errors import ShardError
+from meloformer.shards.bucket_sort import ROWS_PER_BUCKET, sort_by_hash
 from meloformer.shards.clusters import UnionFind
 from meloformer.shards.content import KEY_LENGTH, split_of
 from meloformer.shards.copies import Kept, read_rows
@@ -56,7 +58,7 @@ def place_pieces(kept: Kept, known: KnownPieces, settings: ShardSettings, folder
     """Give every piece its split.
 
     A cluster of near copies goes where its known pieces are; one without any goes where the tune
-    of one of its pieces, chosen by hash, sends it. Holds about 40 bytes a piece in memory.
+    of one of its pieces, chosen by hash, sends it. Holds some dozens of bytes a piece in memory.
 
     Args:
         kept: new pieces.
@@ -83,11 +85,19 @@ def place_pieces(kept: Kept, known: KnownPieces, settings: ShardSettings, folder
         if not len(suspects):
             break
         more = _joining_splits(rows, suspects, pairs)
+        if not len(more):
+            raise ShardError(
+                "near copies stand in two splits of the folder already; make the shards again from "
+                "all the files with `make shard-data`"
+            )
         joining = np.union1d(joining, more)
         # A pair may have been known only through a piece that is left out now.
         remaining = np.setdiff1d(suspects, joining)
         with pairs.open("ab") as file:
-            for batch in _near_copies(settings, signatures, len(labels), folder, remaining):
+            for batch in chain(
+                _of_one_tune(rows, folder, remaining),
+                _near_copies(settings, signatures, len(labels), folder, remaining),
+            ):
                 file.write(batch[batch.max(axis=1) >= rows.num_known].astype(_PAIR).tobytes())
     signatures.unlink()
     return _write(rows, labels, own_cluster, joining, settings, folder)
@@ -125,11 +135,21 @@ def _pairs(
     rows: _Rows, settings: ShardSettings, signatures: Path, folder: Path
 ) -> Iterator[np.ndarray]:
     """(E, 2) rows of one tune, and rows that resemble each other."""
-    tunes = rows.tunes()
-    batch = np.zeros(len(tunes), _TUNE_ROW)
-    batch["tune"], batch["row"] = tunes, np.arange(len(tunes))
-    yield from _equal(batch, "tune", folder)
+    yield from _of_one_tune(rows, folder, np.arange(rows.num_rows))
     yield from _near_copies(settings, signatures, rows.num_rows, folder)
+
+
+def _of_one_tune(rows: _Rows, folder: Path, among: np.ndarray) -> Iterator[np.ndarray]:
+    """(E, 2) rows of one tune, `among` some."""
+    tunes = rows.tunes()
+
+    def batches() -> Iterator[np.ndarray]:
+        for some in np.array_split(among, -(-max(len(among), 1) // ROWS_PER_BUCKET)):
+            batch = np.zeros(len(some), _TUNE_ROW)
+            batch["tune"], batch["row"] = tunes[some], some
+            yield batch
+
+    yield from _equal(batches(), "tune", folder, len(among))
 
 
 def _near_copies(
@@ -163,15 +183,23 @@ def _known_clusters(rows: _Rows, folder: Path) -> Iterator[np.ndarray]:
     """(E, 2) rows that have one cluster already."""
     if not rows.num_known:
         return
-    batch = np.zeros(rows.num_known, _CLUSTER_ROW)
-    blocks = [block["cluster"] for block in read_rows(rows.known, KNOWN_RECORD)]
-    batch["cluster"], batch["row"] = np.concatenate(blocks), np.arange(rows.num_known)
-    yield from _equal(batch, "cluster", folder)
+
+    def batches() -> Iterator[np.ndarray]:
+        row = 0
+        for block in read_rows(rows.known, KNOWN_RECORD):
+            batch = np.zeros(len(block), _CLUSTER_ROW)
+            batch["cluster"], batch["row"] = block["cluster"], np.arange(row, row + len(block))
+            row += len(block)
+            yield batch
+
+    yield from _equal(batches(), "cluster", folder, rows.num_known)
 
 
-def _equal(batch: np.ndarray, field: str, folder: Path) -> Iterator[np.ndarray]:
+def _equal(
+    batches: Iterator[np.ndarray], field: str, folder: Path, num_rows: int
+) -> Iterator[np.ndarray]:
     """(E, 2) rows of each value: the first one with every other."""
-    for ordered in sort_by_hash([batch], field, folder / f"by_{field}", len(batch)):
+    for ordered in sort_by_hash(batches, field, folder / f"by_{field}", num_rows):
         is_first = np.ones(len(ordered), bool)
         is_first[1:] = ordered[field][1:] != ordered[field][:-1]
         first = ordered["row"][np.flatnonzero(is_first)[np.cumsum(is_first) - 1]]
@@ -215,22 +243,33 @@ def _joining_splits(rows: _Rows, suspects: np.ndarray, pairs: Path) -> np.ndarra
         for a, b in batch[np.isin(batch, suspects).all(axis=1)].tolist():
             neighbours[a].add(b)
             neighbours[b].add(a)
-    split_of_row = dict(enumerate(splits.tolist()))
-    group: dict[int, set[int]] = {}  # accepted new rows without a split yet, by row
+    group: dict[int, _Group] = {}  # of each new row that was looked at and stays
     left_out = []
     for row in sorted(row for row in neighbours if row >= rows.num_known):
-        placed = {n for n in neighbours[row] if n in split_of_row}
-        joined = {row}.union(*(group[n] for n in neighbours[row] if n in group))
-        wanted = {split_of_row[n] for n in placed}
+        wanted = {int(splits[n]) for n in neighbours[row] if n < rows.num_known}
+        joined = [_Group({row})]
+        joined += {id(group[n]): group[n] for n in neighbours[row] if n in group}.values()
+        wanted |= {of.split for of in joined if of.split is not None}
         if len(wanted) > 1:
             left_out.append(row)
-        elif wanted:
-            split_of_row.update(dict.fromkeys(joined, wanted.pop()))
-            for member in joined:
-                group.pop(member, None)
-        else:
-            group.update(dict.fromkeys(joined, joined))
+            continue
+        # The smaller into the larger: no row changes its group more often than log of their number.
+        joined.sort(key=lambda of: len(of.rows))
+        largest = joined.pop()
+        largest.split = wanted.pop() if wanted else None
+        for smaller in joined:
+            largest.rows |= smaller.rows
+            group.update(dict.fromkeys(smaller.rows, largest))
+        group.setdefault(row, largest)
     return np.array(left_out, np.int64)
+
+
+@dataclass(eq=False)
+class _Group:
+    """New rows that hang together, and the split of the known pieces that they hang on."""
+
+    rows: set[int]
+    split: int | None = None
 
 
 def _write(

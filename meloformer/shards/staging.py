@@ -19,8 +19,13 @@ from meloformer.shards.manifest import (
     MANIFEST_NAME,
     REJECTED_NAME,
     Manifest,
+    check_files,
     load_manifest,
+    sha256_of,
 )
+from meloformer.shards.sources import InputLostError
+
+_FINISHED = "finished"  # in the note: sum of the manifest that is about to take its place
 
 _OWN_FILES = re.compile(
     rf"{re.escape(MANIFEST_NAME)}|{re.escape(REJECTED_NAME)}|{re.escape(CARD_NAME)}|"
@@ -32,6 +37,10 @@ class BuildStoppedError(ShardError):
     """A build that stopped for want of room or memory; what it has done is kept."""
 
 
+class UnfinishedBuildError(BuildStoppedError):
+    """Another build was begun at this output, and is kept."""
+
+
 class Staging:
     """A folder to write into, held by this process alone.
 
@@ -40,10 +49,12 @@ class Staging:
     """
 
     def __init__(self, output: Path) -> None:
-        self.output = output.absolute()
-        self.folder = self.output.parent / f".{output.name}.building"
-        self._note = self.output.parent / f".{output.name}.building.json"
-        self._replaced = self.output.parent / f".{output.name}.replaced"
+        # A link stands for what it names: the folder is made there, on the same disk.
+        self.output = output.resolve()
+        name = self.output.name
+        self.folder = self.output.parent / f".{name}.building"
+        self._note = self.output.parent / f".{name}.building.json"
+        self._replaced = self.output.parent / f".{name}.replaced"
 
     @property
     def work(self) -> Path:
@@ -56,11 +67,28 @@ class Staging:
 
     def was_finished(self) -> bool:
         """The build was killed after its folder had taken its place."""
-        return not self.folder.exists() and (self.output / MANIFEST_NAME).is_file()
+        finished = (self.read_note() or {}).get(_FINISHED)
+        return finished is not None and finished == _manifest_sum(self.output)
+
+    def base_sum(self) -> str | None:
+        """Sum of the manifest that stands at the output, or stood there until a moment ago."""
+        return _manifest_sum(self.output) or _manifest_sum(self._replaced)
 
     def put_in_place(self) -> Manifest:
-        """Give the folder its name; what stood there before gives way."""
+        """Give the folder its name, once it has been looked at; what stood there gives way.
+
+        Raises:
+            BuildStoppedError: files that are not ours came into the output meanwhile.
+        """
         if not self.was_finished():
+            check_files(self.folder, load_manifest(self.folder))
+            if self.output.exists() and (foreign := foreign_files(self.output)):
+                raise BuildStoppedError(
+                    f"--output {self.output}: found {foreign[0]}, which came there during the "
+                    "build; move it away and give the same command"
+                )
+            note = self.read_note() or {}
+            self._write_note(note | {_FINISHED: _manifest_sum(self.folder)})
             shutil.rmtree(self.work, ignore_errors=True)
             if (self.output / MANIFEST_NAME).is_file():
                 shutil.rmtree(self._replaced, ignore_errors=True)
@@ -72,8 +100,19 @@ class Staging:
 
     def discard(self) -> None:
         """Forget the build: what it was made from has to change first."""
+        self._note.write_text("")
+        self._restore_replaced()
         shutil.rmtree(self.folder, ignore_errors=True)
         self._note.unlink(missing_ok=True)
+
+    def _restore_replaced(self) -> None:
+        """Where a build was killed between its two renames, the output is what it was before."""
+        if self._replaced.exists() and not self.output.exists():
+            self._replaced.rename(self.output)
+
+    def _write_note(self, note: dict[str, Any]) -> None:
+        # Into the same file, which is locked; one cut short counts as none.
+        self._note.write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")
 
     def read_note(self) -> dict[str, Any] | None:
         """What was being built; None where nothing was."""
@@ -85,9 +124,10 @@ class Staging:
     def begin(self, note: dict[str, Any]) -> None:
         """Start afresh; the note is written last, so that it never tells of what is not there."""
         self._note.write_text("")
+        self._restore_replaced()
         shutil.rmtree(self.folder, ignore_errors=True)
         self.work.mkdir(parents=True)
-        self._note.write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")
+        self._write_note(note)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -150,6 +190,11 @@ def staged(output: Path, note: dict[str, Any], *, overwrite: bool) -> Iterator[S
             except ShardError:
                 staging.discard()
                 raise
+    except InputLostError as error:
+        raise BuildStoppedError(
+            f"--midi went away during the build ({error}); nothing was put in place: bring it back "
+            "and give the same command, which goes on where this one stopped"
+        ) from error
     except OSError as error:
         raise BuildStoppedError(
             f"--output {output} cannot be written ({error}); nothing was put in its place: make "
@@ -159,13 +204,21 @@ def staged(output: Path, note: dict[str, Any], *, overwrite: bool) -> Iterator[S
 
 
 def _take_up(staging: Staging, note: dict[str, Any], *, overwrite: bool) -> None:
-    note = json.loads(json.dumps(note))
+    if os.path.ismount(staging.output):
+        raise BuildStoppedError(
+            f"--output {staging.output} is a mount point, which cannot take another folder's "
+            "place; give a folder inside it"
+        )
+    note = json.loads(json.dumps(note | {"base": staging.base_sum() if note["append"] else None}))
+    if staging.was_finished():
+        note["base"] = (staging.read_note() or {}).get("base")
     found = staging.read_note()
-    if found == note and (staging.folder.exists() or staging.was_finished()):
+    is_same = found is not None and {k: found[k] for k in found if k != _FINISHED} == note
+    if is_same and (staging.folder.exists() or staging.was_finished()):
         return
     if found is not None and staging.folder.exists() and not overwrite:
         changed = ", ".join(
-            f"{name} {found.get(name)!r} -> {note[name]!r}"
+            f"{name} {str(found.get(name))[:40]} -> {str(note[name])[:40]}"
             for name in note
             if found.get(name) != note[name]
         )
@@ -176,8 +229,10 @@ def _take_up(staging: Staging, note: dict[str, Any], *, overwrite: bool) -> None
     staging.begin(note)
 
 
-class UnfinishedBuildError(BuildStoppedError):
-    """Another build was begun at this output, and is kept."""
+def _manifest_sum(folder: Path) -> str | None:
+    """sha256 of a folder's manifest; None where there is none."""
+    path = folder / MANIFEST_NAME
+    return sha256_of(path) if path.is_file() else None
 
 
 def foreign_files(output: Path) -> list[str]:

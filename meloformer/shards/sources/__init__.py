@@ -4,7 +4,7 @@ Archives are read in place. Nothing of them is written to disk, so no name insid
 anywhere, and links inside them are not followed.
 """
 
-from meloformer.shards.sources.files import MidiFile, RefusedFile, carried_bytes
+from meloformer.shards.sources.files import InputLostError, MidiFile, RefusedFile, carried_bytes
 from meloformer.shards.sources.kinds import MIDI_SUFFIXES
 from meloformer.shards.sources.source import (
     CHORALES,
@@ -19,6 +19,7 @@ __all__ = [
     "CHORALES",
     "DEFAULT",
     "MIDI_SUFFIXES",
+    "InputLostError",
     "MidiFile",
     "RefusedFile",
     "Source",

@@ -16,6 +16,27 @@ from meloformer.midi.limits import MAX_FILE_BYTES
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
+# What the system says of one file. Anything else is said of the disk or the machine, and holds for
+# all files that follow.
+_OF_ONE_FILE = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EINVAL,
+        errno.ENXIO,
+    }
+)
+
+
+class InputLostError(OSError):
+    """The input went away while it was read: no fault of one file."""
+
+
 class MidiFile(Protocol):
     """One input file."""
 
@@ -33,11 +54,19 @@ class MidiFile(Protocol):
 
 @dataclass(frozen=True)
 class FileOnDisk:
-    """A MIDI file of a folder, a list, or a dataset that names files."""
+    """A MIDI file of a folder, a list, or a dataset that names files.
+
+    Args:
+        name: path inside the source.
+        path: on the disk.
+        facts: what else the input says of it.
+        was_seen: a walk has met it, so that it cannot be missing.
+    """
 
     name: str
     path: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    was_seen: bool = False
 
     def read(self) -> bytes:
         try:
@@ -48,7 +77,7 @@ class FileOnDisk:
                     raise MidiError("not_a_file", "a folder, pipe or device")
                 return read_all(file)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-            raise unreadable(error) from error
+            raise unreadable(error, was_seen=self.was_seen) from error
 
 
 @dataclass(frozen=True)
@@ -116,10 +145,20 @@ def too_big() -> MidiError:
     return MidiError("file_too_big", f"more than {MAX_FILE_BYTES} bytes; allowed {MAX_FILE_BYTES}")
 
 
-def unreadable(error: Exception) -> MidiError:
-    """The rejection of a file that the system does not give."""
+def unreadable(error: Exception, *, was_seen: bool) -> MidiError:
+    """The rejection of a file that the system does not give.
+
+    Args:
+        error: what it said.
+        was_seen: a walk has met the file, or the archive that holds it.
+
+    Raises:
+        InputLostError: it is the disk that does not give it, or what was there is gone.
+    """
     if isinstance(error, OSError):
         is_missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        if (is_missing and was_seen) or error.errno not in _OF_ONE_FILE:
+            raise InputLostError(error.errno, error.strerror, error.filename) from error
         detail = error.strerror or str(error)
         return MidiError("missing_file" if is_missing else "unreadable", detail)
     return MidiError("unreadable", str(error))

@@ -52,17 +52,18 @@ class Leaf(Protocol):
 
 @dataclass(frozen=True)
 class LooseFile:
-    """A MIDI file."""
+    """A MIDI file; one of a list may be missing, one that a walk has met may not."""
 
     name: str
     path: str
     holds_midi: bool = True
+    was_seen: bool = True
 
     def survey(self, findings: Findings) -> int:
         return 1
 
     def files(self, findings: Findings) -> Iterator[MidiFile]:
-        yield FileOnDisk(self.name, self.path)
+        yield FileOnDisk(self.name, self.path, was_seen=self.was_seen)
 
 
 @dataclass(frozen=True)

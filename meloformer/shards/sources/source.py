@@ -121,6 +121,8 @@ def open_source(midi: str) -> Source:
         return score_source(default_corpus_paths())
     if midi == CHORALES:
         return score_source(chorale_paths(), CHORALES)
+    # Workers on other machines stand in other folders.
+    midi = os.path.abspath(midi)
     path = Path(midi)
     if path.is_dir():
         return Source(path.resolve().name, lambda: walk_folder(midi, ""))

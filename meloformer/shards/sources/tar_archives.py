@@ -76,7 +76,7 @@ class TarMember:
                 file.seek(self.offset)
                 data = file.read(self.num_bytes)
         except OSError as error:
-            raise unreadable(error) from error
+            raise unreadable(error, was_seen=True) from error
         if len(data) != self.num_bytes:
             raise MidiError("unreadable", f"{len(data)} bytes of {self.num_bytes} are there")
         return data

@@ -4,7 +4,7 @@ import heapq
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import IO
 
@@ -104,7 +104,10 @@ def walk_folder(folder: str, prefix: str) -> Iterator[Leaf]:
         elif is_table(name) and name not in level.tables:
             yield Bystander(printable(full_name), path)
         elif not any(full_name in names for names in level.named):
-            yield leaf_of(path, full_name)
+            leaf = leaf_of(path, full_name)
+            if entry_type == _GONE and isinstance(leaf, LooseFile):
+                leaf = replace(leaf, was_seen=False)
+            yield leaf
 
 
 def _level(path: str, prefix: str, named: tuple[NamedFiles, ...]) -> _Level:
@@ -211,7 +214,7 @@ def walk_list(path: str) -> Iterator[Leaf]:
             yield leaf_of(found, line)
         else:
             # Named on purpose: a reader says what is wrong with it.
-            yield LooseFile(line, found)
+            yield LooseFile(line, found, was_seen=False)
 
 
 def _lines(path: str) -> Iterator[str]:

@@ -73,7 +73,7 @@ class ZipMember:
         try:
             return self._content()
         except OSError as error:
-            raise unreadable(error) from error
+            raise unreadable(error, was_seen=True) from error
         except (zlib.error, lzma.LZMAError, EOFError, ValueError, struct.error) as error:
             raise MidiError("unreadable", f"in {os.path.basename(self.archive)}: {error}") from None
 
