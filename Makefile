@@ -18,29 +18,40 @@ ARGS    ?=
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(BIN)/.ready ## make .venv with every pinned dependency
+setup: $(BIN)/.ready ## make .venv with the pinned packages that training needs
+
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
+    --constraint constraints.txt --editable
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    --constraint constraints.txt --editable '.[shards,remote,train,ray,bench,dev]'
+	$(INSTALL) '.[shards,remote,train]'
+	@touch $@
+
+# What tests and lint want on top; and what the slow tests and the benches do.
+$(BIN)/.ready-dev: $(BIN)/.ready
+	$(INSTALL) '.[shards,remote,train,dev]'
+	@touch $@
+
+$(BIN)/.ready-all: $(BIN)/.ready-dev
+	$(INSTALL) '.[shards,remote,train,dev,ray,bench]'
 	@touch $@
 
 demo: setup ## real scores to shards to a trained tiny model to MIDI, with every promise checked (10 minutes on 2 cores)
 	$(BIN)/python launch/tools/end_to_end.py $(ARGS)
 
-test: setup ## all tests but the slow ones and those for a GPU (under 15 minutes on 2 cores)
+test: $(BIN)/.ready-dev ## all tests but the slow ones and those for a GPU (under 15 minutes on 2 cores)
 	$(PYTEST) -m 'not slow and not gpu' $(ARGS)
 
-test-all: setup ## every test, slow ones and those for a GPU included
+test-all: $(BIN)/.ready-all ## every test, slow ones and those for a GPU included
 	$(PYTEST) $(ARGS)
 
-lint: setup ## formatting, lint and types
+lint: $(BIN)/.ready-dev ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: setup ## let ruff write the format
+format: $(BIN)/.ready-dev ## let ruff write the format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -53,12 +64,12 @@ train: setup ## ARGS='--model_size small ...': train on the newest shards, in on
 generate: setup ## ARGS='--bars 16 --tempo 120 ...': sample from the newest run
 	$(BIN)/python launch/generate.py $(ARGS)
 
-bench: setup ## what shards and their stream cost, on the default corpus or MIDI=<input> and its shards OUT=<folder>
+bench: $(BIN)/.ready-all ## what shards and their stream cost, on the default corpus or MIDI=<input> and its shards OUT=<folder>
 	$(BIN)/python launch/bench/data.py --midi '$(MIDI)' --num_workers 1,$(WORKERS) --against miditok
 	test -f '$(OUT)/manifest.json' || $(MAKE) shard-data
 	$(BIN)/python launch/bench/stream.py --data '$(OUT)'
 
-proof: setup ## measure what is claimed, into PROOF.md; ALL=1: what takes long too; ONLY=<id>: one row again
+proof: $(BIN)/.ready-all ## measure what is claimed, into PROOF.md; ALL=1: what takes long too; ONLY=<id>: one row again
 	$(BIN)/python launch/tools/proof.py $(if $(ALL),--all) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 tensorboard: setup ## the curves of all runs, at localhost:6006

@@ -60,13 +60,15 @@ class ShardDataConfig:
     --append only the latter."""
     report: Path | None = None
     """Folder for a page (report.html) and a table (pieces.parquet) on what would be built; nothing
-    is built then, and the same command without it goes on from there."""
+    is built then, and --output is not looked at."""
     limits: FileLimits = field(default_factory=FileLimits)
     settings: ShardSettings = field(default_factory=ShardSettings)
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise ConfigError(f"--num_workers {self.num_workers}: allowed 1 or more")
+        if self.append and self.report is not None:
+            raise ConfigError("--report looks at --midi alone: leave out --append")
 
 
 def shard_data(config: ShardDataConfig) -> None:

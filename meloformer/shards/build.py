@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -112,8 +113,11 @@ def build_shards(
         "file_seconds": options.limits.file_seconds,
         "file_megabytes": options.limits.file_megabytes,
     }
+    if options.report is not None:
+        _write_report(source, survey, settings, note, run, options, options.report)
+        return None
     with staged(output, note, overwrite=options.overwrite) as staging:
-        if staging.was_finished() or (staging.is_complete() and options.report is None):
+        if staging.was_finished() or staging.is_complete():
             return staging.put_in_place()
         if options.append:
             check_append(output, settings, source.name, survey)
@@ -122,22 +126,63 @@ def build_shards(
             check_output(output, settings, source.name, survey, overwrite=options.overwrite)
             known = KnownPieces.none()
         manifest = _build(source, survey, known, settings, staging, run, options)
-        if manifest is None:
-            return None
         manifest.save(staging.folder)
         return staging.put_in_place()
 
 
-def _build(
+def _write_report(
+    source: Source,
+    survey: Survey,
+    settings: ShardSettings,
+    note: dict[str, Any],
+    run: Run,
+    options: BuildOptions,
+    folder: Path,
+) -> None:
+    """Look at what would be built; what was converted for it is thrown away."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShardError(f"--report {folder} cannot be made ({error}); give another") from error
+    with staged(folder / "pieces", note, overwrite=True) as staging:
+        sorted_ = _sort(source, survey, KnownPieces.none(), settings, staging.work, run, options)
+        pieces = placed_facts(sorted_.placed, sorted_.spill)
+        write_report(folder, pieces, sorted_.rejected, sorted_.num_copies, title=source.name)
+        staging.discard()
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """All files converted, and every piece in its place; nothing is in a shard yet."""
+
+    spill: Path
+    tables: Callable[[], Iterator[ChunkTable]]
+    licences: tuple[str, ...]
+    totals: "_Totals"
+    kept: Kept
+    placed: Placed
+    left_out: set[tuple[int, int]]
+    num_left_out: int
+
+    @property
+    def num_copies(self) -> int:
+        """Exact copies of pieces that stay."""
+        return self.kept.num_copies - (self.num_left_out - self.placed.num_joining)
+
+    @property
+    def rejected(self) -> Counter[str]:
+        return +(self.totals.rejected + Counter({JOINS_TWO_SPLITS: self.num_left_out}))
+
+
+def _sort(
     source: Source,
     survey: Survey,
     known: KnownPieces,
     settings: ShardSettings,
-    staging: Staging,
+    work: Path,
     run: Run,
     options: BuildOptions,
-) -> Manifest | None:
-    work = staging.work
+) -> _Sorted:
     spill = work / "spill"
     spill.mkdir(parents=True, exist_ok=True)
     tables, licences = _convert(source, survey, spill, settings, run, options)
@@ -149,34 +194,43 @@ def _build(
     kept = separate_copies(rows, known.num_pieces + totals.num_pieces, work)
     placed = place_pieces(kept, known, settings, work)
     left_out = _left_out(placed)
-    num_left_out = sum(1 for _ in _copies_of(kept, left_out)) + placed.num_joining
-    num_copies = kept.num_copies - num_left_out + placed.num_joining
-    rejected = +(totals.rejected + Counter({JOINS_TWO_SPLITS: num_left_out}))
-    if options.report is not None:
-        pieces = placed_facts(placed, spill)
-        write_report(options.report, pieces, rejected, num_copies, title=source.name)
-        return None
+    num_left_out = placed.num_joining + sum(1 for _ in _copies_of(kept, left_out))
+    return _Sorted(spill, tables, licences, totals, kept, placed, left_out, num_left_out)
+
+
+def _build(
+    source: Source,
+    survey: Survey,
+    known: KnownPieces,
+    settings: ShardSettings,
+    staging: Staging,
+    run: Run,
+    options: BuildOptions,
+) -> Manifest:
+    found = _sort(source, survey, known, settings, staging.work, run, options)
+    kept, placed, spill = found.kept, found.placed, found.spill
     splits = write_splits(placed, kept, known, spill, staging, settings, run, options.on_progress)
+    joining = chain(_records(placed.joining), _copies_of(kept, found.left_out))
     lines = chain(
-        (line for table in tables() for line in table.rejected_lines),
-        _copy_lines(kept, known, spill, left_out),
-        _joining_lines(chain(_records(placed.joining), _copies_of(kept, left_out)), spill),
+        (line for table in found.tables() for line in table.rejected_lines),
+        _copy_lines(kept, known, spill, found.left_out),
+        _joining_lines(joining, spill),
     )
     _write_rejected(staging.folder, known.folder, lines)
     base = known.manifest()
     made_from = InputEntry(
         name=source.name,
         fingerprint=survey.fingerprint,
-        files=totals.num_files,
-        licences=licences,
+        files=found.totals.num_files,
+        licences=found.licences,
     )
     manifest = Manifest(
         settings=settings,
         inputs=(*(base.inputs if base else ()), made_from),
-        num_in=totals.num_files + (base.num_in if base else 0),
-        num_duplicates=num_copies + (base.num_duplicates if base else 0),
-        rejected=dict(+(rejected + Counter(base.rejected if base else {}))),
-        quantised=dict(totals.counts + Counter(base.quantised if base else {})),
+        num_in=found.totals.num_files + (base.num_in if base else 0),
+        num_duplicates=found.num_copies + (base.num_duplicates if base else 0),
+        rejected=dict(+(found.rejected + Counter(base.rejected if base else {}))),
+        quantised=dict(found.totals.counts + Counter(base.quantised if base else {})),
         num_clusters=placed.num_clusters,
         num_near_copies=placed.num_near_copies,
         splits=splits,

@@ -158,8 +158,9 @@ def _near_copies(manifest: Manifest) -> str:
     if not settings.near_copy_threshold:
         return f"## Splits\n\n{shares} Near copies were not looked for."
     return (
-        f"## Splits and near copies\n\n{shares} Pieces that share bars (Jaccard similarity from "
-        f"{settings.near_copy_threshold:g} up) form clusters: {manifest.num_near_copies:,} pieces "
+        f"## Splits and near copies\n\n{shares} Pieces that share melodic figures (Jaccard "
+        f"similarity from {settings.near_copy_threshold:g} up) form clusters: "
+        f"{manifest.num_near_copies:,} pieces "
         f"stand in {manifest.num_clusters:,} clusters of two or more. All are kept, and no cluster "
         "crosses the splits; each piece names its own in its facts (`cluster`)."
     )

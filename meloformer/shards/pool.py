@@ -95,6 +95,11 @@ def run_in_pool(
                     running.clear()
                     pool.shutdown()
                     pool = _new_pool(num_workers)
+        except BaseException:
+            # Whoever stops a build does not wait for its files; what is half done is done again.
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -568,3 +568,25 @@ def test_what_comes_into_the_output_during_a_build_is_not_deleted(
     (output / "notes.txt").unlink()
     build(midi_folder, output, overwrite=True)
     assert all_bytes(output) == all_bytes(built)
+
+
+def test_a_report_is_written_and_nothing_else(midi_folder: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    options = BuildOptions(report=report)
+    source = open_source(str(midi_folder))
+    for _ in range(2):  # the second one over the first
+        assert (
+            build_shards(source, tmp_path / "x", SETTINGS, run=local_engine(1), options=options)
+            is None
+        )
+        assert sorted(path.name for path in report.iterdir()) == ["pieces.parquet", "report.html"]
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ShardError, match=r"--report .*cannot be made"):
+        build_shards(
+            source,
+            tmp_path / "x",
+            SETTINGS,
+            run=local_engine(1),
+            options=BuildOptions(report=tmp_path / "file"),
+        )

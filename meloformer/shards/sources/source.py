@@ -122,13 +122,13 @@ def open_source(midi: str) -> Source:
     if midi == CHORALES:
         return score_source(chorale_paths(), CHORALES)
     # Workers on other machines stand in other folders.
-    midi = os.path.abspath(midi)
+    given, midi = midi, os.path.abspath(midi)
     path = Path(midi)
     if path.is_dir():
         return Source(path.resolve().name, lambda: walk_folder(midi, ""))
     if not path.is_file():
         raise ShardError(
-            f"--midi {midi}: no such file or folder; allowed: `{DEFAULT}`, `{CHORALES}`, a folder, "
+            f"--midi {given}: no such file or folder; allowed: `{DEFAULT}`, `{CHORALES}`, a folder, "
             ".zip, .tar(.gz), .parquet, .arrow or a list of paths"
         )
     kind = kind_of(path.name)
