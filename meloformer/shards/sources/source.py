@@ -128,8 +128,8 @@ def open_source(midi: str) -> Source:
         return Source(path.resolve().name, lambda: walk_folder(midi, ""))
     if not path.is_file():
         raise ShardError(
-            f"--midi {given}: no such file or folder; allowed: `{DEFAULT}`, `{CHORALES}`, a folder, "
-            ".zip, .tar(.gz), .parquet, .arrow or a list of paths"
+            f"--midi {given}: no such file or folder; allowed: `{DEFAULT}`, `{CHORALES}`, a "
+            "folder, .zip, .tar(.gz), .parquet, .arrow or a list of paths"
         )
     kind = kind_of(path.name)
     if kind not in (Kind.OTHER, Kind.LICENCE):
