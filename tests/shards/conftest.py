@@ -11,6 +11,7 @@ from meloformer.midi.quantised import QuantisedPiece
 from meloformer.midi.read import read_midi
 from meloformer.midi.render import to_piece
 from meloformer.midi.write import midi_bytes
+from tests.shards.builds import build
 
 NUM_CHORALES = 12
 
@@ -47,4 +48,11 @@ def midi_folder(chorales: list[bytes], tmp_path_factory: pytest.TempPathFactory)
     (folder / "deep" / "empty.mid").write_bytes(b"")
     (folder / "LICENSE").write_text("free")
     (folder / "deep" / "notes.txt").write_text("no MIDI here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(midi_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("out") / "shards"
+    build(midi_folder, folder)
     return folder

@@ -1,0 +1,95 @@
+"""Builds that are killed, run out of room, or lose their input."""
+
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+
+from meloformer.errors import ShardError
+from meloformer.shards.build import build_shards
+from meloformer.shards.pool import local_engine
+from meloformer.shards.sources import open_source
+from tests.shards.builds import SETTINGS, all_bytes, build, keys_of, kill_after, start_build
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_files", [1, 3, 5, 8, 12, 16, 20, 23, 25])
+def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(
+    midi_folder: Path, built: Path, tmp_path: Path, num_files: int
+) -> None:
+    output = tmp_path / "shards"
+    for _ in range(2):  # killed twice at the same place
+        kill_after(start_build(midi_folder, output), output, num_files)
+    _, errors = (process := start_build(midi_folder, output)).communicate()
+    finished = b"from the same input with the same settings" in errors  # the kill came too late
+    assert process.returncode == 0 or finished, errors
+    assert all_bytes(output) == all_bytes(built)
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
+def test_a_killed_build_goes_on_where_it_stopped(
+    midi_folder: Path, built: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "shards"
+    kill_after(start_build(midi_folder, output), output, 6)
+    spill = tmp_path / ".shards.building" / "work" / "spill"
+    done = {path.name: path.stat().st_ino for path in spill.glob("*.chunk")}
+    build(midi_folder, output)
+    assert done, "the kill came before the first chunk"
+    assert all_bytes(output) == all_bytes(built)
+
+
+def test_another_build_does_not_go_on_with_what_a_killed_one_left(
+    midi_folder: Path, built: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "shards"
+    kill_after(start_build(midi_folder, output, "--pedal", "off"), output, 2)
+    before = all_bytes(tmp_path)
+    with pytest.raises(ShardError, match=r"unfinished build .*pedal off -> on.*--overwrite"):
+        build(midi_folder, output)
+    assert all_bytes(tmp_path) == before
+    build(midi_folder, output, overwrite=True)
+    assert all_bytes(output) == all_bytes(built)
+
+
+def test_a_full_disk_is_one_clear_error_and_room_lets_the_build_go_on(
+    midi_folder: Path, built: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands in for the disk's end: the same error, no root needed."""
+    output = tmp_path / "shards"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (100, 5_000, 15_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(
+                ShardError, match=r"cannot be written .*make room and give the same"
+            ):
+                build(midi_folder, output)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not output.exists()
+    build(midi_folder, output)
+    assert all_bytes(output) == all_bytes(built)
+
+
+def test_input_that_goes_away_stops_the_build_and_loses_nothing(
+    midi_folder: Path, built: Path, tmp_path: Path
+) -> None:
+    midi, output = tmp_path / "midi", tmp_path / "shards"
+    shutil.copytree(midi_folder, midi)
+    source = open_source(str(midi))
+    engine = local_engine(1)
+
+    def run(task, jobs, **options):
+        jobs = list(jobs)  # every file is listed
+        if midi.exists():
+            midi.rename(tmp_path / "away")
+        return engine(task, jobs, **options)
+
+    with pytest.raises(ShardError, match=r"--midi went away during the build"):
+        build_shards(source, output, SETTINGS, run=run)
+    assert not output.exists()
+    (tmp_path / "away").rename(midi)
+    build(midi, output)
+    assert keys_of(output) == keys_of(built)
