@@ -124,7 +124,7 @@ def progress_bar(console: Console) -> Iterator[OnProgress]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:,.0f}/s,"),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
@@ -133,9 +133,11 @@ def progress_bar(console: Console) -> Iterator[OnProgress]:
 
         def on_progress(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
-                tasks[what] = progress.add_task(what, total=None, rate=0.0)
+                tasks[what] = progress.add_task(what, total=None, rate="")
                 starts[what] = time.perf_counter()
-            rate = done / max(time.perf_counter() - starts[what], 1e-3)
+            seconds = time.perf_counter() - starts[what]
+            # Of one thing, or of what came at once, a rate says nothing.
+            rate = f"{done / seconds:,.0f}/s" if seconds > 1 and (total or 2) > 1 else ""
             progress.update(tasks[what], completed=done, total=total, rate=rate)
 
         yield on_progress

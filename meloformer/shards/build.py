@@ -52,6 +52,11 @@ from meloformer.tokens import vocabulary
 # Called with what is done at the moment, how much of it, and of how much (None: not known yet).
 OnProgress = Callable[[str, int, int | None], None]
 
+# What a build is at: files that an earlier try has converted, files, all at once, pieces.
+FOUND = "converted before"
+CONVERTING = "converting"
+SORTING = "sorting"
+
 # Reason of a file that resembles pieces of two splits of the folder it would be added to.
 JOINS_TWO_SPLITS = "joins_two_splits"
 
@@ -189,10 +194,11 @@ def _sort(
     totals = _Totals.of(tables)
     if not totals.num_pieces and not known.num_pieces:
         raise _nothing_usable(source, totals, tables)
-    options.on_progress("sorting", 0, None)
+    options.on_progress(SORTING, 0, 1)
     rows = chain(known.keys(), (signed(table) for table in tables()))
     kept = separate_copies(rows, known.num_pieces + totals.num_pieces, work)
     placed = place_pieces(kept, known, settings, work)
+    options.on_progress(SORTING, 1, 1)
     left_out = _left_out(placed)
     num_left_out = placed.num_joining + sum(1 for _ in _copies_of(kept, left_out))
     return _Sorted(spill, tables, licences, totals, kept, placed, left_out, num_left_out)
@@ -251,12 +257,19 @@ def _convert(
     """Convert what is not converted yet; a walk through all chunks, and the licences met."""
     done_path = spill / "done.json"
     if not done_path.exists():
-        num_done = 0
+        num_done = num_found = 0
+        options.on_progress(CONVERTING, 0, survey.num_files)
 
         def on_done(num_files: int) -> None:
             nonlocal num_done
             num_done += num_files
-            options.on_progress("converting", num_done, survey.num_files)
+            left = None if survey.num_files is None else survey.num_files - num_found
+            options.on_progress(CONVERTING, num_done, left)
+
+        def on_found(num_files: int) -> None:
+            nonlocal num_found
+            num_found += num_files
+            options.on_progress(FOUND, num_found, survey.num_files)
 
         num_chunks = convert_chunks(
             cut_chunks(source.files()),
@@ -264,6 +277,7 @@ def _convert(
             settings,
             run=run,
             limits=options.limits,
+            on_found=on_found,
             on_done=on_done,
         )
         write_whole(done_path, json.dumps([num_chunks, source.licences()]).encode())

@@ -59,6 +59,7 @@ def convert_chunks(
     *,
     run: Run,
     limits: FileLimits,
+    on_found: Callable[[int], None],
     on_done: Callable[[int], None],
 ) -> int:
     """Convert the chunks that are not done yet.
@@ -72,7 +73,8 @@ def convert_chunks(
         settings: settings of the build.
         run: how jobs are run.
         limits: of each file.
-        on_done: called with the number of files of each finished chunk.
+        on_found: called with the number of files of each chunk that was done before.
+        on_done: called with that of each chunk that is done now.
 
     Returns:
         Number of chunks.
@@ -89,7 +91,7 @@ def convert_chunks(
             num_chunks += 1
             done = load_chunk(spill, chunk.number)
             if done is not None and done.files == chunk.names_sum:
-                on_done(len(chunk.files))
+                on_found(len(chunk.files))
             else:
                 yield chunk
 

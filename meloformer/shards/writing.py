@@ -21,6 +21,8 @@ from meloformer.shards.spill import piece_facts, read_piece, write_whole
 from meloformer.shards.staging import BuildStoppedError, Staging
 from meloformer.shards.tars import COPY_RECORD, shard_stem, stored_bytes, write_shard
 
+WRITING = "writing"
+
 _CLUSTER = "cluster"
 
 
@@ -98,6 +100,7 @@ def write_splits(
             _link(known.folder / name, staging.folder / name)
     jobs = [job for split in SPLITS for job in _jobs(placed, split, len(old[split]), settings)]
     done, total = 0, sum(job.num_pieces for job in jobs)
+    on_progress(WRITING, 0, total)
     waiting = []
     for job in jobs:
         if _entry_path(entries_folder, job).exists():
@@ -119,7 +122,7 @@ def write_splits(
                 "the same command with fewer --num_workers goes on where this one stopped"
             )
         done += job.num_pieces
-        on_progress("writing", done, total)
+        on_progress(WRITING, done, total)
     written = {
         split: [_read_entry(entries_folder, job) for job in jobs if job.split == split]
         for split in SPLITS

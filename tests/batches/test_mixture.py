@@ -66,16 +66,18 @@ def test_a_share_of_a_weight_takes_other_pieces_each_epoch_until_all_had_their_t
 
 
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
-def test_from_every_cursor_of_a_mixture_the_remaining_steps_follow(data, corpora, plan_settings):
+@settings(max_examples=20, deadline=None)
+def test_from_any_cursor_of_a_mixture_the_remaining_steps_follow(data, corpora, plan_settings):
     parts = [data.draw(corpora) for _ in range(data.draw(st.integers(1, 3)))]
     weights = [data.draw(st.sampled_from([0.1, 0.5, 1.0, 2.0, 2.5])) for _ in parts]
     index = Mixture(parts, weights, seed=data.draw(st.integers(0, 99)))
     config = PlanConfig(**data.draw(plan_settings))
     epoch = data.draw(st.integers(0, 3))
     steps = list(iterate_steps(index, config, Cursor(epoch=epoch)))
-    for done, step in enumerate(steps, start=1):
-        cursor = Cursor.from_json(json.loads(json.dumps(step.cursor_after.to_json())))
+    for _ in range(min(4, len(steps))):
+        done = data.draw(st.integers(1, len(steps)))
+        after = steps[done - 1].cursor_after
+        cursor = Cursor.from_json(json.loads(json.dumps(after.to_json())))
         if cursor.epoch == epoch:
             assert list(iterate_steps(index, config, cursor)) == steps[done:]
 
@@ -84,11 +86,8 @@ def test_shards_of_a_small_corpus_are_spread_over_the_epoch(simulated):
     parts = [simulated(0, 900, 90, 2.0, 2.0), simulated(1, 100, 10, 2.0, 2.0)]
     mixture = Mixture(parts, [1, 1], seed=0)
     order = mixture.order_shards(np.random.default_rng(0))
-    assert (
-        sorted(order.tolist())
-        == sorted([*parts[0].order_shards(np.random.default_rng(1)), *(90 + np.arange(10))])
-        or len(order) < 100
-    )  # an empty shard is left out
+    holding = [shard for shard in range(mixture.num_shards) if mixture.pieces_of_shard(shard)]
+    assert sorted(order.tolist()) == holding
     places = np.flatnonzero(order >= 90) / len(order)
     assert np.diff(places).max() < 0.15
 

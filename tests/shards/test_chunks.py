@@ -65,6 +65,7 @@ def convert_all(
         ShardSettings(),
         run=local_engine(num_workers),
         limits=FileLimits(**limits),
+        on_found=done.append,
         on_done=done.append,
     )
     assert num_chunks == len(chunks)
