@@ -207,7 +207,7 @@ def check_same_run(run: Run, settings: dict[str, Any], manifest_sha256: str) -> 
             )
     if run.manifest_sha256 != manifest_sha256:
         raise ConfigError(
-            f"--data and --data_weights: found {manifest_sha256[:12]}, the run was started with "
+            f"--data, --data_weights: found manifest {manifest_sha256[:12]}, the run was started with "
             f"{run.manifest_sha256[:12]}; allowed: the same shards and weights, or another --output"
         )
 
