@@ -207,8 +207,9 @@ def check_same_run(run: Run, settings: dict[str, Any], manifest_sha256: str) -> 
             )
     if run.manifest_sha256 != manifest_sha256:
         raise ConfigError(
-            f"--data, --data_weights: found manifest {manifest_sha256[:12]}, the run was started with "
-            f"{run.manifest_sha256[:12]}; allowed: the same shards and weights, or another --output"
+            f"--data, --data_weights: found manifest {manifest_sha256[:12]}, the run was started "
+            f"with {run.manifest_sha256[:12]}; allowed: the same shards and weights, or another "
+            "--output"
         )
 
 
