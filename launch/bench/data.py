@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from meloformer.command_line import run_recipe
-from meloformer.errors import ConfigError
+from meloformer.errors import ConfigError, MidiError
 from meloformer.shards.build import build_shards
 from meloformer.shards.chunks import Chunk
 from meloformer.shards.convert import ConvertedPiece, convert_midi
@@ -150,7 +151,7 @@ class _FirstFile(Source):
         for file in super().files():
             try:
                 convert_midi(file.read(), file.name, _settings())
-            except Exception:
+            except MidiError:
                 continue
             yield file
             return
@@ -162,13 +163,11 @@ def _first_file(source: Source) -> Source:
 
 def rate_of_miditok(midi: str, num_workers: int) -> Rate:
     """The same files through MidiTok's REMI, tokens only; those that it cannot read passed over."""
-    try:
-        import miditok  # noqa: F401
-    except ImportError as error:
+    if find_spec("miditok") is None:
         raise ConfigError(
-            f"--against miditok needs the extra `bench` ({error}); install it with "
+            "--against miditok needs the extra `bench`; install it with "
             "`pip install 'meloformer[bench]'`"
-        ) from error
+        )
     files = list(open_source(midi).files())
     with multiprocessing.get_context("spawn").Pool(num_workers, _start_miditok) as pool:
         start_up = _seconds(lambda: pool.map(_count_remi, files[:num_workers], chunksize=1))

@@ -91,11 +91,12 @@ class KnownPieces:
 
     def _shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """KNOWN_RECORD and signatures, shard by shard."""
-        assert self.folder is not None or not self.entries, "entries lie in a folder"
+        if self.folder is None:
+            return
         for split, entry in self.entries:
-            copies = load_copies(self.folder / entry.signatures_file, entry)  # type: ignore[operator]
+            copies = load_copies(self.folder / entry.signatures_file, entry)
             rows = np.zeros(len(copies), KNOWN_RECORD)
-            with np.load(self.folder / entry.index_file, allow_pickle=False) as index:  # type: ignore[operator]
+            with np.load(self.folder / entry.index_file, allow_pickle=False) as index:
                 rows["key"] = index["keys"]
             rows["tune"], rows["cluster"], rows["split"] = copies["tune"], copies["cluster"], split
             yield rows, copies["signature"]
