@@ -13,6 +13,7 @@ from meloformer.midi.grid import METRES, TEMPOS_BPM
 from meloformer.midi.quantise import QuantiseCounts, quantise_counted
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.midi.read import read_midi
+from meloformer.shards.bar_tokens import check_bar_tokens
 from meloformer.shards.content import note_key, tune_hash
 from meloformer.shards.fingerprints import signature
 from meloformer.shards.manifest import ShardSettings
@@ -63,6 +64,8 @@ def convert_midi(
     check_quality(quantised, settings.filters)
     attributes = attributes_of(quantised)
     ids = encode(quantised, attributes)
+    starts = bar_starts(ids)
+    check_bar_tokens(starts, settings)
     tune = tune_hash(quantised)
     flat_counts = _flat(counts)
     facts = (
@@ -84,7 +87,7 @@ def convert_midi(
         facts_json=_to_json(facts).encode(),
         num_tokens=len(ids),
         num_notes=quantised.num_notes,
-        bar_starts=bar_starts(ids),
+        bar_starts=starts,
     )
     return ConvertedPiece(stored=stored, tune=tune, signature=signature(piece), counts=flat_counts)
 

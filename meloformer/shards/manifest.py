@@ -34,6 +34,8 @@ class ShardSettings:
         bytes_per_shard: size at which a tar is closed; a single larger piece still gets one.
         near_copy_threshold: share of melodic figures in common from which two pieces are near
             copies and never stand in two splits; 0 looks for none.
+        max_bar_tokens: most tokens of one bar with its prefix; no row of a training run may be
+            shorter than its longest bar (--max_seq_len). 0 takes any bar.
         filters: what a file must be like to become a piece.
     """
 
@@ -43,6 +45,7 @@ class ShardSettings:
     pieces_per_shard: int = 4096
     bytes_per_shard: int = 64 << 20
     near_copy_threshold: float = 0.25
+    max_bar_tokens: int = 2048
     filters: FilterSettings = field(default_factory=FilterSettings)
 
     def __post_init__(self) -> None:
@@ -61,6 +64,10 @@ class ShardSettings:
             raise ConfigError(
                 f"--near_copy_threshold {self.near_copy_threshold}: allowed 0 (looks for no near "
                 "copies) up to, not with, 1"
+            )
+        if self.max_bar_tokens < 0:
+            raise ConfigError(
+                f"--max_bar_tokens {self.max_bar_tokens}: allowed 0 (takes any bar) or more"
             )
 
 
@@ -281,8 +288,9 @@ def _manifest_from_json(data: dict[str, Any]) -> Manifest:
 
 
 def settings_from_json(data: dict[str, Any]) -> ShardSettings:
-    """Settings as `dataclasses.asdict` wrote them."""
-    return ShardSettings(**{**data, "filters": FilterSettings(**data["filters"])})
+    """Settings as `dataclasses.asdict` wrote them; folders older than a limit had none."""
+    filters = FilterSettings(**data["filters"])
+    return ShardSettings(**{"max_bar_tokens": 0, **data, "filters": filters})
 
 
 def _input_from_json(data: dict[str, Any]) -> InputEntry:

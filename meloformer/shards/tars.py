@@ -12,6 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
+from meloformer.shards.bar_tokens import longest_bar
 from meloformer.shards.content import KEY_LENGTH
 from meloformer.shards.fingerprints import NUM_HASHES
 from meloformer.shards.index import ShardIndex
@@ -31,9 +32,6 @@ COPY_RECORD = np.dtype(
         ("signature", "<u4", (NUM_HASHES,)),
     ]
 )
-
-# Metre, tempo and EOS, which a window of one bar may need on top.
-_RESTATED = 3
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -105,7 +103,7 @@ def write_shard(
     tar_path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[tuple] = []
     bar_starts: list[np.ndarray] = []
-    longest_bar = 0
+    longest = 0
     with _SummedFile(tar_path) as tar:
         for piece in pieces:
             npy_offset = _add(tar, piece.key + IDS_SUFFIX, piece.ids_npy)
@@ -126,7 +124,7 @@ def write_shard(
                 )
             )
             bar_starts.append(starts)
-            longest_bar = max(longest_bar, int(starts[0] + np.diff(starts).max()) + _RESTATED)
+            longest = max(longest, longest_bar(starts))
         tar.write(bytes(2 * tarfile.BLOCKSIZE))
         tar.write(bytes(-tar.size % tarfile.RECORDSIZE))
     columns = list(zip(*rows, strict=True))
@@ -159,7 +157,7 @@ def write_shard(
         notes=int(index.num_notes.sum()),
         tokens=int(index.num_tokens.sum()),
         longest_piece=int(index.num_tokens.max()),
-        longest_bar=longest_bar,
+        longest_bar=longest,
     )
 
 

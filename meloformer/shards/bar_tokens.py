@@ -1,0 +1,41 @@
+"""Bars that no row of a training run may be able to hold: measured in tokens, so known last."""
+
+import numpy as np
+
+from meloformer.errors import MidiError
+from meloformer.shards.manifest import ShardSettings
+
+# Metre, tempo and EOS, which a window of one bar may need on top.
+_RESTATED = 3
+
+
+def longest_bar(bar_starts: np.ndarray) -> int:
+    """Most tokens that a window of one bar of a piece takes, its prefix included; a bound.
+
+    Args:
+        bar_starts: (num_bars + 1,) of a whole piece, see `meloformer.tokens.windows.bar_starts`.
+
+    >>> longest_bar(np.array([10, 30, 35]))
+    33
+    """
+    return int(bar_starts[0] + np.diff(bar_starts).max()) + _RESTATED
+
+
+def check_bar_tokens(bar_starts: np.ndarray, settings: ShardSettings) -> None:
+    """Refuse a piece with a bar that takes too much of a row: training could not go past it.
+
+    Args:
+        bar_starts: (num_bars + 1,) of the whole piece.
+        settings: settings of the build.
+
+    Raises:
+        MidiError: bar_too_long.
+    """
+    most = settings.max_bar_tokens
+    if most and (found := longest_bar(bar_starts)) > most:
+        bar = int(np.diff(bar_starts).argmax()) + 1
+        raise MidiError(
+            "bar_too_long",
+            f"bar {bar} takes {found} tokens with its prefix; allowed up to {most} "
+            "(--max_bar_tokens)",
+        )
