@@ -11,6 +11,11 @@ Hugging Face dataset on disk, or a text file of paths. The shards depend neither
 nor on --engine. After a stop of any kind the same command goes on where it stopped.
 """
 
+if __name__ == "__main__":
+    from meloformer.interrupts import end_at_signals
+
+    end_at_signals()
+
 import os
 import time
 from collections.abc import Iterator
@@ -144,4 +149,8 @@ def progress_bar(console: Console) -> Iterator[OnProgress]:
 
 
 if __name__ == "__main__":
-    run_recipe(shard_data, ShardDataConfig)
+    run_recipe(
+        shard_data,
+        ShardDataConfig,
+        after_a_stop="the same command goes on where this one stopped",
+    )

@@ -10,11 +10,17 @@ from typing import TypeVar
 import tyro
 
 from meloformer.errors import MeloFormerError
+from meloformer.interrupts import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    TerminatedError,
+    end_quietly_at_signals,
+    raise_at_signals,
+)
 
 Config = TypeVar("Config")
 
 EXIT_REFUSED = 2
-EXIT_INTERRUPTED = 130
 
 
 def parse_flags(
@@ -63,6 +69,8 @@ def run_recipe(
     function: Callable[[Config], int | None],
     config_class: type[Config],
     arguments: Sequence[str] | None = None,
+    *,
+    after_a_stop: str = "what was finished before stands",
 ) -> None:
     """Parse flags, call the recipe, and end the process with its status.
 
@@ -71,18 +79,26 @@ def run_recipe(
             of its module is what `--help` says.
         config_class: see `parse_flags`.
         arguments: see `parse_flags`.
+        after_a_stop: what somebody who stopped the recipe has to know.
 
     Raises:
         SystemExit: always, unless the recipe raises something that is not a MeloFormerError. A
-            MeloFormerError becomes one line on stderr and code 2, Ctrl-C one line and code 130.
+            MeloFormerError becomes one line on stderr and code 2, Ctrl-C one line and code 130,
+            SIGTERM likewise and 143 if the recipe has called `interrupts.end_at_signals`.
     """
     try:
+        raise_at_signals()
         description = sys.modules[function.__module__].__doc__
         status = function(parse_flags(config_class, arguments, description=description))
     except MeloFormerError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(EXIT_REFUSED)
+    except TerminatedError:
+        sys.stderr.write(f"stopped by SIGTERM; {after_a_stop}\n")
+        sys.exit(EXIT_TERMINATED)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped by Ctrl-C; what was finished before stands\n")
+        sys.stderr.write(f"stopped by Ctrl-C; {after_a_stop}\n")
         sys.exit(EXIT_INTERRUPTED)
+    finally:
+        end_quietly_at_signals()
     sys.exit(status or 0)

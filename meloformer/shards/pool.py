@@ -118,7 +118,8 @@ def _hand_out(
         except StopIteration:
             break
         try:
-            running[pool.submit(task, job)] = job
+            with _signals_wait():
+                running[pool.submit(task, job)] = job
         except BrokenProcessPool:
             return [job]
     return []
@@ -135,6 +136,7 @@ def _new_pool(num_workers: int) -> ProcessPoolExecutor:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C for all
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
@@ -144,6 +146,30 @@ def _exit_with_parent() -> None:
     assert parent is not None, "runs in a worker"
     parent.join()
     os._exit(1)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Let no signal tear a worker that is being started: it would complain of half a parent.
+
+    The worker inherits the blocked Ctrl-C, so that it is deaf while it imports. That alone would
+    not do for the parent, whose other threads take the signal and hand it to this one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, lambda got, _: arrived.append(got)) for number in numbers]
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        for got in arrived:
+            signal.raise_signal(got)
 
 
 @contextmanager

@@ -89,9 +89,16 @@ def states_of(output: Path) -> Iterator[int]:
 
 def kill_after(process: subprocess.Popen[bytes], output: Path, num_files: int) -> None:
     """SIGKILL to the build and its workers as soon as so many files lie in its folder."""
+    stop_after(process, output, num_files, signal.SIGKILL)
+
+
+def stop_after(
+    process: subprocess.Popen[bytes], output: Path, num_files: int, number: signal.Signals
+) -> str:
+    """Likewise any signal; what the build said on stderr."""
     for found in states_of(output):
         if found >= num_files or process.poll() is not None:
             break
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+        os.killpg(process.pid, number)
+    return process.communicate()[1].decode()

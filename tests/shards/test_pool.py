@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from meloformer.shards.pool import Died, run_in_pool
+from meloformer.shards.pool import Died, _signals_wait, run_in_pool
 
 # A parent whose workers write their process ids and then sleep.
 _PARENT = """
@@ -97,3 +97,13 @@ def is_running(process: int) -> bool:
         return False
     state = Path(f"/proc/{process}/stat")
     return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_ctrl_c_while_workers_start_waits_for_them_and_is_then_raised() -> None:
+    with pytest.raises(KeyboardInterrupt), _signals_wait():
+        signal.raise_signal(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        survived = True
+    assert survived
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

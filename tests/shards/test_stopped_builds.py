@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,15 @@ from meloformer.errors import ShardError
 from meloformer.shards.build import build_shards
 from meloformer.shards.pool import local_engine
 from meloformer.shards.sources import open_source
-from tests.shards.builds import SETTINGS, all_bytes, build, keys_of, kill_after, start_build
+from tests.shards.builds import (
+    SETTINGS,
+    all_bytes,
+    build,
+    keys_of,
+    kill_after,
+    start_build,
+    stop_after,
+)
 
 
 @pytest.mark.slow
@@ -37,6 +46,21 @@ def test_a_killed_build_goes_on_where_it_stopped(
     done = {path.name: path.stat().st_ino for path in spill.glob("*.chunk")}
     build(midi_folder, output)
     assert done, "the kill came before the first chunk"
+    assert all_bytes(output) == all_bytes(built)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
+)
+def test_a_build_stopped_by_a_signal_says_in_one_line_how_to_go_on(
+    midi_folder: Path, built: Path, tmp_path: Path, number: signal.Signals, name: str
+) -> None:
+    output = tmp_path / "shards"
+    process = start_build(midi_folder, output)
+    said = stop_after(process, output, 1, number)
+    assert said == f"stopped by {name}; the same command goes on where this one stopped\n"
+    assert process.returncode == 128 + number
+    build(midi_folder, output)
     assert all_bytes(output) == all_bytes(built)
 
 
