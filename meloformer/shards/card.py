@@ -3,8 +3,10 @@
 It follows from the manifest alone, so it repeats byte for byte.
 """
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 
 from meloformer.shards.manifest import (
     FORMAT_VERSION,
@@ -29,6 +31,7 @@ _HUB_LICENCES = (
 _UNVERSIONED = {"cc0": "cc0-1.0", "cc": "cc"}
 _HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 _TOTALS = ("pieces", "bars", "notes", "tokens")
+_COMPARED_LISTS = ("license", "size_categories")  # people may add tags
 
 
 def data_card(manifest: Manifest) -> str:
@@ -41,7 +44,7 @@ def data_card(manifest: Manifest) -> str:
     sections = (
         _front_matter(manifest),
         f"# {' + '.join(_plain(entry.name) for entry in manifest.inputs)}, as shards\n\n"
-        f"{manifest.num_pieces:,} pieces of symbolic music for training MeloFormer, made from "
+        f"{_size(manifest)} for training MeloFormer, made from "
         f"{names}: MIDI on a grid, as token ids, in plain WebDataset tars.",
         _counts(manifest),
         _inputs(manifest),
@@ -51,6 +54,44 @@ def data_card(manifest: Manifest) -> str:
         _versions(manifest),
     )
     return "\n\n".join(sections) + "\n"
+
+
+def differences_from_card(text: str, manifest: Manifest) -> Iterator[str]:
+    """What a card states otherwise than the manifest, or not at all, one line each.
+
+    Figures, licences and inputs are compared. Words are not, and what people have added to the
+    card is theirs, so that a card may be written on.
+
+    Args:
+        text: of the card.
+        manifest: of the folder.
+    """
+    lines = text.splitlines()
+    for name, values in _lists_of(data_card(manifest)).items():
+        found = _lists_of(text).get(name, [])
+        if name in _COMPARED_LISTS and found != values:
+            yield f"found {name} {', '.join(found) or 'none'}, expected {', '.join(values)}"
+    for line in data_card(manifest).split("\n---\n", 1)[1].splitlines():
+        if line.startswith(("| ", "- ")) and line not in lines:
+            named_so = [row for row in lines if row.split("|")[:2] == line.split("|")[:2]]
+            nearest = named_so if "|" in line else get_close_matches(line, lines, n=1)
+            yield f"found {nearest[0].strip() if nearest else 'nothing'}, expected {line.strip()}"
+    for fact in (_size(manifest), _equation(manifest), _shares(manifest), _clusters(manifest)):
+        if fact not in text:
+            as_stated = re.search(re.sub(r"\d[\d,]*", r"[\\d,]+", re.escape(fact)), text)
+            yield f"found {as_stated[0] if as_stated else 'nothing'}, expected {fact}"
+
+
+def _lists_of(card: str) -> dict[str, list[str]]:
+    """The flat lists of the front matter."""
+    block = card.split("\n---\n", 1)[0] if card.startswith("---\n") else ""
+    found: dict[str, list[str]] = {}
+    for line in block.splitlines():
+        if line.startswith("- ") and found:
+            list(found.values())[-1].append(line[2:])
+        elif line.endswith(":") and not line.startswith(" "):
+            found[line[:-1]] = []
+    return found
 
 
 def _front_matter(manifest: Manifest) -> str:
@@ -111,15 +152,42 @@ def _counts(manifest: Manifest) -> str:
     text = (
         "## What is in it\n\n"
         + _table(["split", *_TOTALS, "shards"], [*rows, _row(manifest, "all", SPLITS)])
-        + f"\n\nIn = pieces + duplicates + rejected: {manifest.num_in:,} = {manifest.num_pieces:,} "
-        f"+ {manifest.num_duplicates:,} + {manifest.num_rejected:,}. A duplicate repeats another "
-        f"file note for note. `{REJECTED_NAME}` names every file that is no piece, with the reason."
+        + f"\n\n{_equation(manifest)}. A duplicate repeats another file note for note. "
+        f"`{REJECTED_NAME}` names every file that is no piece, with the reason."
     )
     if manifest.rejected:
         reasons = sorted(manifest.rejected.items(), key=lambda item: (-item[1], item[0]))
         lines = [[_code(reason), f"{count:,}"] for reason, count in reasons]
         text += "\n\n" + _table(["rejected because", "files"], lines)
     return text
+
+
+def _size(manifest: Manifest) -> str:
+    return f"{manifest.num_pieces:,} pieces of symbolic music"
+
+
+def _equation(manifest: Manifest) -> str:
+    return (
+        f"In = pieces + duplicates + rejected: {manifest.num_in:,} = {manifest.num_pieces:,} + "
+        f"{manifest.num_duplicates:,} + {manifest.num_rejected:,}"
+    )
+
+
+def _shares(manifest: Manifest) -> str:
+    settings = manifest.settings
+    return (
+        f"{_percent(settings.valid_share)} of the tunes go to valid, "
+        f"{_percent(settings.test_share)} to test"
+    )
+
+
+def _clusters(manifest: Manifest) -> str:
+    if not manifest.settings.near_copy_threshold:
+        return "Near copies were not looked for."
+    return (
+        f"{manifest.num_near_copies:,} pieces stand in {manifest.num_clusters:,} clusters of two "
+        "or more"
+    )
 
 
 def _row(manifest: Manifest, name: str, splits: Sequence[str]) -> list[str]:
@@ -151,17 +219,15 @@ def _inputs(manifest: Manifest) -> str:
 def _near_copies(manifest: Manifest) -> str:
     settings = manifest.settings
     shares = (
-        f"{_percent(settings.valid_share)} of the tunes go to valid, "
-        f"{_percent(settings.test_share)} to test, by a hash of onsets and intervals, so that "
+        f"{_shares(manifest)}, by a hash of onsets and intervals, so that "
         "transposed or re-orchestrated copies stay together and files added later move none."
     )
     if not settings.near_copy_threshold:
-        return f"## Splits\n\n{shares} Near copies were not looked for."
+        return f"## Splits\n\n{shares} {_clusters(manifest)}"
     return (
         f"## Splits and near copies\n\n{shares} Pieces that share melodic figures (Jaccard "
         f"similarity from {settings.near_copy_threshold:g} up) form clusters: "
-        f"{manifest.num_near_copies:,} pieces "
-        f"stand in {manifest.num_clusters:,} clusters of two or more. All are kept, and no cluster "
+        f"{_clusters(manifest)}. All are kept, and no cluster "
         "crosses the splits; each piece names its own in its facts (`cluster`)."
     )
 

@@ -3,36 +3,34 @@
 What is known of all pieces lies on disk, sorted by hash, so memory does not grow with their number.
 """
 
-import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
 
 import numpy as np
 
-from meloformer.errors import ShardError
 from meloformer.shards.bucket_sort import sort_by_hash
 from meloformer.shards.content import split_of
 from meloformer.shards.manifest import CARD_NAME, MANIFEST_NAME, REJECTED_NAME, SPLITS, Manifest
 from meloformer.shards.pool import Died, run_in_pool
 from meloformer.shards.storage import LocalFolder, Storage
+from meloformer.shards.verify_manifest import (
+    check_card,
+    check_quantised,
+    check_rejected,
+    check_totals,
+)
 from meloformer.shards.verify_shard import (
     CHECKED_RECORD,
+    NO_SHARD,
     ShardCheck,
     ShardJob,
     check_shard,
-    differences,
-    is_key,
 )
 
-DUPLICATE = "duplicate"
 _ROWS_AT_ONCE = 1 << 16
-_NO_SHARD = -1  # of a key that rejected.jsonl names
 
 
 def find_faults(
@@ -54,6 +52,9 @@ def find_faults(
         on_progress: called with (pieces done, pieces in all).
     """
     is_whole = set(splits) == set(SPLITS)
+    yield from check_totals(storage, manifest)
+    if is_whole:
+        yield from check_card(storage, manifest)
     if is_whole and isinstance(storage, LocalFolder):
         yield from _foreign_files(storage.path, manifest)
     jobs = [
@@ -65,20 +66,32 @@ def find_faults(
     ]
     with TemporaryDirectory() as scratch:
         rows = Path(scratch) / "rows"
+        quantised: Counter[str] = Counter()
+        num_incomplete = 0
         with rows.open("wb") as file:
             if is_whole:
-                yield from _check_rejected(
+                yield from check_rejected(
                     storage, manifest, lambda keys: file.write(keys.tobytes())
                 )
             done, total = 0, sum(job.entry.pieces for job in jobs)
             for job, check in _checks(storage, jobs, num_workers):
                 yield from check.faults
                 file.write(check.rows.tobytes())
+                quantised.update(check.quantised)
+                num_incomplete += not check.is_complete
                 done += job.entry.pieces
                 on_progress(done, total)
-        yield from _faults_of_keys(rows, storage, manifest)
+        all_read = is_whole and num_incomplete == 0
+        yield from _faults_of_keys(rows, storage, manifest, all_read=all_read)
         if is_whole:
-            yield from _faults_of_clusters(rows, storage, manifest)
+            yield from _faults_of_clusters(rows, storage, manifest, all_read=all_read)
+        if all_read:
+            yield from check_quantised(storage, manifest, quantised)
+        elif is_whole:
+            yield (
+                f"{storage.name}: sums over all pieces, clusters and what copies repeat were not "
+                f"compared, since {num_incomplete} of {len(jobs)} shards cannot be read through"
+            )
 
 
 def _foreign_files(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -120,52 +133,13 @@ def _not_checked(storage: Storage, job: ShardJob) -> ShardCheck:
     return ShardCheck([fault], np.zeros(0, CHECKED_RECORD))
 
 
-def _check_rejected(
-    storage: Storage, manifest: Manifest, keep: Callable[[np.ndarray], object]
+def _faults_of_keys(
+    rows: Path, storage: Storage, manifest: Manifest, *, all_read: bool
 ) -> Iterator[str]:
-    """Compare rejected.jsonl with the counts of the manifest.
-
-    Args:
-        storage: where it lies.
-        manifest: what it should say.
-        keep: takes CHECKED_RECORD of the keys that copies are said to repeat.
-    """
-    place = f"{storage.name}/{REJECTED_NAME}"
-    reasons: Counter[str] = Counter()
-    try:
-        with _open_rejected(storage) as lines:
-            while batch := [json.loads(line) for line in islice(lines, _ROWS_AT_ONCE)]:
-                reasons.update(entry["reason"] for entry in batch)
-                keys = [entry["key"] for entry in batch if entry["reason"] == DUPLICATE]
-                yield from (f"{place}: {key!r} is no key" for key in keys if not is_key(key))
-                rows = np.zeros(sum(map(is_key, keys)), CHECKED_RECORD)
-                rows["key"] = [key.encode() for key in keys if is_key(key)]
-                rows["shard"] = _NO_SHARD
-                keep(rows)
-    except (ShardError, OSError, ValueError, KeyError, TypeError) as error:
-        yield f"{place} cannot be read ({type(error).__name__}: {error})"
-        return
-    stated = manifest.rejected | {DUPLICATE: manifest.num_duplicates}
-    yield from differences(
-        f"{place}: ",
-        {
-            reason: (reasons[reason], stated.get(reason, 0))
-            for reason in sorted(stated.keys() | reasons.keys())
-        },
-    )
-
-
-def _open_rejected(storage: Storage) -> BinaryIO:
-    if isinstance(storage, LocalFolder):  # line by line, however many there are
-        return (storage.path / REJECTED_NAME).open("rb")
-    return io.BytesIO(storage.read_bytes(REJECTED_NAME))
-
-
-def _faults_of_keys(rows: Path, storage: Storage, manifest: Manifest) -> Iterator[str]:
-    """Pieces that stand twice, and copies of pieces that stand nowhere."""
+    """Pieces that stand twice, and, where all were read, copies of pieces that stand nowhere."""
     names = [shard.file for shard in manifest.shards()]
     for ordered in _sorted(rows, "key"):
-        is_piece = ordered["shard"] != _NO_SHARD
+        is_piece = ordered["shard"] != NO_SHARD
         pieces = ordered[is_piece]
         again = np.flatnonzero(pieces["key"][1:] == pieces["key"][:-1])
         for place in again.tolist():
@@ -175,7 +149,7 @@ def _faults_of_keys(rows: Path, storage: Storage, manifest: Manifest) -> Iterato
                 f"{second}"
             )
         missing = np.setdiff1d(ordered["key"][~is_piece], pieces["key"])
-        if len(pieces) or not is_piece.all():
+        if all_read:
             for key in missing.tolist():
                 yield (
                     f"{storage.name}/{REJECTED_NAME}: a copy repeats {key.decode()}, which is no "
@@ -183,11 +157,17 @@ def _faults_of_keys(rows: Path, storage: Storage, manifest: Manifest) -> Iterato
                 )
 
 
-def _faults_of_clusters(rows: Path, storage: Storage, manifest: Manifest) -> Iterator[str]:
-    """Clusters that cross the splits, have no name, or stand where no piece of theirs belongs."""
+def _faults_of_clusters(
+    rows: Path, storage: Storage, manifest: Manifest, *, all_read: bool
+) -> Iterator[str]:
+    """Clusters that cross the splits, have no name, or stand where no piece of theirs belongs.
+
+    Where not all pieces were read, only the first of these is known.
+    """
+    files = [shard.file for shard in manifest.shards()]
     num_clusters = num_near_copies = 0
     for ordered in _sorted(rows, "cluster"):
-        pieces = ordered[ordered["shard"] != _NO_SHARD]
+        pieces = ordered[ordered["shard"] != NO_SHARD]
         if not len(pieces):
             continue
         names, first, sizes = np.unique(pieces["cluster"], return_index=True, return_counts=True)
@@ -195,11 +175,14 @@ def _faults_of_clusters(rows: Path, storage: Storage, manifest: Manifest) -> Ite
         num_near_copies += int(sizes[sizes > 1].sum())
         lowest = np.minimum.reduceat(pieces["split"], first)
         highest = np.maximum.reduceat(pieces["split"], first)
-        has_name = np.logical_or.reduceat(pieces["key"] == pieces["cluster"], first)
+        has_name = np.logical_or.reduceat(pieces["key"] == pieces["cluster"], first) | (
+            not all_read
+        )
         belongs = split_of(pieces["tune"], manifest.settings) == pieces["split"]
-        is_home = np.logical_or.reduceat(belongs, first)
+        is_home = np.logical_or.reduceat(belongs, first) | (not all_read)
         for number in np.flatnonzero((lowest != highest) | ~has_name | ~is_home).tolist():
-            place = f"{storage.name}: cluster {names[number].decode()}"
+            file = files[pieces["shard"][first[number]]]
+            place = f"{storage.name}/{file}: cluster {names[number].decode()}"
             if lowest[number] != highest[number]:
                 yield f"{place}: found in {SPLITS[lowest[number]]} and {SPLITS[highest[number]]}"
             if not has_name[number]:
@@ -208,12 +191,13 @@ def _faults_of_clusters(rows: Path, storage: Storage, manifest: Manifest) -> Ite
                 tune = pieces["tune"][first[number] : first[number] + 1]
                 wanted = SPLITS[split_of(tune, manifest.settings)[0]]
                 yield f"{place}: found in split {SPLITS[lowest[number]]}, expected {wanted}"
-    yield from differences(
-        f"{storage.name}/{MANIFEST_NAME}: ",
-        {
-            "clusters of near copies": (num_clusters, manifest.num_clusters),
-            "pieces in them": (num_near_copies, manifest.num_near_copies),
-        },
+    found = {"clusters": num_clusters, "pieces": num_near_copies}
+    stated = {"clusters": manifest.num_clusters, "pieces": manifest.num_near_copies}
+    yield from (
+        f"{storage.name}/{MANIFEST_NAME}: near_copies: found {name} = {stated[name]}, its pieces "
+        f"give {found[name]}"
+        for name in found
+        if all_read and found[name] != stated[name]
     )
 
 

@@ -8,24 +8,26 @@ import json
 import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from meloformer.errors import ShardError, TokenError
+from meloformer.shards.bar_tokens import longest_bar
 from meloformer.shards.content import KEY_LENGTH, note_key, tune_hash
 from meloformer.shards.convert import describe
 from meloformer.shards.index import ShardIndex
 from meloformer.shards.known import load_copies
-from meloformer.shards.manifest import SPLITS, ShardEntry, sha256_of
+from meloformer.shards.manifest import MANIFEST_NAME, SPLITS, ShardEntry, sha256_of
 from meloformer.shards.storage import Storage
 from meloformer.shards.tars import FACTS_SUFFIX, IDS_DTYPE, IDS_SUFFIX
 from meloformer.tokens.attributes import attributes_of
 from meloformer.tokens.hid import decode
-from meloformer.tokens.windows import bar_starts, window_length
+from meloformer.tokens.windows import bar_starts
 
 # What the whole folder has to know of each piece.
 CHECKED_RECORD = np.dtype(
@@ -37,6 +39,8 @@ CHECKED_RECORD = np.dtype(
         ("shard", np.int32),  # among all shards of the folder
     ]
 )
+NO_SHARD = -1  # of a key that rejected.jsonl names
+
 _KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 _TUNE = re.compile(r"[0-9a-f]{16}")
 
@@ -64,6 +68,22 @@ def read_tar(path: Path) -> Iterator[PlainPiece]:
     Raises:
         ShardError: it is no tar of .npy and .json pairs.
     """
+    for piece in _pieces_or_faults(path, str(path)):
+        if isinstance(piece, ShardError):
+            raise piece
+        yield piece
+
+
+def _pieces_or_faults(path: Path, place: str) -> Iterator[PlainPiece | ShardError]:
+    """Pieces of a tar in order; for each that cannot be read, what is wrong with it.
+
+    Args:
+        path: of the tar.
+        place: its name for messages.
+
+    Raises:
+        ShardError: it is no tar of .npy and .json pairs from there on.
+    """
     try:
         with tarfile.open(path) as tar:
             members = iter(tar)
@@ -71,20 +91,27 @@ def read_tar(path: Path) -> Iterator[PlainPiece]:
                 key = ids_member.name.removesuffix(IDS_SUFFIX)
                 if (ids_member.name, facts_member.name) != (key + IDS_SUFFIX, key + FACTS_SUFFIX):
                     raise ShardError(
-                        f"{path}: found {ids_member.name} and {facts_member.name} together, "
+                        f"{place}: found {ids_member.name} and {facts_member.name} together, "
                         f"expected <key>{IDS_SUFFIX} and <key>{FACTS_SUFFIX}"
                     )
-                ids = np.load(io.BytesIO(_content(tar, ids_member)), allow_pickle=False)
-                facts = json.loads(_content(tar, facts_member))
-                if ids.dtype != IDS_DTYPE or ids.ndim != 1 or not isinstance(facts, dict):
-                    raise ShardError(
-                        f"{path}: piece {key}: found ids of {ids.ndim} dimensions and {ids.dtype}, "
-                        f"and facts of type {type(facts).__name__}; expected 1 dimension and "
-                        f"{IDS_DTYPE}, and an object"
-                    )
-                yield PlainPiece(key, ids, facts)
+                ids_npy, facts_json = _content(tar, ids_member), _content(tar, facts_member)
+                try:
+                    yield _plain_piece(key, ids_npy, facts_json)
+                except (EOFError, ValueError) as error:
+                    yield ShardError(f"{place}: piece {key} cannot be read ({error})")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise ShardError(f"{path} cannot be read as a shard ({error})") from error
+        raise ShardError(f"{place} cannot be read as a shard ({error})") from error
+
+
+def _plain_piece(key: str, ids_npy: bytes, facts_json: bytes) -> PlainPiece:
+    ids = np.load(io.BytesIO(ids_npy), allow_pickle=False)
+    facts = json.loads(facts_json)
+    if ids.dtype != IDS_DTYPE or ids.ndim != 1 or not isinstance(facts, dict):
+        raise ValueError(
+            f"found ids of {ids.ndim} dimensions and {ids.dtype}, and facts of type "
+            f"{type(facts).__name__}; expected 1 dimension and {IDS_DTYPE}, and an object"
+        )
+    return PlainPiece(key, ids, facts)
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -116,10 +143,14 @@ class ShardCheck:
     Args:
         faults: one line each.
         rows: (P,) CHECKED_RECORD of the pieces that could be read.
+        quantised: the quantiser's counts, summed over these.
+        is_complete: every piece could be read.
     """
 
     faults: list[str]
     rows: np.ndarray
+    quantised: Counter[str] = field(default_factory=Counter)
+    is_complete: bool = False
 
 
 def check_shard(job: ShardJob, *, storage: Storage) -> ShardCheck:
@@ -128,33 +159,42 @@ def check_shard(job: ShardJob, *, storage: Storage) -> ShardCheck:
     good = {name for name, *_ in entry.files() if _sum_is_right(storage, entry, name, faults)}
     beside = _Beside.load(storage, entry, good, faults)
     rows: list[tuple] = []
-    sums = {"pieces": 0, "bars": 0, "notes": 0, "tokens": 0, "longest_piece": 0}
-    longest_bar = 0
+    quantised: Counter[str] = Counter()
+    sums = dict.fromkeys(("pieces", "bars", "notes", "tokens", "longest_piece", "longest_bar"), 0)
     place = f"{storage.name}/{entry.file}"
+    is_complete = True
     try:
-        for number, plain in enumerate(read_tar(_fetch(storage, entry, entry.file))):
+        pieces = _pieces_or_faults(_fetch(storage, entry, entry.file), place)
+        for number, plain in enumerate(pieces):
+            if isinstance(plain, ShardError):
+                faults.append(str(plain))
+                is_complete = False
+                continue
             faults += (
                 f"{place}: piece {plain.key}: {fault}" for fault in beside.faults(number, plain)
             )
             if is_key(plain.key):
                 rows.append(_row(plain, job))
+            quantised.update(_quantised(plain.facts))
+            starts = bar_starts(plain.ids)
             sums["pieces"] += 1
             sums["bars"] += _count(plain.facts, "num_bars")
             sums["notes"] += _count(plain.facts, "num_notes")
             sums["tokens"] += len(plain.ids)
             sums["longest_piece"] = max(sums["longest_piece"], len(plain.ids))
-            longest_bar = max(longest_bar, _longest_bar(plain.ids))
+            if len(starts) > 1:
+                sums["longest_bar"] = max(sums["longest_bar"], longest_bar(starts))
     except ShardError as error:
         if str(error) not in faults:  # a missing file is named once
             faults.append(str(error))
-    else:
-        faults += differences(
-            f"{place}: sums of its pieces: ",
-            {name: (found, getattr(entry, name)) for name, found in sums.items()},
+        is_complete = False
+    if is_complete:
+        faults += (
+            f"{place}: found {name} = {found}, {MANIFEST_NAME} states {getattr(entry, name)}"
+            for name, found in sums.items()
+            if found != getattr(entry, name)
         )
-        if entry.longest_bar < longest_bar:
-            faults.append(f"{place}: longest_bar: found {longest_bar}, stated {entry.longest_bar}")
-    return ShardCheck(faults, np.array(rows, dtype=CHECKED_RECORD))
+    return ShardCheck(faults, np.array(rows, dtype=CHECKED_RECORD), quantised, is_complete)
 
 
 def _fetch(storage: Storage, entry: ShardEntry, name: str) -> Path:
@@ -170,7 +210,10 @@ def _sum_is_right(storage: Storage, entry: ShardEntry, name: str, faults: list[s
         faults.append(str(error))
         return False
     if found != expected:
-        faults.append(f"{storage.name}/{name}: found sha256 {found[:16]}, expected {expected[:16]}")
+        faults.append(
+            f"{storage.name}/{name}: found sha256 {found[:16]}, expected {expected[:16]}; copy it "
+            "again from where the shards were made"
+        )
     return found == expected
 
 
@@ -300,11 +343,15 @@ def _count(facts: dict[str, Any], name: str) -> int:
     return facts[name] if isinstance(facts.get(name), int) else 0
 
 
-def _longest_bar(ids: np.ndarray) -> int:
-    """Most tokens that a window of one bar takes."""
-    starts = bar_starts(ids)
-    bars = np.arange(len(starts) - 1)
-    return int(np.max(window_length(int(starts[0]), starts, bars, bars + 1), initial=0))
+def _quantised(facts: dict[str, Any]) -> Counter[str]:
+    """What quantising the file has cost, as the manifest adds it up."""
+    counts = facts.get("quantised")
+    found = Counter[str]()
+    if isinstance(counts, dict):
+        found.update({name: _count(counts, name) for name in counts})
+    if isinstance(facts.get("recovered"), str):
+        found[f"recovered_{facts['recovered']}"] += 1
+    return found
 
 
 def differences(prefix: str, pairs: Mapping[str, tuple[T, T]]) -> Iterator[str]:

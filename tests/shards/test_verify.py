@@ -1,5 +1,5 @@
-import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ from tests.shards.damage import (
 )
 
 SHARD = "train/shard-000001"
+
+
+def all_members(tar: Path) -> list[str]:
+    with tarfile.open(tar) as opened:
+        return opened.getnames()
 
 
 @pytest.fixture
@@ -172,9 +177,10 @@ def test_a_cluster_that_no_piece_names_is_found(shards: Path) -> None:
 
 def test_near_copies_that_the_manifest_does_not_count_are_found(shards: Path) -> None:
     edit_manifest(shards, lambda data: data["near_copies"].update(clusters=400, pieces=900))
-    clusters, pieces = faults_of(shards)
-    assert clusters.endswith("expected 400")
-    assert pieces.endswith("expected 900")
+    card, clusters, pieces = faults_of(shards)
+    assert "README.md: found" in card
+    assert "near_copies: found clusters = 400, its pieces give" in clusters
+    assert "near_copies: found pieces = 900, its pieces give" in pieces
 
 
 @pytest.mark.parametrize(
@@ -277,7 +283,16 @@ def test_counts_of_a_shard_that_its_pieces_do_not_add_up_to_are_found(shards: Pa
     edit_manifest(shards, edit)
     faults = "\n".join(faults_of(shards))
     for name in ("bars", "notes", "tokens", "longest_piece", "longest_bar"):
-        assert f"{name}: found" in faults
+        assert f"{SHARD}.tar: found {name} =" in faults
+
+
+def test_a_longest_bar_that_is_stated_too_long_is_found(shards: Path) -> None:
+    def edit(data: dict[str, Any]) -> None:
+        data["splits"]["train"]["shards"][1]["longest_bar"] += 1
+
+    edit_manifest(shards, edit)
+    [fault] = faults_of(shards)
+    assert f"{SHARD}.tar: found longest_bar =" in fault
 
 
 def test_a_piece_that_stands_twice_is_found(shards: Path) -> None:
@@ -296,30 +311,24 @@ def test_a_piece_that_stands_twice_is_found(shards: Path) -> None:
     assert len(again) == load_manifest(shards).splits["train"][0].pieces
 
 
-def test_a_rejected_file_that_is_not_counted_is_found(shards: Path) -> None:
-    with (shards / "rejected.jsonl").open("a") as file:
-        file.write(json.dumps({"path": "x.mid", "reason": "no_notes"}) + "\n")
-    [fault] = faults_of(shards)
-    assert fault.endswith("rejected.jsonl: no_notes: found 1, expected 0")
+def test_a_piece_that_cannot_be_read_hides_none_behind_it(shards: Path) -> None:
+    """Facts that are no JSON, and behind them facts that the notes deny."""
+    tar = shards / f"{SHARD}.tar"
+    edit_facts(tar, 3, lambda facts: facts.update(key="F# minor"))
+    with np.load(shards / f"{SHARD}.index.npz") as index:
+        flip_a_byte(tar, int(index["facts_offset"][1]))
+    first, second = (all_members(tar)[2 * number].split(".")[0] for number in (1, 3))
+    faults = [fault for fault in faults_of(shards) if f"{SHARD}.tar: piece" in fault]
+    assert any(f"piece {first} cannot be read" in fault for fault in faults)
+    assert any(f"piece {second}: fact key: found F# minor" in fault for fault in faults)
 
 
-def test_a_copy_of_a_piece_that_is_nowhere_is_found(shards: Path) -> None:
-    line = {"path": "x.mid", "reason": "duplicate", "repeats": "y.mid", "key": "f" * 24}
-    with (shards / "rejected.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    not_counted, nowhere = faults_of(shards)
-    assert "duplicate: found 1, expected 0" in not_counted
-    assert f"a copy repeats {'f' * 24}, which is no piece of the shards" in nowhere
-
-
-@pytest.mark.parametrize("text", ["no json\n", "[1]\n", '{"path": "x"}\n', None])
-def test_a_list_of_rejections_that_cannot_be_read_is_found(shards: Path, text: str | None) -> None:
-    path = shards / "rejected.jsonl"
-    path.unlink()
-    if text is not None:
-        path.write_text(text)
-    [fault] = faults_of(shards)
-    assert "rejected.jsonl cannot be read" in fault
+def test_what_is_missing_in_a_shard_is_not_told_again_of_what_leans_on_it(shards: Path) -> None:
+    with (shards / f"{SHARD}.tar").open("r+b") as file:
+        file.truncate(10_000)
+    damaged, not_compared = faults_of(shards)
+    assert f"{SHARD}.tar: found 10000 bytes, expected" in damaged
+    assert "not compared, since 1 of" in not_compared
 
 
 def test_one_split_alone_is_checked_where_only_it_is_asked_for(shards: Path) -> None:
