@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from meloformer.midi.default_corpus import default_corpus_paths
 from meloformer.shards.build import build_shards
@@ -13,6 +14,10 @@ from meloformer.shards.pool import local_engine
 from meloformer.shards.reader import ShardFolder
 from meloformer.shards.sources import score_source
 from meloformer.tokens import vocabulary
+
+# A slow machine is no fault of an example.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CACHE = REPOSITORY / ".cache" / "tests"

@@ -54,6 +54,20 @@ DRUMS = 0
 NUM_INSTRUMENTS = 129
 
 
+def ticks_to_steps(ticks: np.ndarray, ticks_per_quarter: int | np.ndarray) -> np.ndarray:
+    """Nearest grid step, halves up, in exact integer arithmetic.
+
+    Args:
+        ticks: (N,) integers.
+        ticks_per_quarter: of all of them, or (N,) of each.
+
+    >>> ticks_to_steps(np.array([9, 10, 20]), 480).tolist()
+    [0, 1, 1]
+    """
+    doubled = ticks.astype(np.int64) * (2 * STEPS_PER_QUARTER) + ticks_per_quarter
+    return doubled // (2 * ticks_per_quarter)
+
+
 def nearest_index(values: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Index of the nearest table entry; the lower one at a tie.
 

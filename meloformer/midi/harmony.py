@@ -6,10 +6,9 @@ are therefore broken relative to the bass, never by the name of a root.
 
 from __future__ import annotations
 
-from math import sqrt
-
 import numpy as np
 
+from meloformer.midi.joined import JoinedPieces
 from meloformer.midi.quantised import QuantisedPiece
 
 # Semitones above the root: maj, min, dim, aug, maj7, min7, dom7.
@@ -49,8 +48,17 @@ def bar_chords(quantised: QuantisedPiece) -> np.ndarray:
     Returns:
         (num_bars,) int32: root * 7 + quality, or 84 where no chord fits.
     """
-    bar, pitch, steps = _sounding_by_bar(quantised)
-    num_bars = quantised.num_bars
+    return joined_bar_chords(JoinedPieces.of(quantised))
+
+
+def joined_bar_chords(joined: JoinedPieces) -> np.ndarray:
+    """`bar_chords` of several pieces, one after the other.
+
+    Returns:
+        (num_bars,) int32, of all bars.
+    """
+    bar, pitch, steps = _sounding_by_bar(joined)
+    num_bars = joined.music.num_bars
     chroma = np.bincount(bar * 12 + _PITCH_CLASS[pitch], steps, minlength=num_bars * 12)
     chroma = chroma.reshape(num_bars, 12)
     bass = np.full(num_bars, 127, pitch.dtype)
@@ -79,48 +87,62 @@ def estimate_key(quantised: QuantisedPiece) -> int | None:
     Returns:
         0..11 major by tonic, 12..23 minor by tonic; None where only drums play.
     """
-    melodic = quantised.melodic
-    pitch, onset = quantised.pitch[melodic], quantised.start_steps[melodic]
+    return estimate_keys(JoinedPieces.of(quantised))[0]
+
+
+def estimate_keys(joined: JoinedPieces) -> list[int | None]:
+    """`estimate_key` of each of several pieces."""
+    music = joined.music
+    melodic = music.melodic
+    pitch, onset = music.pitch[melodic], music.start_steps[melodic]
+    piece = joined.piece_of_note[melodic]
+    keys: list[int | None] = [None] * len(joined)
     if len(pitch) == 0:
-        return None
-    chroma = np.bincount(_PITCH_CLASS[pitch], quantised.duration_steps[melodic], minlength=12)
-    chroma -= chroma.sum() / 12
-    spread = max(sqrt(chroma @ chroma), 1.0)
-    fit = np.rint(_KEY_TEMPLATES @ chroma / (spread * _FIT_UNIT))
+        return keys
+    chroma = np.bincount(
+        piece * 12 + _PITCH_CLASS[pitch], music.duration_steps[melodic], minlength=12 * len(joined)
+    ).reshape(-1, 12)
+    chroma -= chroma.mean(axis=1, keepdims=True)
+    spread = np.maximum(np.sqrt((chroma * chroma).sum(axis=1, keepdims=True)), 1.0)
+    fit = np.rint(chroma @ _KEY_TEMPLATES.T / (spread * _FIT_UNIT))
     # The lowest note of the last onset: where all else is equal, a piece ends on its tonic.
-    final = _PITCH_CLASS[pitch[onset == onset.max()].min()]
-    return int((fit - _ABOVE_FINAL[final]).argmax())
+    first = np.flatnonzero(np.concatenate([[True], piece[1:] != piece[:-1]]))
+    num_melodic = np.diff(first, append=len(piece))
+    is_last = onset == np.maximum.reduceat(onset, first).repeat(num_melodic)
+    final = _PITCH_CLASS[np.minimum.reduceat(np.where(is_last, pitch, 127), first)]
+    melodic_piece = piece[first]
+    best = (fit[melodic_piece] - _ABOVE_FINAL[final]).argmax(axis=1)
+    for index, key in zip(melodic_piece.tolist(), best.tolist(), strict=True):
+        keys[index] = key
+    return keys
 
 
-def _sounding_by_bar(quantised: QuantisedPiece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _sounding_by_bar(joined: JoinedPieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pitched notes cut at the bar lines that they cross.
 
     Returns:
         bar, pitch and sounding steps, each (num_cut_notes,) int32; what sounds on after the last
-        bar is left out.
+        bar of a piece is left out.
     """
-    melodic = quantised.melodic
-    bar, pitch, onset = (
-        quantised.bar[melodic],
-        quantised.pitch[melodic],
-        quantised.start_steps[melodic],
-    )
-    end = onset + quantised.duration_steps[melodic]
-    starts = quantised.bar_start_steps.astype(np.int32)
+    music = joined.music
+    melodic = music.melodic
+    bar, pitch, onset = music.bar[melodic], music.pitch[melodic], music.start_steps[melodic]
+    end = onset + music.duration_steps[melodic]
+    starts = music.bar_start_steps.astype(np.int32)
     next_line = starts[1:][bar]
     steps = np.minimum(end, next_line) - onset
 
     held = np.flatnonzero(end > next_line)
     first = bar[held] + 1
-    num_bars = starts.searchsorted(np.minimum(end[held], starts[-1])).astype(np.int32) - first
-    held = held.repeat(num_bars)
+    end = np.minimum(end[held], joined.end_steps[joined.piece_of_note[melodic][held]])
+    num_bars = starts.searchsorted(end).astype(np.int32) - first
     # 1, 2, 3, ... bars on: the running index less the index at which the note's bars begin.
     later = (first - num_bars.cumsum(dtype=np.int32) + num_bars).repeat(num_bars)
     later += np.arange(len(later), dtype=np.int32)
-    later_steps = np.minimum(end[held], starts[1:][later]) - starts[later]
+    later_steps = np.minimum(end.repeat(num_bars), starts[1:][later]) - starts[later]
     return (
         np.concatenate([bar, later]),
-        np.concatenate([pitch, pitch[held]]),
+        np.concatenate([pitch, pitch[held].repeat(num_bars)]),
         np.concatenate([steps, later_steps]),
     )
 

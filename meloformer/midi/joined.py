@@ -26,6 +26,15 @@ class JoinedPieces:
     first_note: np.ndarray
 
     @classmethod
+    def of(cls, piece: QuantisedPiece) -> JoinedPieces:
+        """A single piece, for what is written for several."""
+        return cls(
+            music=piece,
+            first_bar=np.array([0, piece.num_bars]),
+            first_note=np.array([0, piece.num_notes]),
+        )
+
+    @classmethod
     def join(cls, pieces: Sequence[QuantisedPiece]) -> JoinedPieces:
         """Lay pieces end to end.
 
@@ -80,6 +89,11 @@ class JoinedPieces:
     def piece_of_note(self) -> np.ndarray:
         """(num_notes,) int64 index of the piece that each note belongs to."""
         return np.arange(len(self)).repeat(self.num_notes)
+
+    @cached_property
+    def end_steps(self) -> np.ndarray:
+        """(P,) int32 where each piece ends on the time line of all of them."""
+        return self.music.bar_start_steps[self.first_bar[1:]].astype(np.int32)
 
     @cached_property
     def start_steps(self) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from meloformer.midi.bar_tempos import bar_tempos
 from meloformer.midi.bars import BarCounts, bar_of_steps, lay_bars
 from meloformer.midi.grid import (
     DRUMS,
@@ -15,14 +17,12 @@ from meloformer.midi.grid import (
     TEMPOS_BPM,
     VELOCITIES,
     nearest_index,
+    ticks_to_steps,
 )
+from meloformer.midi.joined import JoinedPieces
 from meloformer.midi.limits import MAX_QUARTERS
-from meloformer.midi.piece import Notes, Piece, Tempos
+from meloformer.midi.piece import Piece, Track
 from meloformer.midi.quantised import QuantisedPiece
-
-DEFAULT_TEMPO_BPM = 120.0  # the MIDI standard's, where a file states none
-
-_SECONDS_PER_MINUTE = 60.0
 
 # A note is packed into one integer: notes then sort without an order to gather by. The lowest
 # bits hold duration and velocity as indices of their tables, where longer and louder is greater.
@@ -33,6 +33,11 @@ _PITCH_BITS = 7
 _ONSET_BITS = 9  # inside a bar
 _INSTRUMENT_BITS = 8
 _TIME_BITS = (MAX_QUARTERS * STEPS_PER_QUARTER).bit_length()  # inside a piece
+_PIECE_SHIFT = _INSTRUMENT_BITS + _PITCH_BITS + _TIME_BITS + _SOUND_BITS
+_TRACK_SHIFT = 33  # a note ends at most twice the last tick after the start
+
+# Pieces that are quantised in one pass.
+MAX_PIECES = 1 << 12
 
 # Halfway between neighbours; the tempo at an edge belongs to the slower one.
 _TEMPO_EDGES = (TEMPOS_BPM[1:] + TEMPOS_BPM[:-1]) / 2
@@ -94,105 +99,179 @@ def quantise(piece: Piece, *, pedal: bool = True) -> QuantisedPiece:
 
 
 def quantise_counted(piece: Piece, *, pedal: bool = True) -> tuple[QuantisedPiece, QuantiseCounts]:
-    """Round a piece to the grid and count what the grid could not hold.
+    """Round a piece to the grid and count what the grid could not hold; see `quantise_pieces`."""
+    joined, [counts] = quantise_pieces([piece], pedal=pedal)
+    return joined.music, counts
+
+
+def quantise_pieces(
+    pieces: Sequence[Piece], *, pedal: bool = True
+) -> tuple[JoinedPieces, list[QuantiseCounts]]:
+    """Round pieces to the grid and count what the grid could not hold.
 
     Onsets go to the nearest step, halves up, on the piece's own time line: one that rounds past
     a bar line belongs to the next bar. Durations go to the nearest entry of their table.
 
     Args:
-        piece: music in ticks.
+        pieces: 1..MAX_PIECES of them, music in ticks.
         pedal: let the sustain pedal lengthen notes.
 
+    Returns:
+        the pieces joined, and of each the counts.
+
     Raises:
-        MidiError: too many bars, or a metre finer than the grid.
+        MidiError: a piece has too many bars, or a metre finer than the grid.
     """
-    notes, ticks_per_quarter = piece.notes, piece.ticks_per_quarter
-    duration_ticks, num_lengthened = notes.duration_ticks, 0
-    if pedal:
-        duration_ticks, num_lengthened = _sounding_ticks(piece)
-    packed, num_merged = _merge(_pack(piece, notes, duration_ticks))
-    packed, num_cut, num_capped = _cut_durations(packed)
+    assert len(pieces) <= MAX_PIECES, "a piece's index has a few bits"
+    onset_ticks = _joined_column(pieces, "onset_ticks")
+    duration_ticks = _joined_column(pieces, "duration_ticks")
+    is_longer = np.zeros(len(onset_ticks), bool)
+    if pedal and any(_has_pedal(track) for piece in pieces for track in piece.tracks):
+        duration_ticks, is_longer = _sounding_ticks(pieces, onset_ticks, duration_ticks)
+    packed = _pack(pieces, onset_ticks, duration_ticks)
+    num_notes = np.array([piece.num_notes for piece in pieces])
+    packed = _merge(packed)
+    first_note = packed.searchsorted(np.arange(len(pieces) + 1) << _PIECE_SHIFT)
+    packed, is_cut, is_capped = _cut_durations(packed)
     onset_steps = (packed >> _SOUND_BITS) & ((1 << _TIME_BITS) - 1)
 
-    metres = piece.time_signatures
-    bar_metre, bar_counts = lay_bars(
-        _to_steps(metres.onset_ticks, ticks_per_quarter).tolist(),
-        list(zip(metres.numerator.tolist(), metres.denominator.tolist(), strict=True)),
-        int(onset_steps.max()),
-    )
-    starts = np.zeros(len(bar_metre) + 1, np.int64)
-    np.cumsum(METRE_STEPS[bar_metre], out=starts[1:])
-    bar_bpm, tempos_averaged = _bar_tempos(piece.tempos, starts, ticks_per_quarter)
-    tempos_clamped = np.count_nonzero((bar_bpm < TEMPOS_BPM[0]) | (bar_bpm > TEMPOS_BPM[-1]))
+    last_onsets = np.maximum.reduceat(onset_steps, first_note[:-1]).tolist()
+    laid = [_bars(piece, last) for piece, last in zip(pieces, last_onsets, strict=True)]
+    bar_metre = np.concatenate([bars.metre for bars in laid])
+    first_bar = np.zeros(len(pieces) + 1, np.int64)
+    np.cumsum([len(bars.metre) for bars in laid], out=first_bar[1:])
+    bar_bpm = np.concatenate([bars.bpm for bars in laid])
+    is_clamped = (bar_bpm < TEMPOS_BPM[0]) | (bar_bpm > TEMPOS_BPM[-1])
 
+    lines = np.zeros(len(bar_metre) + 1, np.int64)
+    np.cumsum(METRE_STEPS[bar_metre], out=lines[1:])
+    onset_steps += lines[first_bar[:-1]].repeat(np.diff(first_note))
     bar = bar_of_steps(bar_metre)[onset_steps]
-    quantised = QuantisedPiece(
+    music = QuantisedPiece(
         bar_metre=bar_metre,
         bar_tempo=_TEMPO_EDGES.searchsorted(bar_bpm).astype(np.int32),
-        **_canonical_columns(packed, bar, onset_steps - starts[bar]),
+        **_canonical_columns(packed, bar, onset_steps - lines[bar]),
     )
-    return quantised, QuantiseCounts(
-        notes=len(notes),
-        merged=num_merged,
-        durations_cut=num_cut,
-        durations_capped=num_capped,
-        zero_length=sum(track.num_zero_length for track in piece.tracks),
-        pedal_lengthened=num_lengthened,
-        bends=sum(track.num_bends for track in piece.tracks),
-        controllers=sum(track.num_controllers for track in piece.tracks),
-        tempos_averaged=tempos_averaged,
-        tempos_clamped=int(tempos_clamped),
-        bars=bar_counts,
+    columns = (
+        num_notes,
+        num_notes - np.diff(first_note),
+        _count(is_cut, first_note[:-1]),
+        _count(is_capped, first_note[:-1]),
+        _count(is_longer, np.cumsum(num_notes) - num_notes),
+        _count(is_clamped, first_bar[:-1]),
     )
+    counts = [
+        QuantiseCounts(
+            notes=notes,
+            merged=merged,
+            durations_cut=cut,
+            durations_capped=capped,
+            zero_length=sum(track.num_zero_length for track in piece.tracks),
+            pedal_lengthened=longer,
+            bends=sum(track.num_bends for track in piece.tracks),
+            controllers=sum(track.num_controllers for track in piece.tracks),
+            tempos_averaged=bars.tempos_averaged,
+            tempos_clamped=clamped,
+            bars=bars.counts,
+        )
+        for piece, bars, notes, merged, cut, capped, longer, clamped in zip(
+            pieces, laid, *(column.tolist() for column in columns), strict=True
+        )
+    ]
+    return JoinedPieces(music=music, first_bar=first_bar, first_note=first_note), counts
 
 
-def _to_steps(ticks: np.ndarray, ticks_per_quarter: int) -> np.ndarray:
-    """Nearest grid step, halves up, in exact integer arithmetic.
+@dataclass(frozen=True)
+class _Bars:
+    """Bars of one piece: metre and quarters per minute of each, and what was changed."""
 
-    >>> _to_steps(np.array([9, 10, 20]), 480).tolist()
-    [0, 1, 1]
-    """
-    doubled = ticks.astype(np.int64) * (2 * STEPS_PER_QUARTER) + ticks_per_quarter
-    return doubled // (2 * ticks_per_quarter)
+    metre: np.ndarray
+    bpm: np.ndarray
+    counts: BarCounts
+    tempos_averaged: int
 
 
-def _sounding_ticks(piece: Piece) -> tuple[np.ndarray, int]:
+def _bars(piece: Piece, last_onset_steps: int) -> _Bars:
+    metres = piece.time_signatures
+    bar_metre, counts = lay_bars(
+        ticks_to_steps(metres.onset_ticks, piece.ticks_per_quarter).tolist(),
+        list(zip(metres.numerator.tolist(), metres.denominator.tolist(), strict=True)),
+        last_onset_steps,
+    )
+    bar_bpm, tempos_averaged = bar_tempos(piece.tempos, bar_metre, piece.ticks_per_quarter)
+    return _Bars(bar_metre, bar_bpm, counts, tempos_averaged)
+
+
+def _count(flags: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """(P,) how many of each piece's flags are set; every piece has some."""
+    return np.add.reduceat(flags, starts, dtype=np.int64)
+
+
+def _joined_column(pieces: Sequence[Piece], name: str) -> np.ndarray:
+    return np.concatenate([getattr(piece.notes, name) for piece in pieces])
+
+
+def _resolution(pieces: Sequence[Piece]) -> int | np.ndarray:
+    """Ticks per quarter: one number where all pieces have the same, else (N,) of each note."""
+    ticks_per_quarter = [piece.ticks_per_quarter for piece in pieces]
+    if len(set(ticks_per_quarter)) == 1:
+        return ticks_per_quarter[0]
+    return np.repeat(ticks_per_quarter, [piece.num_notes for piece in pieces])
+
+
+def _has_pedal(track: Track) -> bool:
+    return len(track.pedal) > 0 and len(track.notes) > 0 and not track.is_drum
+
+
+def _sounding_ticks(
+    pieces: Sequence[Piece], onset_ticks: np.ndarray, duration_ticks: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Durations with the sustain pedal: a key released while it is down sounds until it rises.
 
     Returns:
-        (num_notes,) durations, and how many the pedal made longer.
+        (N,) durations, and (N,) bool whether the pedal made them longer.
     """
-    sounding, num_lengthened = [], 0
-    for track in piece.tracks:
-        notes, pedal = track.notes, track.pedal
-        duration_ticks = notes.duration_ticks
-        if len(pedal) and len(notes) and not track.is_drum:
-            key_up = notes.onset_ticks.astype(np.int64) + duration_ticks
-            interval = pedal.start_ticks.searchsorted(key_up, side="right")
-            # Before the first interval none has ended yet.
-            pedal_up = np.concatenate([[0], pedal.end_ticks])[interval]
-            num_lengthened += int(np.count_nonzero(pedal_up > key_up))
-            duration_ticks = np.maximum(key_up, pedal_up) - notes.onset_ticks
-        sounding.append(duration_ticks)
-    return np.concatenate(sounding), num_lengthened
+    # Tracks are laid end to end, each further from the next than any note or pedal lasts.
+    tracks = [track for piece in pieces for track in piece.tracks]
+    track_start = np.arange(len(tracks)) << _TRACK_SHIFT
+    onset = onset_ticks + track_start.repeat([len(track.notes) for track in tracks])
+    key_up = onset + duration_ticks
+    pressed = [index for index, track in enumerate(tracks) if _has_pedal(track)]
+    pedals = [tracks[index].pedal for index in pressed]
+    pedal_start = track_start[pressed].repeat([len(pedal) for pedal in pedals])
+    down = np.concatenate([pedal.start_ticks for pedal in pedals]) + pedal_start
+    # Before the first interval none has ended yet; one of another track ended long ago.
+    up = np.zeros(len(down) + 1, np.int64)
+    np.add(np.concatenate([pedal.end_ticks for pedal in pedals]), pedal_start, out=up[1:])
+    pedal_up = up[down.searchsorted(key_up, side="right")]
+    return np.maximum(key_up, pedal_up) - onset, pedal_up > key_up
 
 
-def _pack(piece: Piece, notes: Notes, duration_ticks: np.ndarray) -> np.ndarray:
-    """(num_notes,) int64, from the highest bits: instrument, pitch, onset, duration, velocity."""
-    instruments = [DRUMS if track.is_drum else 1 + track.program for track in piece.tracks]
-    packed = np.array(instruments).repeat([len(track.notes) for track in piece.tracks])
+def _pack(
+    pieces: Sequence[Piece], onset_ticks: np.ndarray, duration_ticks: np.ndarray
+) -> np.ndarray:
+    """(N,) int64, from the highest bits: piece, instrument, pitch, onset, duration, velocity."""
+    voices = [
+        (index << _INSTRUMENT_BITS) | (DRUMS if track.is_drum else 1 + track.program)
+        for index, piece in enumerate(pieces)
+        for track in piece.tracks
+    ]
+    resolution = _resolution(pieces)
+    packed = np.array(voices).repeat(
+        [len(track.notes) for piece in pieces for track in piece.tracks]
+    )
     packed <<= _PITCH_BITS
-    packed |= notes.pitch
+    packed |= _joined_column(pieces, "pitch")
     packed <<= _TIME_BITS
-    packed |= _to_steps(notes.onset_ticks, piece.ticks_per_quarter)
+    packed |= ticks_to_steps(onset_ticks, resolution)
     packed <<= _DURATION_BITS
-    packed |= _duration_index(duration_ticks, piece.ticks_per_quarter)
+    packed |= _duration_index(duration_ticks, resolution)
     packed <<= _VELOCITY_BITS
-    packed |= _VELOCITY_INDEX[notes.velocity]
+    packed |= _VELOCITY_INDEX[_joined_column(pieces, "velocity")]
     return packed
 
 
-def _duration_index(ticks: np.ndarray, ticks_per_quarter: int) -> np.ndarray:
+def _duration_index(ticks: np.ndarray, ticks_per_quarter: int | np.ndarray) -> np.ndarray:
     """Nearest entries of DURATION_STEPS, the shorter one at a tie; _TOO_LONG beyond the last.
 
     >>> _duration_index(np.array([1, 510, 511, 15_360, 15_361]), 480).tolist()
@@ -205,38 +284,34 @@ def _duration_index(ticks: np.ndarray, ticks_per_quarter: int) -> np.ndarray:
     return _NEAREST_DURATION[np.minimum(half_steps, 2 * _LONGEST_STEPS + 1, out=half_steps)]
 
 
-def _merge(packed: np.ndarray) -> tuple[np.ndarray, int]:
+def _merge(packed: np.ndarray) -> np.ndarray:
     """Sort notes; of those equal in instrument, pitch and onset keep the longest and loudest.
 
     Args:
         packed: (N,) notes as `_pack` makes them; sorted in place.
-
-    Returns:
-        the notes that stay, and how many went.
     """
     packed.sort()
     place = packed >> _SOUND_BITS
     is_last = np.ones(len(place), bool)
     np.not_equal(place[1:], place[:-1], out=is_last[:-1])
     last = np.flatnonzero(is_last)
-    num_merged = len(packed) - len(last)
-    if num_merged:
+    if len(last) < len(packed):
         # The last of a run is the longest, but not always the loudest.
         first = np.concatenate([[0], last[:-1] + 1])
         velocity_mask = (1 << _VELOCITY_BITS) - 1
         loudest = np.maximum.reduceat(packed & velocity_mask, first)
         packed = packed[last] & ~velocity_mask | loudest
-    return packed, num_merged
+    return packed
 
 
-def _cut_durations(packed: np.ndarray) -> tuple[np.ndarray, int, int]:
+def _cut_durations(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Let every note end by the next onset of its instrument and pitch, and inside the table.
 
     Args:
         packed: (N,) notes, ascending.
 
     Returns:
-        the notes, how many were cut, how many capped.
+        the notes, and (N,) bool each, which of them were cut and which capped.
     """
     duration = (packed >> _VELOCITY_BITS) & ((1 << _DURATION_BITS) - 1)
     is_capped = duration == _TOO_LONG
@@ -247,10 +322,9 @@ def _cut_durations(packed: np.ndarray) -> tuple[np.ndarray, int, int]:
     gap[-1] = _LONGEST_STEPS
     longest = _DURATION_WITHIN[np.minimum(gap, _LONGEST_STEPS, out=gap)]
     shorter = np.minimum(duration, longest)
-    num_capped = int(np.count_nonzero(is_capped))
     # What is only too long for the table is capped and not cut.
-    num_cut = int(np.count_nonzero(longest < duration - is_capped))
-    return packed + ((shorter - duration) << _VELOCITY_BITS), num_cut, num_capped
+    is_cut = longest < duration - is_capped
+    return packed + ((shorter - duration) << _VELOCITY_BITS), is_cut, is_capped
 
 
 def _canonical_columns(
@@ -266,7 +340,7 @@ def _canonical_columns(
     voice = packed >> (_TIME_BITS + _SOUND_BITS)
     ordered = bar.astype(np.int64)
     ordered <<= _INSTRUMENT_BITS
-    ordered |= voice >> _PITCH_BITS
+    ordered |= (voice >> _PITCH_BITS) & ((1 << _INSTRUMENT_BITS) - 1)
     ordered <<= _ONSET_BITS
     ordered |= onset_steps
     ordered <<= _PITCH_BITS
@@ -288,39 +362,3 @@ def _canonical_columns(
         "instrument": take_lowest(_INSTRUMENT_BITS),
         "bar": ordered.astype(np.int32),
     }
-
-
-def _bar_tempos(
-    tempos: Tempos, bar_start_steps: np.ndarray, ticks_per_quarter: int
-) -> tuple[np.ndarray, int]:
-    """One tempo for each bar, which keeps the bar's length in seconds.
-
-    Args:
-        tempos: tempo changes.
-        bar_start_steps: (num_bars + 1,) bar lines, the last one the end.
-        ticks_per_quarter: resolution of the tempo events.
-
-    Returns:
-        (num_bars,) float64 quarters per minute, and how many changes fell inside a bar.
-    """
-    if len(tempos) < 2 and not tempos.onset_ticks.any():
-        only_bpm = tempos.bpm[0] if len(tempos) else DEFAULT_TEMPO_BPM
-        return np.full(len(bar_start_steps) - 1, only_bpm), 0
-    line_quarters = bar_start_steps / STEPS_PER_QUARTER
-    num_quarters = line_quarters[1:] - line_quarters[:-1]
-    change_quarters = tempos.onset_ticks / ticks_per_quarter
-    # The clock is a broken line through the changes; one more point carries it past the end.
-    end = max(change_quarters[-1], line_quarters[-1]) + 1.0
-    knots, bpm = np.concatenate([change_quarters, [end]]), tempos.bpm
-    if change_quarters[0] > 0:
-        knots = np.concatenate([[0.0], knots])
-        bpm = np.concatenate([[DEFAULT_TEMPO_BPM], bpm])
-    clock = np.zeros(len(knots))
-    np.cumsum((knots[1:] - knots[:-1]) * _SECONDS_PER_MINUTE / bpm, out=clock[1:])
-    line_seconds = np.interp(line_quarters, knots, clock)
-    bar_bpm = num_quarters * _SECONDS_PER_MINUTE / (line_seconds[1:] - line_seconds[:-1])
-
-    change_steps = _to_steps(tempos.onset_ticks, ticks_per_quarter)
-    line = bar_start_steps.searchsorted(change_steps, side="right") - 1
-    is_inside = (bar_start_steps[line] != change_steps) & (change_quarters < line_quarters[-1])
-    return bar_bpm, int(np.count_nonzero(is_inside))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from meloformer.midi.grid import NUM_INSTRUMENTS, STEPS_PER_QUARTER
-from meloformer.midi.harmony import estimate_key
+from meloformer.midi.harmony import estimate_keys
+from meloformer.midi.joined import JoinedPieces
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.tokens.vocabulary import (
     BOS,
@@ -55,16 +56,37 @@ class Attributes:
 
 def attributes_of(quantised: QuantisedPiece) -> Attributes:
     """Everything that can be said of a piece with at least one note."""
-    num_quarters = quantised.bar_start_steps[-1] / STEPS_PER_QUARTER
-    sounding = np.bincount(quantised.instrument)
-    return Attributes(
-        metre=int(quantised.bar_metre[0]),
-        tempo=int(quantised.bar_tempo[0]),
-        key=estimate_key(quantised),
-        length=int(length_bin(quantised.num_bars)),
-        density=density_bin(quantised.num_notes / num_quarters),
-        instruments=tuple(np.flatnonzero(sounding).tolist()),
-    )
+    return joined_attributes(JoinedPieces.of(quantised))[0]
+
+
+def joined_attributes(joined: JoinedPieces) -> list[Attributes]:
+    """`attributes_of` each of several pieces."""
+    music = joined.music
+    num_quarters = (joined.end_steps - joined.start_steps) / STEPS_PER_QUARTER
+    sounding = np.bincount(
+        joined.piece_of_note * NUM_INSTRUMENTS + music.instrument,
+        minlength=len(joined) * NUM_INSTRUMENTS,
+    ).reshape(-1, NUM_INSTRUMENTS)
+    first_bar = joined.first_bar[:-1]
+    return [
+        Attributes(
+            metre=metre,
+            tempo=tempo,
+            key=key,
+            length=length,
+            density=density_bin(density),
+            instruments=tuple(np.flatnonzero(notes).tolist()),
+        )
+        for metre, tempo, key, length, density, notes in zip(
+            music.bar_metre[first_bar].tolist(),
+            music.bar_tempo[first_bar].tolist(),
+            estimate_keys(joined),
+            np.asarray(length_bin(joined.num_bars)).tolist(),
+            (joined.num_notes / num_quarters).tolist(),
+            sounding,
+            strict=True,
+        )
+    ]
 
 
 def write_prefix(attributes: Attributes, start: int = BOS) -> np.ndarray:

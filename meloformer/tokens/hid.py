@@ -9,17 +9,19 @@ could say, another one row per bar; masks of the same shapes say which ones they
 row gives the tokens of the notes, into which those of the bars are set.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from meloformer.errors import TokenError
 from meloformer.midi.grid import DURATION_STEPS, VELOCITIES
-from meloformer.midi.harmony import bar_chords
+from meloformer.midi.harmony import joined_bar_chords
+from meloformer.midi.joined import JoinedPieces
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.tokens.attributes import (
     Attributes,
-    attributes_of,
+    joined_attributes,
     prefix_length,
     write_prefix,
 )
@@ -52,10 +54,41 @@ def encode(quantised: QuantisedPiece, attributes: Attributes | None = None) -> n
     """
     if not quantised.num_notes:
         raise TokenError("a piece without notes has no tokens; allowed: at least one note")
-    if attributes is None:
-        attributes = attributes_of(quantised)
-    bars = encode_bars(quantised, bar_chords(quantised))
-    return np.concatenate([write_prefix(attributes), bars, np.array([EOS], dtype=np.uint16)])
+    joined = JoinedPieces.of(quantised)
+    said = joined_attributes(joined) if attributes is None else [attributes]
+    return encode_pieces(joined, said)[0].ids
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPiece:
+    """Tokens of a whole piece.
+
+    Args:
+        ids: (T,) uint16, BOS to EOS.
+        bar_starts: (num_bars + 1,) int32, as `windows.bar_starts` finds them.
+    """
+
+    ids: np.ndarray
+    bar_starts: np.ndarray
+
+
+def encode_pieces(joined: JoinedPieces, attributes: Sequence[Attributes]) -> list[EncodedPiece]:
+    """Tokens of each of several pieces.
+
+    Args:
+        joined: canonical pieces, each with at least one note.
+        attributes: what each prefix says.
+    """
+    bars, starts = _encode_bars(joined, joined_bar_chords(joined))
+    eos = np.array([EOS], np.uint16)
+    encoded = []
+    ends = joined.first_bar.tolist()
+    for said, first, last in zip(attributes, ends[:-1], ends[1:], strict=True):
+        prefix = write_prefix(said)
+        ids = np.concatenate([prefix, bars[starts[first] : starts[last]], eos])
+        own_starts = starts[first : last + 1] + np.int32(len(prefix) - starts[first])
+        encoded.append(EncodedPiece(ids, own_starts))
+    return encoded
 
 
 def encode_bars(quantised: QuantisedPiece, chords: np.ndarray) -> np.ndarray:
@@ -65,7 +98,12 @@ def encode_bars(quantised: QuantisedPiece, chords: np.ndarray) -> np.ndarray:
         quantised: canonical; empty bars are written, wherever they are.
         chords: (num_bars,) 0..84, what the bar tokens carry.
     """
-    q = quantised
+    return _encode_bars(JoinedPieces.of(quantised), chords)[0]
+
+
+def _encode_bars(joined: JoinedPieces, chords: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of all bars, and (num_bars + 1,) int32 where each starts; the last entry is the end."""
+    q = joined.music
     tokens = np.empty((q.num_notes, len(_NOTE_COLUMNS)), np.uint16)
     tokens[:, 0] = q.instrument + OFFSET[Kind.INSTRUMENT]
     tokens[:, 1] = q.onset_steps + OFFSET[Kind.ONSET]
@@ -87,13 +125,18 @@ def encode_bars(quantised: QuantisedPiece, chords: np.ndarray) -> np.ndarray:
     in_header = np.ones(header.shape, bool)
     in_header[:, 1] = _changes(q.bar_metre)
     in_header[:, 2] = _changes(q.bar_tempo)
+    in_header[joined.first_bar[:-1]] = True  # a piece knows nothing of the one before
+    header_length = in_header.sum(axis=1)
     notes_before_bar = q.bar.searchsorted(np.arange(q.num_bars, dtype=q.bar.dtype))
     tokens_before_bar = said.searchsorted(notes_before_bar * len(_NOTE_COLUMNS))
-    return _inserted(
+    merged = _inserted(
         tokens.ravel()[said],
-        tokens_before_bar.repeat(in_header.sum(axis=1)),
+        tokens_before_bar.repeat(header_length),
         header.ravel()[np.flatnonzero(in_header)],
     )
+    starts = np.full(q.num_bars + 1, len(merged), np.int32)
+    starts[:-1] = tokens_before_bar + np.cumsum(header_length) - header_length
+    return merged, starts
 
 
 def decode(ids: np.ndarray) -> QuantisedPiece:

@@ -6,10 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meloformer.midi.grid import METRE_INDEX, METRE_STEPS, METRES
-from meloformer.midi.harmony import CHORD_INTERVALS, NO_CHORD, bar_chords, estimate_key
+from meloformer.midi.harmony import (
+    CHORD_INTERVALS,
+    NO_CHORD,
+    bar_chords,
+    estimate_key,
+    estimate_keys,
+    joined_bar_chords,
+)
+from meloformer.midi.joined import JoinedPieces
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.tokens import vocabulary
-from tests.midi.pieces import canonical_piece
+from tests.midi.pieces import canonical_piece, canonical_pieces
 
 FOUR_FOUR = METRE_INDEX[4, 4]
 
@@ -123,3 +131,11 @@ def test_a_chord_shares_two_notes_with_what_sounds_in_its_bar(piece: QuantisedPi
             continue
         root, quality = divmod(chord, len(CHORD_INTERVALS))
         assert len(sounding & {(root + i) % 12 for i in CHORD_INTERVALS[quality]}) >= 2
+
+
+@given(st.lists(canonical_pieces(), min_size=2, max_size=4))
+def test_no_piece_is_heard_in_the_one_behind_it(pieces: list[QuantisedPiece]):
+    joined = JoinedPieces.join(pieces)
+    alone = np.concatenate([bar_chords(piece) for piece in pieces])
+    assert joined_bar_chords(joined).tolist() == alone.tolist()
+    assert estimate_keys(joined) == [estimate_key(piece) for piece in pieces]

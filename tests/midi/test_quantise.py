@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from meloformer.midi import limits
 from meloformer.midi.grid import DURATION_STEPS, METRES, STEPS_PER_QUARTER, TEMPOS_BPM
 from meloformer.midi.piece import NO_PEDAL, Pedal, Piece, build_piece, build_track
-from meloformer.midi.quantise import _duration_index, quantise, quantise_counted
+from meloformer.midi.quantise import (
+    _duration_index,
+    quantise,
+    quantise_counted,
+    quantise_pieces,
+)
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.midi.read import read_midi
 from meloformer.midi.render import to_piece
@@ -287,3 +292,10 @@ def test_any_resolution_gives_the_same_quarters(ticks_per_quarter: int):
     quantised = quantise(piece)
     assert quantised.onset_steps.tolist() == [0, 24, 48, 72] * 2 + [0]
     assert set(quantised.duration_steps.tolist()) == {24}
+
+
+@given(st.lists(pieces_in_ticks(), min_size=2, max_size=5), st.booleans())
+def test_pieces_quantised_together_are_as_each_alone(pieces: list[Piece], pedal: bool):
+    joined, counts = quantise_pieces(pieces, pedal=pedal)
+    together = [(joined.piece(index), counts[index]) for index in range(len(joined))]
+    assert together == [quantise_counted(piece, pedal=pedal) for piece in pieces]

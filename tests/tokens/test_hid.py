@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 from meloformer.errors import TokenError
 from meloformer.midi.grid import METRE_INDEX
 from meloformer.midi.harmony import bar_chords, estimate_key
-from meloformer.tokens.attributes import Attributes, read_prefix
-from meloformer.tokens.hid import decode, decode_bar, encode, encode_bars
+from meloformer.midi.joined import JoinedPieces
+from meloformer.midi.quantised import QuantisedPiece
+from meloformer.tokens.attributes import Attributes, attributes_of, joined_attributes, read_prefix
+from meloformer.tokens.hid import decode, decode_bar, encode, encode_bars, encode_pieces
 from meloformer.tokens.vocabulary import (
     INDEX_OF,
     KIND_OF,
@@ -162,3 +164,14 @@ def test_decode_refuses_a_bar_that_the_sequence_does_not_have():
     ids = encode(piece_of([5], [40], [(0, 1, 0, 60, 1, 2)]))
     with pytest.raises(TokenError, match=r"bar 1: allowed 0\.\.0"):
         decode_bar(ids, 1)
+
+
+@given(st.lists(quantised_pieces(), min_size=2, max_size=4))
+def test_pieces_encoded_together_are_as_each_alone(pieces: list[QuantisedPiece]):
+    joined = JoinedPieces.join(pieces)
+    attributes = joined_attributes(joined)
+    assert attributes == [attributes_of(piece) for piece in pieces]
+    for piece, together in zip(pieces, encode_pieces(joined, attributes), strict=True):
+        assert together.ids.tolist() == encode(piece).tolist()
+        assert together.bar_starts.tolist() == bar_starts(together.ids).tolist()
+        assert together.bar_starts.dtype == bar_starts(together.ids).dtype
