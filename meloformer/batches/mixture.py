@@ -19,6 +19,7 @@ class _Copy:
 
     index: PieceIndex
     share: float
+    left_out: np.ndarray
 
 
 class Mixture:
@@ -32,24 +33,35 @@ class Mixture:
         parts: the splits.
         weights: passes over each split in an epoch, in the order of the splits.
         seed: of the choice of pieces where a weight is no whole number.
+        left_out: numbers of the pieces of each split that no epoch takes, ascending.
 
     Raises:
         ConfigError: not one weight for each split, or one that is not above 0.
     """
 
-    def __init__(self, parts: Sequence[PieceIndex], weights: Sequence[float], seed: int) -> None:
+    def __init__(
+        self,
+        parts: Sequence[PieceIndex],
+        weights: Sequence[float],
+        seed: int,
+        left_out: Sequence[np.ndarray] = (),
+    ) -> None:
         check_weights(len(parts), weights)
+        left_out = left_out or [np.zeros(0, np.int64) for _ in parts]
         self._copies: list[_Copy] = []
-        for part, weight in zip(parts, weights, strict=True):
-            self._copies += [_Copy(part, 1.0)] * int(weight)
+        for part, weight, out in zip(parts, weights, left_out, strict=True):
+            self._copies += [_Copy(part, 1.0, out)] * int(weight)
             if weight % 1:
-                self._copies.append(_Copy(part, weight % 1))
+                self._copies.append(_Copy(part, weight % 1, out))
         self._seed = seed
         self._first_piece = [0, *accumulate(copy.index.num_pieces for copy in self._copies)]
         self._first_shard = [0, *accumulate(copy.index.num_shards for copy in self._copies)]
         described = [[part.fingerprint, w] for part, w in zip(parts, weights, strict=True)]
-        text = json.dumps([seed, described])
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([seed, described]).encode())
+        for number, out in enumerate(left_out):
+            if len(out):
+                digest.update(np.array([number, *out], "<i8").tobytes())
+        self.fingerprint = digest.hexdigest()
 
     @property
     def num_pieces(self) -> int:
@@ -95,12 +107,18 @@ class Mixture:
         """
         number, own = self._shard(shard)
         copy = self._copies[number]
+        pieces = copy.index.pieces_of_shard(own)
         if copy.share == 1.0:
-            return copy.index.chosen(own, epoch)
-        num_rows = len(copy.index.pieces_of_shard(own))
-        random = np.random.default_rng([self._seed, number, own])
-        place = (random.permutation(num_rows) + random.random()) / num_rows
-        return np.flatnonzero((place + epoch * copy.share) % 1.0 < copy.share)
+            rows = copy.index.chosen(own, epoch)
+        else:
+            random = np.random.default_rng([self._seed, number, own])
+            place = (random.permutation(len(pieces)) + random.random()) / len(pieces)
+            rows = np.flatnonzero((place + epoch * copy.share) % 1.0 < copy.share)
+        first, end = np.searchsorted(copy.left_out, [pieces.start, pieces.stop])
+        if first == end:
+            return rows
+        rows = np.arange(len(pieces)) if rows is None else rows
+        return np.setdiff1d(rows, copy.left_out[first:end] - pieces.start, assume_unique=True)
 
     def lengths(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """See `PieceIndex`."""
@@ -112,10 +130,20 @@ class Mixture:
         index, own = self._piece(piece)
         return index.bar_starts(own)
 
+    def keys_of_shard(self, shard: int) -> np.ndarray:
+        """See `PieceIndex`."""
+        number, own = self._shard(shard)
+        return self._copies[number].index.keys_of_shard(own)
+
     def key(self, piece: int) -> str:
         """See `PieceIndex`."""
         index, own = self._piece(piece)
         return index.key(own)
+
+    def describe(self, piece: int) -> str:
+        """See `PieceIndex`."""
+        index, own = self._piece(piece)
+        return index.describe(own)
 
     def read(self, piece: int) -> np.ndarray:
         """See `PieceIndex`."""

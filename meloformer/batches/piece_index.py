@@ -47,8 +47,14 @@ class PieceIndex(Protocol):
         last entry is the end without EOS.
         """
 
+    def keys_of_shard(self, shard: int) -> np.ndarray:
+        """(P,) bytes, hashes of the notes of each piece of a shard: exact copies have one key."""
+
     def key(self, piece: int) -> str:
-        """Name of the piece, for messages."""
+        """Key of one piece."""
+
+    def describe(self, piece: int) -> str:
+        """Where a piece lies and which file it came from, for messages."""
 
     def read(self, piece: int) -> np.ndarray:
         """uint16 ids of the whole piece."""

@@ -63,9 +63,17 @@ class SimulatedSplit:
         """See `PieceIndex`."""
         return self._starts[piece % self._pieces_per_shard]
 
+    def keys_of_shard(self, shard: int) -> np.ndarray:
+        """See `PieceIndex`."""
+        return np.array([self.key(piece) for piece in self.pieces_of_shard(shard)], dtype="S24")
+
     def key(self, piece: int) -> str:
         """See `PieceIndex`."""
         return f"{piece:024x}"
+
+    def describe(self, piece: int) -> str:
+        """See `PieceIndex`."""
+        return f"simulated piece {self.key(piece)}"
 
     def read(self, piece: int) -> np.ndarray:
         """Tokens with those lengths: one long chord in every bar."""

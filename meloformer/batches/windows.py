@@ -174,9 +174,9 @@ def bar_too_long(index: PieceIndex, piece: int, bar: int, max_tokens: int) -> Ba
     """The refusal of a bar that no row can hold."""
     needed = bar_lines(index, piece).tokens(bar, bar + 1)
     return BatchError(
-        f"piece {index.key(piece)}, bar {bar}: {needed} tokens with its prefix, "
-        f"a row takes {max_tokens}; raise --max_seq_len to at least {needed}, "
-        "or build the shards without this piece"
+        f"{index.describe(piece)}: bar {bar + 1} takes {needed} tokens with its prefix, a row "
+        f"{max_tokens}; raise --max_seq_len to at least {needed}, or build the shards again with "
+        f"--max_bar_tokens {max_tokens}, which leaves such pieces out"
     )
 
 

@@ -133,6 +133,15 @@ class SplitIndex:
         shard, row = self._place(piece)
         return self._indices[shard].arrays.keys[row].decode()
 
+    def keys_of_shard(self, shard: int) -> np.ndarray:
+        """(P,) bytes, name of each piece of a shard."""
+        return self._indices[shard].arrays.keys
+
+    def describe(self, piece: int) -> str:
+        """Where a piece lies and which file it came from, for messages."""
+        shard, _ = self._place(piece)
+        return f"{self._name(shard)}: piece {self.key(piece)} (from {self.facts(piece)['source']})"
+
     def keys(self) -> list[str]:
         """Names of all pieces; for splits that fit into memory."""
         return [

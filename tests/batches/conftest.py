@@ -64,8 +64,14 @@ class SimulatedIndex:
         edges = np.concatenate([[0], np.cumsum(self.bar_tokens[piece])])
         return (edges + self.prefix[piece]).astype(np.int32)
 
+    def keys_of_shard(self, shard: int) -> np.ndarray:
+        return np.array([self.key(p) for p in self.pieces_of_shard(shard)], dtype="S24")
+
     def key(self, piece: int) -> str:
         return f"{piece:08x}"
+
+    def describe(self, piece: int) -> str:
+        return f"piece {self.key(piece)}"
 
     def read(self, piece: int) -> np.ndarray:
         raise NotImplementedError("a simulated piece has no tokens")

@@ -171,8 +171,8 @@ def test_a_bar_longer_than_a_row_is_refused_by_name_and_remedy(simulated, collat
     bar = int(index.bars[3]) - 1
     needed = bar_lines(index, 3).tokens(bar, bar + 1)
     message = (
-        f"piece 00000003, bar {bar}: {needed} tokens .* takes 100; "
-        f"raise --max_seq_len to at least {needed}"
+        f"piece 00000003: bar {bar + 1} takes {needed} tokens .* a row 100; "
+        f"raise --max_seq_len to at least {needed}, .* --max_bar_tokens 100"
     )
     with pytest.raises(BatchError, match=message):
         list(iterate_steps(index, config))
