@@ -6,46 +6,39 @@ on disk under its name only when it is whole, so that a killed build goes on.
 """
 
 import json
-import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from meloformer.errors import ShardError
 from meloformer.shards.card import data_card
 from meloformer.shards.chunks import convert_chunks, cut_chunks
-from meloformer.shards.copies import KNOWN, Kept, read_rows, separate_copies, signed
+from meloformer.shards.copies import Kept, separate_copies, signed
 from meloformer.shards.guard import FileLimits
 from meloformer.shards.known import KnownPieces
+from meloformer.shards.left_out import JOINS_TWO_SPLITS, LeftOut, write_rejected
 from meloformer.shards.manifest import (
     CARD_NAME,
     FORMAT_VERSION,
-    REJECTED_NAME,
     InputEntry,
     Manifest,
     ShardSettings,
     flat_settings,
 )
+from meloformer.shards.notes import read_note, write_note
 from meloformer.shards.output import check_append, check_output
 from meloformer.shards.placing import Placed, place_pieces
 from meloformer.shards.pool import Run
 from meloformer.shards.report import write_report
 from meloformer.shards.sources import Source, Survey
 from meloformer.shards.spill import (
-    RECORD,
     ChunkTable,
     load_chunk,
-    piece_facts,
-    rejected_line,
-    write_whole,
 )
-from meloformer.shards.staging import Staging, staged
+from meloformer.shards.staging import BuildStoppedError, Staging, staged
 from meloformer.shards.writing import placed_facts, write_splits
 from meloformer.tokens import vocabulary
 
@@ -57,10 +50,33 @@ FOUND = "converted before"
 CONVERTING = "converting"
 SORTING = "sorting"
 
-# Reason of a file that resembles pieces of two splits of the folder it would be added to.
-JOINS_TWO_SPLITS = "joins_two_splits"
 
-_COPY_PAIR = np.dtype((RECORD, (2,)))
+@dataclass(frozen=True)
+class Rejection:
+    """How many files a reason took, and the first of them."""
+
+    reason: str
+    count: int
+    path: str
+    detail: str
+
+
+class NothingUsableError(ShardError):
+    """All files were rejected.
+
+    Args:
+        name: of the input.
+        num_files: of it.
+        rejections: the reasons, the most frequent first.
+    """
+
+    def __init__(self, name: str, num_files: int, rejections: Sequence[Rejection]) -> None:
+        reasons = ", ".join(f"{found.count} {found.reason}" for found in rejections)
+        super().__init__(
+            f"no usable MIDI in {name}: all {num_files} files were rejected ({reasons}); give "
+            "another --midi, or other limits (--help names them with their defaults)"
+        )
+        self.rejections = rejections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +168,8 @@ def _write_report(
     with staged(folder / "pieces", note, overwrite=True) as staging:
         sorted_ = _sort(source, survey, KnownPieces.none(), settings, staging.work, run, options)
         pieces = placed_facts(sorted_.placed, sorted_.spill)
-        write_report(folder, pieces, sorted_.rejected, sorted_.num_copies, title=source.name)
+        num_copies = sorted_.left_out.num_copies
+        write_report(folder, pieces, sorted_.rejected, num_copies, title=source.name)
         staging.discard()
 
 
@@ -166,17 +183,12 @@ class _Sorted:
     totals: "_Totals"
     kept: Kept
     placed: Placed
-    left_out: set[tuple[int, int]]
-    num_left_out: int
-
-    @property
-    def num_copies(self) -> int:
-        """Exact copies of pieces that stay."""
-        return self.kept.num_copies - (self.num_left_out - self.placed.num_joining)
+    left_out: LeftOut
 
     @property
     def rejected(self) -> Counter[str]:
-        return +(self.totals.rejected + Counter({JOINS_TWO_SPLITS: self.num_left_out}))
+        """Files by reason."""
+        return +(self.totals.rejected + Counter({JOINS_TWO_SPLITS: self.left_out.num_joining}))
 
 
 def _sort(
@@ -199,9 +211,8 @@ def _sort(
     kept = separate_copies(rows, known.num_pieces + totals.num_pieces, work)
     placed = place_pieces(kept, known, settings, work)
     options.on_progress(SORTING, 1, 1)
-    left_out = _left_out(placed)
-    num_left_out = placed.num_joining + sum(1 for _ in _copies_of(kept, left_out))
-    return _Sorted(spill, tables, licences, totals, kept, placed, left_out, num_left_out)
+    left_out = LeftOut(kept, placed, known, spill)
+    return _Sorted(spill, tables, licences, totals, kept, placed, left_out)
 
 
 def _build(
@@ -216,13 +227,8 @@ def _build(
     found = _sort(source, survey, known, settings, staging.work, run, options)
     kept, placed, spill = found.kept, found.placed, found.spill
     splits = write_splits(placed, kept, known, spill, staging, settings, run, options.on_progress)
-    joining = chain(_records(placed.joining), _copies_of(kept, found.left_out))
-    lines = chain(
-        (line for table in found.tables() for line in table.rejected_lines),
-        _copy_lines(kept, known, spill, found.left_out),
-        _joining_lines(joining, spill),
-    )
-    _write_rejected(staging.folder, known.folder, lines)
+    unusable = (line for table in found.tables() for line in table.rejected_lines)
+    write_rejected(staging.folder, known.folder, chain(unusable, found.left_out.lines()))
     base = known.manifest()
     made_from = InputEntry(
         name=source.name,
@@ -234,7 +240,7 @@ def _build(
         settings=settings,
         inputs=(*(base.inputs if base else ()), made_from),
         num_in=found.totals.num_files + (base.num_in if base else 0),
-        num_duplicates=found.num_copies + (base.num_duplicates if base else 0),
+        num_duplicates=found.left_out.num_copies + (base.num_duplicates if base else 0),
         rejected=dict(+(found.rejected + Counter(base.rejected if base else {}))),
         quantised=dict(found.totals.counts + Counter(base.quantised if base else {})),
         num_clusters=placed.num_clusters,
@@ -256,7 +262,7 @@ def _convert(
 ) -> tuple[Callable[[], Iterator[ChunkTable]], tuple[str, ...]]:
     """Convert what is not converted yet; a walk through all chunks, and the licences met."""
     done_path = spill / "done.json"
-    if not done_path.exists():
+    if (done := _read_done(done_path)) is None:
         num_done = num_found = 0
         options.on_progress(CONVERTING, 0, survey.num_files)
 
@@ -280,18 +286,30 @@ def _convert(
             on_found=on_found,
             on_done=on_done,
         )
-        write_whole(done_path, json.dumps([num_chunks, source.licences()]).encode())
-    num_chunks, licences = json.loads(done_path.read_text())
+        done = num_chunks, source.licences()
+        write_note(done_path, done)
+    num_all, licences = done
 
     def tables() -> Iterator[ChunkTable]:
-        for chunk in range(num_chunks):
+        for chunk in range(num_all):
             table = load_chunk(spill, chunk)
             if table is None:
                 done_path.unlink()
-                raise OSError(f"chunk {chunk} of {spill} was damaged since it was written")
+                raise BuildStoppedError(
+                    f"chunk {chunk} of {spill} was damaged since it was written; give the same "
+                    "command again, which converts its files again, and check the disk"
+                )
             yield table
 
-    return tables, tuple(licences)
+    return tables, licences
+
+
+def _read_done(path: Path) -> tuple[int, tuple[str, ...]] | None:
+    """Number of chunks, and the licences met; None where the conversion has to be gone through."""
+    match read_note(path):
+        case [int(num_chunks), list(licences)]:
+            return num_chunks, tuple(licences)
+    return None
 
 
 @dataclass(frozen=True)
@@ -318,77 +336,13 @@ class _Totals:
 
 def _nothing_usable(
     source: Source, totals: _Totals, tables: Callable[[], Iterator[ChunkTable]]
-) -> ShardError:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in totals.rejected.most_common(5))
-    first = next(line for table in tables() for line in table.rejected_lines)
-    return ShardError(
-        f"no usable MIDI in {source.name}: all {totals.num_files} files were rejected ({reasons}), "
-        f"the first as {first.strip()}; give another --midi"
-    )
-
-
-def _left_out(placed: Placed) -> set[tuple[int, int]]:
-    """Chunk and row of the pieces that would join two splits."""
-    return {(int(record["chunk"]), int(record["row"])) for record in _records(placed.joining)}
-
-
-def _records(path: Path) -> Iterator[np.void]:
-    for block in read_rows(path, RECORD):
-        yield from block
-
-
-def _copies(kept: Kept) -> Iterator[np.ndarray]:
-    """Each copy with what it repeats."""
-    for block in read_rows(kept.copies, _COPY_PAIR):
-        yield from block.reshape(-1, 2)
-
-
-def _copies_of(kept: Kept, left_out: set[tuple[int, int]]) -> Iterator[np.void]:
-    """Copies of pieces that are left out: they repeat nothing that is there."""
-    if left_out:
-        for copy, original in _copies(kept):
-            if (int(original["chunk"]), int(original["row"])) in left_out:
-                yield copy
-
-
-def _copy_lines(
-    kept: Kept, known: KnownPieces, spill: Path, left_out: set[tuple[int, int]]
-) -> Iterator[str]:
-    for copy, original in _copies(kept):
-        if (int(original["chunk"]), int(original["row"])) in left_out:
-            continue
-        repeats = (
-            known.source(int(original["row"]))
-            if original["chunk"] == KNOWN
-            else piece_facts(spill, original)["source"]
-        )
-        yield rejected_line(
-            {
-                "path": piece_facts(spill, copy)["source"],
-                "reason": "duplicate",
-                "repeats": repeats,
-                "key": original["key"].decode(),
-            }
-        )
-
-
-def _joining_lines(records: Iterator[np.void], spill: Path) -> Iterator[str]:
-    for record in records:
-        yield rejected_line(
-            {
-                "path": piece_facts(spill, record)["source"],
-                "reason": JOINS_TWO_SPLITS,
-                "detail": "resembles pieces of two splits; near copies stand in one",
-                "key": record["key"].decode(),
-            }
-        )
-
-
-def _write_rejected(folder: Path, base: Path | None, lines: Iterator[str]) -> None:
-    path = folder / REJECTED_NAME
-    if base is not None:
-        shutil.copyfile(base / REJECTED_NAME, path)
-    with path.open("a" if base is not None else "w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
+) -> NothingUsableError:
+    first: dict[str, Rejection] = {}
+    for entry in (json.loads(line) for table in tables() for line in table.rejected_lines):
+        reason = entry["reason"]
+        count = totals.rejected[reason]
+        first.setdefault(reason, Rejection(reason, count, entry["path"], entry["detail"]))
+        if len(first) == len(totals.rejected):
+            break
+    rejections = sorted(first.values(), key=lambda rejection: (-rejection.count, rejection.reason))
+    return NothingUsableError(source.name, totals.num_files, rejections)

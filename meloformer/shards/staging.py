@@ -23,6 +23,7 @@ from meloformer.shards.manifest import (
     load_manifest,
     sha256_of,
 )
+from meloformer.shards.notes import read_note, sync_folder, write_note
 from meloformer.shards.sources import InputLostError
 
 _FINISHED = "finished"  # in the note: sum of the manifest that is about to take its place
@@ -54,6 +55,7 @@ class Staging:
         name = self.output.name
         self.folder = self.output.parent / f".{name}.building"
         self._note = self.output.parent / f".{name}.building.json"
+        self._lock_file = self.output.parent / f".{name}.building.lock"
         self._replaced = self.output.parent / f".{name}.replaced"
 
     @property
@@ -62,8 +64,12 @@ class Staging:
         return self.folder / "work"
 
     def is_complete(self) -> bool:
-        """All is written, and only the name is wrong."""
-        return (self.folder / MANIFEST_NAME).is_file()
+        """All is written, and only the name is wrong; not where a file has been cut short since."""
+        try:
+            check_files(self.folder, load_manifest(self.folder))
+        except ShardError:
+            return False
+        return True
 
     def was_finished(self) -> bool:
         """The build was killed after its folder had taken its place."""
@@ -90,20 +96,21 @@ class Staging:
             note = self.read_note() or {}
             self._write_note(note | {_FINISHED: _manifest_sum(self.folder)})
             shutil.rmtree(self.work, ignore_errors=True)
+            sync_folder(self.folder)
             if (self.output / MANIFEST_NAME).is_file():
                 shutil.rmtree(self._replaced, ignore_errors=True)
                 self.output.rename(self._replaced)
             self.folder.rename(self.output)  # an empty folder gives way, anything else is an error
+            sync_folder(self.output.parent)
         shutil.rmtree(self._replaced, ignore_errors=True)
         self._note.unlink(missing_ok=True)
         return load_manifest(self.output)
 
     def discard(self) -> None:
         """Forget the build: what it was made from has to change first."""
-        self._note.write_text("")
+        self._note.unlink(missing_ok=True)
         self._restore_replaced()
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._note.unlink(missing_ok=True)
 
     def _restore_replaced(self) -> None:
         """Where a build was killed between its two renames, the output is what it was before."""
@@ -111,22 +118,17 @@ class Staging:
             self._replaced.rename(self.output)
 
     def _write_note(self, note: dict[str, Any]) -> None:
-        # Into the same file, which is locked; one cut short counts as none.
-        self._note.write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")
+        self.work.mkdir(parents=True, exist_ok=True)
+        write_note(self._note, note, beside=self.work)
 
     def read_note(self) -> dict[str, Any] | None:
-        """What was being built; None where nothing was."""
-        try:
-            return json.loads(self._note.read_text(encoding="utf-8") or "null")
-        except (OSError, ValueError):
-            return None
+        """What was being built; None where nothing was, or nobody can tell."""
+        note = read_note(self._note)
+        return note if isinstance(note, dict) else None
 
     def begin(self, note: dict[str, Any]) -> None:
         """Start afresh; the note is written last, so that it never tells of what is not there."""
-        self._note.write_text("")
-        self._restore_replaced()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.work.mkdir(parents=True)
+        self.discard()
         self._write_note(note)
 
     @contextmanager
@@ -139,15 +141,16 @@ class Staging:
         finally:
             if not self.folder.exists():  # nothing is left that the note could tell of
                 self._note.unlink(missing_ok=True)
+                self._lock_file.unlink(missing_ok=True)
             os.close(descriptor)
 
     def _open_locked(self) -> int:
         while True:
-            descriptor = os.open(self._note, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 self._lock(descriptor)
-                # Another build may have ended, and its note with it, before the lock was ours.
-                if self._note.stat().st_ino == os.fstat(descriptor).st_ino:
+                # Another build may have ended, and its file with it, before the lock was ours.
+                if self._lock_file.stat().st_ino == os.fstat(descriptor).st_ino:
                     return descriptor
             except FileNotFoundError:
                 pass

@@ -1,6 +1,5 @@
 """Placed pieces to tars: the last step of a build, one job a shard."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,9 +14,10 @@ from meloformer.shards.copies import Kept, read_rows
 from meloformer.shards.fingerprints import NUM_HASHES
 from meloformer.shards.known import KnownPieces
 from meloformer.shards.manifest import SPLITS, ShardEntry, ShardSettings
+from meloformer.shards.notes import read_note, write_note
 from meloformer.shards.placing import PLACED_RECORD, Placed
 from meloformer.shards.pool import Died, Run
-from meloformer.shards.spill import piece_facts, read_piece, write_whole
+from meloformer.shards.spill import piece_facts, read_piece
 from meloformer.shards.staging import BuildStoppedError, Staging
 from meloformer.shards.tars import COPY_RECORD, shard_stem, stored_bytes, write_shard
 
@@ -103,7 +103,7 @@ def write_splits(
     on_progress(WRITING, 0, total)
     waiting = []
     for job in jobs:
-        if _entry_path(entries_folder, job).exists():
+        if _read_entry(entries_folder, job, staging.folder) is not None:
             done += job.num_pieces
         else:
             waiting.append(job)
@@ -123,10 +123,15 @@ def write_splits(
             )
         done += job.num_pieces
         on_progress(WRITING, done, total)
-    written = {
-        split: [_read_entry(entries_folder, job) for job in jobs if job.split == split]
-        for split in SPLITS
-    }
+    written: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
+    for job in jobs:
+        found = _read_entry(entries_folder, job, staging.folder)
+        if found is None:
+            raise BuildStoppedError(
+                f"{job.stem} was damaged since it was written; give the same command again, which "
+                "writes it again, and check the disk"
+            )
+        written[job.split].append(found)
     return {split: (*old[split], *written[split]) for split in SPLITS}
 
 
@@ -166,7 +171,7 @@ def _write_job(
         read_piece(spill, record, {_CLUSTER: record[_CLUSTER].decode()}) for record in records
     )
     entry = write_shard(folder, job.stem, pieces, copies)
-    write_whole(_entry_path(entries, job), json.dumps(asdict(entry)).encode())
+    write_note(_entry_path(entries, job), asdict(entry))
 
 
 # What `cluster` adds to the facts of every piece.
@@ -177,8 +182,14 @@ def _entry_path(folder: Path, job: _ShardJob) -> Path:
     return folder / f"{job.split}-{shard_stem(job.number)}.json"
 
 
-def _read_entry(folder: Path, job: _ShardJob) -> ShardEntry:
-    return ShardEntry(**json.loads(_entry_path(folder, job).read_text()))
+def _read_entry(entries: Path, job: _ShardJob, folder: Path) -> ShardEntry | None:
+    """What was written of a shard; None where it is not, or a loss of power has cut it short."""
+    try:
+        entry = ShardEntry(**read_note(_entry_path(entries, job)))
+        sizes = [(folder / name).stat().st_size for name, _, _ in entry.files()]
+    except (TypeError, FileNotFoundError):
+        return None
+    return entry if sizes == [size for _, size, _ in entry.files()] else None
 
 
 def _link(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from meloformer.errors import ShardError
-from meloformer.shards.build import BuildOptions, build_shards
+from meloformer.shards.build import BuildOptions, NothingUsableError, build_shards
 from meloformer.shards.manifest import ShardSettings, load_manifest
 from meloformer.shards.pool import local_engine
 from meloformer.shards.reader import ShardFolder
@@ -156,8 +156,15 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     midi = tmp_path / "midi"
     midi.mkdir()
     (midi / "broken.mid").write_bytes(b"MThd")
-    with pytest.raises(ShardError, match=r"no usable MIDI in midi: all 1 files .*1 unreadable"):
+    (midi / "linked.mid").symlink_to("nowhere")
+    (midi / "short.mid").write_bytes(b"MThd")
+    with pytest.raises(NothingUsableError, match=r"all 3 files were rejected \(2 .*, 1 ") as caught:
         build(midi, tmp_path / "shards")
+    assert [(found.count, found.path) for found in caught.value.rejections] == [
+        (2, "broken.mid"),
+        (1, "linked.mid"),
+    ]
+    assert all(found.reason and found.detail for found in caught.value.rejections)
     assert [path.name for path in tmp_path.iterdir()] == ["midi"]
 
 
@@ -173,7 +180,7 @@ def test_what_a_killed_build_left_is_swept_away(
 
 
 def test_two_builds_into_one_folder_do_not_mix(midi_folder: Path, tmp_path: Path) -> None:
-    descriptor = os.open(tmp_path / ".shards.building.json", os.O_RDWR | os.O_CREAT)
+    descriptor = os.open(tmp_path / ".shards.building.lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         with pytest.raises(ShardError, match="another build writes there now"):

@@ -117,3 +117,60 @@ def test_input_that_goes_away_stops_the_build_and_loses_nothing(
     (tmp_path / "away").rename(midi)
     build(midi, output)
     assert keys_of(output) == keys_of(built)
+
+
+@pytest.mark.parametrize("left", [b"[3, [", pytest.param(b"[]", marks=pytest.mark.slow)])
+def test_notes_that_a_loss_of_power_cut_short_are_done_again(
+    midi_folder: Path, built: Path, tmp_path: Path, left: bytes
+) -> None:
+    output = tmp_path / "shards"
+    note = tmp_path / ".shards.building.json"
+    staging = stop_before_the_end(midi_folder, output)
+    (staging / "manifest.json").unlink()
+    notes = [staging / "work/spill/done.json", *staging.glob("work/entries/*.json")]
+    assert len(notes) > 3
+    for path in notes:
+        assert path.is_file()
+        path.write_bytes(left)
+    build(midi_folder, output)
+    assert all_bytes(output) == all_bytes(built)
+    assert not note.exists()
+
+    shutil.rmtree(output)
+    stop_before_the_end(midi_folder, output)
+    note.write_bytes(left)
+    build(midi_folder, output)
+    assert all_bytes(output) == all_bytes(built)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train/shard-000000.tar",
+        pytest.param("manifest.json", marks=pytest.mark.slow),
+        pytest.param("valid/*.npz", marks=pytest.mark.slow),
+    ],
+)
+def test_files_that_a_loss_of_power_cut_short_are_written_again(
+    midi_folder: Path, built: Path, tmp_path: Path, name: str
+) -> None:
+    output = tmp_path / "shards"
+    path = next(stop_before_the_end(midi_folder, output).glob(name))
+    path.write_bytes(path.read_bytes()[:100])
+    build(midi_folder, output)
+    assert all_bytes(output) == all_bytes(built)
+
+
+def stop_before_the_end(midi: Path, output: Path) -> Path:
+    """Stop a build when all is written and only the name is wrong; the folder that it leaves."""
+    engine = local_engine(1)
+
+    def run(task, jobs, **options):
+        output.mkdir(exist_ok=True)
+        (output / "in the way").touch()
+        return engine(task, jobs, **options)
+
+    with pytest.raises(ShardError, match="found in the way, which came there during the build"):
+        build_shards(open_source(str(midi)), output, SETTINGS, run=run)
+    shutil.rmtree(output)
+    return output.parent / f".{output.name}.building"
