@@ -1,7 +1,7 @@
 """The same pieces through the library webdataset alone: the format is nobody's but its."""
 
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -12,8 +12,14 @@ from meloformer.shards.manifest import SPLITS
 from meloformer.shards.reader import ShardFolder
 
 
-def differences_from_webdataset(folder: ShardFolder) -> Iterator[str]:
-    """Read all shards through webdataset and compare with ours; one line a difference.
+def differences_from_webdataset(
+    folder: ShardFolder, splits: Sequence[str] = SPLITS
+) -> Iterator[str]:
+    """Read shards through webdataset and compare with ours; one line a difference.
+
+    Args:
+        folder: holds them.
+        splits: whose shards are read.
 
     Raises:
         ConfigError: webdataset is not installed.
@@ -26,7 +32,7 @@ def differences_from_webdataset(folder: ShardFolder) -> Iterator[str]:
             f"--with webdataset needs the extra `shards` ({error}); "
             "install it with `pip install 'meloformer[shards]'`"
         ) from error
-    for split in SPLITS:
+    for split in splits:
         index = folder.split(split)
         if index.num_pieces == 0:
             continue

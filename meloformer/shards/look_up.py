@@ -3,11 +3,13 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from meloformer.errors import ShardError
+from meloformer.shards.content import KEY_LENGTH
 from meloformer.shards.manifest import SPLITS
 from meloformer.shards.maps import MappedIndex
 from meloformer.shards.reader import ShardFolder
@@ -15,6 +17,8 @@ from meloformer.shards.tars import INDEX_SUFFIX
 from meloformer.tokens.vocabulary import Kind, token, token_name
 
 _NUMBERED = re.compile(rf"({'|'.join(SPLITS)}):(\d+)")
+_ROW = re.compile(r"(.+/.+):(\d+)")
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,26 +51,59 @@ class FoundPiece:
 
 
 def find_piece(folder: ShardFolder, name: str) -> FoundPiece:
-    """A piece by its key, by the start of its key (then the first one), or as `split:number`.
+    """A piece by what people call it.
+
+    Args:
+        folder: holds it.
+        name: its key, a start of its key that no other has, `split:number`, or `shard:row`; both
+            count from 0.
 
     Raises:
-        ShardError: there is none.
+        ShardError: there is none, or more than one.
     """
     if numbered := _NUMBERED.fullmatch(name):
         return _numbered_piece(folder, numbered[1], int(numbered[2]))
+    if in_shard := _ROW.fullmatch(name):
+        return _piece_of_shard(folder, in_shard[1], int(in_shard[2]))
+    # A whole key stands once; whether another one starts so, all shards have to say.
+    at_most = 1 if len(name) >= KEY_LENGTH else None
+    found = list(islice(_with_start(folder, name), at_most))
+    if len(found) > 1:
+        named = ", ".join(f"{split}:{n} {key}" for split, n, key in found[:_MOST_NAMED])
+        raise ShardError(
+            f"{folder.storage.name}: {len(found)} pieces have keys that start with {name!r} "
+            f"({named}{' ...' if len(found) > _MOST_NAMED else ''}); give more of the key, or "
+            "split:number"
+        )
+    if found:
+        return _numbered_piece(folder, *found[0][:2])
+    raise ShardError(
+        f"{folder.storage.name}: no piece whose key starts with {name!r} among "
+        f"{folder.manifest.num_pieces}; allowed: a key (the file names in its tars) or its start, "
+        "train:0 for the first piece of a split, train/shard-000003:0 for the first of a shard"
+    )
+
+
+def _with_start(folder: ShardFolder, start: str) -> Iterator[tuple[str, int, str]]:
+    """Split, number and key of the pieces whose key starts so."""
     for split in SPLITS:
         first = 0
         for entry in folder.manifest.splits[split]:
             keys = MappedIndex(folder.storage, entry).arrays.keys
-            found = np.flatnonzero(np.char.startswith(keys, name.encode()))
-            if len(found):
-                return _numbered_piece(folder, split, first + int(found[0]))
+            for row in np.flatnonzero(np.char.startswith(keys, start.encode())).tolist():
+                yield split, first + row, keys[row].decode()
             first += entry.pieces
-    raise ShardError(
-        f"{folder.storage.name}: no piece whose key starts with {name!r} among "
-        f"{folder.manifest.num_pieces}; keys are the file names in its tars, and train:0 is the "
-        "first piece of a split"
-    )
+
+
+def _piece_of_shard(folder: ShardFolder, shard: str, row: int) -> FoundPiece:
+    split, number = find_shard(folder, shard)
+    pieces = folder.split(split).pieces_of_shard(number)
+    if row >= len(pieces):
+        raise ShardError(
+            f"{folder.storage.name}: no piece {shard}:{row}; this shard holds {len(pieces)}, "
+            "counted from 0"
+        )
+    return _numbered_piece(folder, split, pieces[row])
 
 
 def _numbered_piece(folder: ShardFolder, split: str, number: int) -> FoundPiece:

@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from meloformer.shards.longest import LongestOfFolder
 from meloformer.shards.manifest import SPLITS, Manifest
 
 
@@ -42,6 +43,27 @@ def summary_table(manifest: Manifest, *, title: str) -> Table:
     return table
 
 
+def longest_table(longest: LongestOfFolder) -> Table:
+    """The longest piece and bar, and how many pieces have bars that short rows cannot take."""
+    table = Table(title="longest", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("")
+    table.add_column("tokens", justify="right")
+    for name in ("piece", "key", "source"):
+        table.add_column(name, overflow="fold")
+    for name, found in (("piece", longest.piece), ("bar, with its prefix", longest.bar)):
+        place = (found.piece or f"in {found.shard}", found.key or "", escape(found.source or ""))
+        table.add_row(name, f"{found.tokens:,}", *place)
+    counts = longest.pieces_with_longer_bars
+    if counts is not None:
+        said = ", ".join(f"{count:,} over {limit:,}" for limit, count in counts.items())
+        table.caption = (
+            f"pieces with a bar of more tokens: {said}; training stops at a bar longer than "
+            "--max_seq_len"
+        )
+        table.caption_justify = "left"
+    return table
+
+
 def quantised_table(manifest: Manifest) -> Table:
     """What the grid cost: the quantiser's counts over all files that became pieces or copies."""
     table = Table(title="quantised", title_justify="left")
@@ -55,13 +77,16 @@ def quantised_table(manifest: Manifest) -> Table:
 def shards_table(manifest: Manifest, split: str) -> Table:
     """Shards of a split."""
     table = Table(title=split, title_justify="left")
-    for name in ("shard", "pieces", "bars", "notes", "tokens", "longest piece", "bytes", "sha256"):
+    counts = ("pieces", "bars", "notes", "tokens", "longest_piece", "longest_bar", "bytes")
+    for name in ("shard", *counts, "sha256"):
         table.add_column(
-            name, justify="left" if name in ("shard", "sha256") else "right", overflow="fold"
+            name.replace("_", " "),
+            justify="right" if name in counts else "left",
+            overflow="fold",
         )
     for shard in manifest.splits[split]:
-        numbers = (shard.pieces, shard.bars, shard.notes, shard.tokens, shard.longest_piece)
-        table.add_row(shard.file, *(f"{n:,}" for n in (*numbers, shard.bytes)), shard.sha256[:12])
+        numbers = (f"{getattr(shard, name):,}" for name in counts)
+        table.add_row(shard.file, *numbers, shard.sha256[:12])
     return table
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from meloformer.errors import ShardError
 from meloformer.shards.card import differences_from_card
+from meloformer.shards.left_out import JOINS_TWO_SPLITS
 from meloformer.shards.manifest import (
     CARD_NAME,
     MANIFEST_NAME,
@@ -21,8 +22,6 @@ from meloformer.shards.storage import LocalFolder, Storage
 from meloformer.shards.verify_shard import CHECKED_RECORD, NO_SHARD, is_key
 
 DUPLICATE = "duplicate"
-# Reason of a file that the quantiser has counted, and that stands in no shard.
-_JOINS_TWO_SPLITS = "joins_two_splits"
 _ROWS_AT_ONCE = 1 << 16
 
 
@@ -66,7 +65,7 @@ def check_quantised(storage: Storage, manifest: Manifest, found: Counter[str]) -
         manifest: of the folder; files that are no pieces any more add to its counts.
         found: summed over the facts of all pieces.
     """
-    only_pieces = not manifest.num_duplicates and not manifest.rejected.get(_JOINS_TWO_SPLITS)
+    only_pieces = not manifest.num_duplicates and not manifest.rejected.get(JOINS_TWO_SPLITS)
     for name in sorted(found.keys() | manifest.quantised.keys()):
         stated = manifest.quantised.get(name, 0)
         if stated < found[name] or (only_pieces and stated > found[name]):

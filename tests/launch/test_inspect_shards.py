@@ -11,12 +11,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from launch.tools.inspect_shards import InspectShardsConfig, inspect_shards
 from meloformer.command_line import run_recipe
 from meloformer.shards.manifest import load_manifest
-from tests.shards.damage import edit_manifest, flip_a_byte
+from tests.shards.damage import edit_arrays, edit_manifest, flip_a_byte, make_sums_fit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -82,7 +83,9 @@ def test_a_split_a_shard_and_a_piece_can_be_listed(
     last = shard["pieces"][-1]
     by_number = inspect(chorale_shards, "--piece", f"valid:{last['number']}", "--json")
     by_key = inspect(chorale_shards, "--piece", last["piece"][:12], "--json")
-    assert json.loads(by_number.stdout) == json.loads(by_key.stdout)
+    row = entry.pieces - 1
+    by_row = inspect(chorale_shards, "--piece", f"valid/shard-000000.tar:{row}", "--json")
+    assert json.loads(by_number.stdout) == json.loads(by_key.stdout) == json.loads(by_row.stdout)
     assert json.loads(by_key.stdout)["facts"] == last["facts"]
     shown = inspect(chorale_shards, "--piece", last["piece"])
     assert "BOS" in shown.stdout
@@ -122,6 +125,125 @@ def test_damage_is_named_and_ends_with_1(inspect: Callable[..., Outcome], shards
     assert any("no such file" in fault for fault in json.loads(data.stdout)["faults"])
     # Without --verify it is not the place to find out more: it cannot be read.
     assert inspect(shards).returncode == 2
+
+
+def test_a_start_of_several_keys_is_refused_with_pieces_that_have_it(
+    inspect: Callable[..., Outcome], chorale_shards: Path
+) -> None:
+    first = json.loads(inspect(chorale_shards, "--piece", "train:0", "--json").stdout)["piece"]
+    refused = inspect(chorale_shards, "--piece", first[0])
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert f"pieces have keys that start with '{first[0]}' (train:0 {first}" in refused.stderr
+    assert "give more of the key" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--piece", "0", "--shard", "train/shard-000000"),
+        ("--piece", "0", "--split", "train"),
+        ("--piece", "0", "--verify"),
+        ("--shard", "train/shard-000000", "--with", "webdataset"),
+        ("--shard", "train/shard-000000", "--split", "train"),
+    ],
+)
+def test_what_cannot_be_asked_together_is_refused_in_one_line(
+    inspect: Callable[..., Outcome], chorale_shards: Path, arguments: tuple[str, ...]
+) -> None:
+    refused = inspect(chorale_shards, *arguments)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    flags = [word for word in arguments if word.startswith("--")]
+    assert all(flag in refused.stderr for flag in flags)
+
+
+def test_the_longest_piece_and_bar_are_shown_with_key_and_source(
+    inspect: Callable[..., Outcome], chorale_shards: Path
+) -> None:
+    longest = json.loads(inspect(chorale_shards, "--json").stdout)["longest"]
+    shown = inspect(chorale_shards).stdout
+    for what in ("piece", "bar"):
+        assert longest[what]["key"] in shown
+        assert longest[what]["source"] in shown
+        assert f"{longest[what]['tokens']:,}" in shown
+    assert "0 over 1,024, 0 over 2,048, 0 over 4,096" in shown
+    entry = load_manifest(chorale_shards).splits["train"][0]
+    listed = inspect(chorale_shards, "--split", "train").stdout
+    assert "longest bar" in listed
+    assert f"{entry.longest_bar:,}" in listed
+
+
+def test_one_split_alone_is_compared_with_webdataset(
+    inspect: Callable[..., Outcome], shards: Path
+) -> None:
+    flip_a_byte(shards / "train/shard-000000.tar", 0)
+    assert inspect(shards, "--with", "webdataset", "--split", "valid").returncode == 0
+    assert inspect(shards, "--with", "webdataset").returncode != 0
+
+
+def damage_of_every_kind(shards: Path) -> dict[str, str]:
+    """Spoil a folder in six ways; returns what names each."""
+    flip_a_byte(shards / "train/shard-000000.tar", 700)
+    with (shards / "train/shard-000001.tar").open("r+b") as file:
+        file.truncate(5000)
+    (shards / "valid/shard-000000.index.npz").unlink()
+    edit_manifest(shards, lambda data: data["splits"]["test"].update(tokens=1))
+    shutil.copy(shards / "train/shard-000002.tar", shards / "train/shard-000077.tar")
+    with (shards / "rejected.jsonl").open("a") as file:
+        file.write('{"path": "x.mid", "reason": "no_notes"}\n')
+    return {
+        "train/shard-000000.tar": "found sha256",
+        "train/shard-000001.tar": "found 5000 bytes",
+        "valid/shard-000000.index.npz": "found no such file",
+        "manifest.json": "test: found tokens = 1, its shards and reasons give",
+        "train/shard-000077.tar": "found a file that the manifest does not list",
+        "rejected.jsonl": "found 1 lines of reason no_notes, expected 0",
+    }
+
+
+def test_every_damage_at_once_is_told_in_a_line_that_names_its_file(
+    inspect: Callable[..., Outcome], shards: Path
+) -> None:
+    damages = damage_of_every_kind(shards)
+    proof = inspect(shards, "--verify")
+    assert proof.returncode == 1
+    for file, said in damages.items():
+        assert any(
+            line.startswith(f"wrong: {shards}/{file}: {said}") for line in proof.stdout.splitlines()
+        ), file
+
+
+def test_many_faults_of_one_shard_hide_no_other_file(
+    inspect: Callable[..., Outcome], shards: Path
+) -> None:
+    """Every piece of a shard in the wrong place, and a file that nothing lists."""
+    entry = load_manifest(shards).splits["train"][0]
+
+    def edit(arrays: dict[str, np.ndarray]) -> None:
+        for name in ("ids_offset", "facts_offset", "ids_crc32", "num_notes"):
+            arrays[name] += 1
+
+    edit_arrays(shards / entry.index_file, edit)
+    make_sums_fit(shards)
+    flip_a_byte(shards / "valid/shard-000000.tar", 700)
+    shown = inspect(shards, "--verify").stdout
+    assert f"{entry.file}: " in shown
+    assert " more; --json prints all" in shown
+    assert "valid/shard-000000.tar: found sha256" in shown
+
+
+def test_a_number_of_the_manifest_that_is_none_is_refused_in_one_line(
+    inspect: Callable[..., Outcome], shards: Path
+) -> None:
+    def edit(data: dict[str, Any]) -> None:
+        data["splits"]["train"]["shards"][0]["pieces"] = "many"
+
+    edit_manifest(shards, edit)
+    refused = inspect(shards, "--verify")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "pieces of train/shard-000000.tar: found 'many'" in refused.stderr
 
 
 @pytest.mark.parametrize("verify", [(), ("--verify",)])
