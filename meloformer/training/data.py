@@ -5,10 +5,13 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from meloformer.batches.attributes import ALL_ATTRIBUTES, NO_ATTRIBUTES, AttributeDropout
 from meloformer.batches.augmentation import NO_AUGMENTATION, Augmentation
 from meloformer.batches.collate import Collator
 from meloformer.batches.facts import MAX_COUNTED, EpochFacts, epoch_facts
+from meloformer.batches.held_out import held_out_elsewhere
 from meloformer.batches.mixture import Mixture
 from meloformer.batches.phases import PhaseConfig
 from meloformer.batches.piece_index import PieceIndex
@@ -17,6 +20,7 @@ from meloformer.batches.stream import TrainStream, ValidationStream
 from meloformer.batches.windows import check_bars_fit
 from meloformer.errors import BatchError
 from meloformer.model.masks import Rule
+from meloformer.shards.manifest import SPLITS
 from meloformer.shards.reader import ShardFolder
 from meloformer.training.config import ResolvedConfig
 from meloformer.training.ranks import Ranks
@@ -38,6 +42,7 @@ class TrainData:
         phases: micro-batch and workers by step.
         blocks_rule: rule to build block lists for; None builds none.
         config: the run's flags.
+        left_out: for each folder the training pieces that no epoch takes, as `find_left_out` says.
     """
 
     folders: tuple[ShardFolder, ...]
@@ -45,6 +50,7 @@ class TrainData:
     phases: PhaseConfig
     blocks_rule: Rule | None
     config: ResolvedConfig
+    left_out: tuple[np.ndarray, ...] = ()
     _facts: dict[int, EpochFacts] = field(default_factory=dict)
 
     def split(self, name: str) -> PieceIndex:
@@ -53,7 +59,43 @@ class TrainData:
         parts = [folder.split(name, shard_cache=self.config.shard_cache) for folder in self.folders]
         if weights == (1.0,):
             return parts[0]
-        return Mixture(parts, weights, self.config.seed)
+        left_out = self.left_out if name == "train" else ()
+        return Mixture(parts, weights, self.config.seed, left_out)
+
+    def find_left_out(self) -> tuple[np.ndarray, ...]:
+        """For each folder the training pieces that another folder keeps for validation or test.
+
+        Raises:
+            BatchError: nothing is left of a folder.
+        """
+        if len(self.folders) == 1:
+            return ()
+        splits = {name: [folder.split(name) for folder in self.folders] for name in SPLITS}
+        held_out = list(zip(splits["valid"], splits["test"], strict=True))
+        left_out = held_out_elsewhere(splits["train"], held_out)
+        for folder, split, out in zip(self.folders, splits["train"], left_out, strict=True):
+            if len(out) == split.num_pieces:
+                raise BatchError(
+                    f"--data {folder.storage.name}: found that each of its {len(out):,} training "
+                    "pieces is held out by another folder of --data, allowed fewer; leave this "
+                    "folder out of --data, or build one folder from all files"
+                )
+        return left_out
+
+    def describe_left_out(self) -> str | None:
+        """A line on what is left out, to be said; None where that is nothing."""
+        counts = [len(out) for out in self.left_out]
+        if not sum(counts):
+            return None
+        named = ", ".join(
+            f"{count:,} of {folder.storage.name}"
+            for folder, count in zip(self.folders, counts, strict=True)
+            if count
+        )
+        return (
+            f"--data: {sum(counts):,} training pieces are left out, of which another folder holds "
+            f"exact copies for validation or test ({named})"
+        )
 
     @property
     def manifest_sum(self) -> str:

@@ -3,6 +3,9 @@
 import json
 import logging
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +21,8 @@ from meloformer.training.validation import Nats
 METRICS_NAME, LOG_NAME, TENSORBOARD_NAME = "metrics.jsonl", "train.log", "tensorboard"
 VALIDATION_NAME = "validation.jsonl"
 STEPS_PER_LINE = 10
+# Where nobody watches a bar: words on a validation that takes longer than this, so often.
+_SECONDS_PER_LINE = 10.0
 BYTES_PER_GIB = 1 << 30
 
 logger = logging.getLogger("meloformer")
@@ -126,17 +131,16 @@ class Metrics:
         self._progress: Progress | None = None
         if self._console.is_terminal:
             self._progress = Progress(
-                TextColumn("[bold]train"),
+                TextColumn("[bold]{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("loss {task.fields[loss]}"),
-                TextColumn("{task.fields[speed]} tokens/s"),
+                TextColumn("{task.fields[words]}"),
                 TimeRemainingColumn(),
                 console=self._console,
             )
             self._progress.start()
             self._task = self._progress.add_task(
-                "train", total=num_steps, completed=start_step, loss="-", speed="-"
+                "train", total=num_steps, completed=start_step, words=""
             )
 
     def say(self, text: str) -> None:
@@ -155,17 +159,54 @@ class Metrics:
             if value is not None and name != "step":
                 self._writer.add_scalar(f"train/{name}", value, metrics.step)
         if self._progress:
-            self._progress.update(
-                self._task,
-                completed=metrics.step,
-                loss="not finite" if metrics.loss is None else f"{metrics.loss:.3f}",
-                speed=f"{metrics.tokens_per_second:,.0f}",
-            )
+            loss = "not finite" if metrics.loss is None else f"{metrics.loss:.3f}"
+            words = f"loss {loss}, {metrics.tokens_per_second:,.0f} tokens/s"
+            self._progress.update(self._task, completed=metrics.step, words=words)
         if metrics.step % STEPS_PER_LINE == 0 or metrics.step == self.num_steps:
             line = metrics.line(self.num_steps)
             logger.info(line)
             if not self._progress:
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def watch_validation(self, step: int, num_batches: int) -> Iterator[Callable[[], None]]:
+        """Show how far a validation is and when it ends.
+
+        Args:
+            step: optimizer steps done.
+            num_batches: of this rank.
+
+        Yields:
+            What to call after each batch.
+        """
+        if not self.is_first:
+            yield lambda: None
+            return
+        if self._progress:
+            bar, task = (
+                self._progress,
+                self._progress.add_task("validate", total=num_batches, words=""),
+            )
+            try:
+                yield lambda: bar.advance(task)
+            finally:
+                bar.remove_task(task)
+            return
+        num_done, began = 0, time.monotonic()
+        said = began
+
+        def advance() -> None:
+            nonlocal num_done, said
+            num_done, now = num_done + 1, time.monotonic()
+            if num_done < num_batches and now - said >= _SECONDS_PER_LINE:
+                said = now
+                eta = (now - began) / num_done * (num_batches - num_done)
+                self.say(
+                    f"validation after step {step}: batch {num_done}/{num_batches}, "
+                    f"eta {duration(eta)}"
+                )
+
+        yield advance
 
     def validation(self, step: int, scores: dict[str, Nats]) -> None:
         """Write down the likelihoods of a validation.

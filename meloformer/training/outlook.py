@@ -5,6 +5,7 @@ from rich.table import Table
 
 from meloformer.model.counts import StepPairs, num_parameters, training_flops
 from meloformer.model.masks import num_summaries
+from meloformer.training.data import TrainData
 from meloformer.training.metrics import BYTES_PER_GIB, duration, peak_flops
 from meloformer.training.prepare import Prepared
 
@@ -20,7 +21,7 @@ def outlook(prepared: Prepared) -> Table:
     parameters = num_parameters(prepared.model)
     table = Table(title=f"{config.output}", show_header=False, title_justify="left")
     rows = {
-        "shards": f"{config.data_name}: {prepared.data.split('train').num_pieces:,} pieces",
+        "shards": "\n".join(describe_folders(prepared.data)),
         "model": f"{config.model_size}, {parameters:,} parameters, rule {config.attention}, "
         f"{prepared.backend} attention",
         "ranks": f"{ranks.world_size} on {ranks.device.type}, ZeRO stage "
@@ -41,6 +42,23 @@ def outlook(prepared: Prepared) -> Table:
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def describe_folders(data: TrainData) -> list[str]:
+    """A line on each folder of --data: pieces, weight, and share of what an epoch takes."""
+    weights = data.config.weights
+    totals = [folder.manifest.total("train", "tokens") for folder in data.folders]
+    taken = [total * weight for total, weight in zip(totals, weights, strict=True)]
+    lines = []
+    for number, folder in enumerate(data.folders):
+        line = f"{folder.storage.name}: {folder.manifest.total('train', 'pieces'):,} pieces"
+        if data.left_out and len(data.left_out[number]):
+            line += f", {len(data.left_out[number]):,} of them left out"
+        if weights != (1.0,):
+            share = taken[number] / sum(taken)
+            line += f", weight {weights[number]:g}, {share:.1%} of an epoch's tokens"
+        lines.append(line)
+    return lines
 
 
 def state_bytes(prepared: Prepared) -> float:

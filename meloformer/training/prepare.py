@@ -129,6 +129,9 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
             f"{data.manifest_sum[:12]}, the first rank {manifest_sha256[:12]}; allowed: the same "
             "on all; start again when all hosts reach the shards and nobody writes to them"
         )
+    data = replace(data, left_out=ranks.on_first(data.find_left_out))
+    line = data.describe_left_out()
+    notes += [line] if line else []
     if known is not None:
         check_same_run(known, config.to_json(), manifest_sha256)
     num_steps, note = ranks.on_first(lambda: settle_steps(data, known))

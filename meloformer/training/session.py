@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO
 
 import torch
@@ -180,10 +180,12 @@ class Session:
     def validate(self, step: int) -> None:
         """Score the validation pieces with all attributes and with none."""
         self.engine.module.eval()
-        scores = {
-            told: validate(self.predict, stream, self.ranks)
-            for told, stream in self._validation.items()
-        }
+        num_batches = sum(map(len, self._validation.values()))
+        with self.metrics.watch_validation(step, num_batches) as advance:
+            scores = {
+                told: validate(self.predict, _announced(stream, advance), self.ranks)
+                for told, stream in self._validation.items()
+            }
         self.engine.module.train()
         self.metrics.validation(step, scores)
         self.clock.pause()
@@ -217,3 +219,10 @@ class Session:
         self.metrics.close()
         if self._lock:
             self._lock.close()
+
+
+def _announced(batches: Iterable[Batch], advance: Callable[[], None]) -> Iterator[Batch]:
+    """The same batches; each is told of when the next one is asked for."""
+    for batch in batches:
+        yield batch
+        advance()

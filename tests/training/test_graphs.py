@@ -50,7 +50,8 @@ def weights_after_a_step(*, is_warm: bool) -> dict[str, torch.Tensor]:
     settings = load_ds_config(ROOT / "ds_configs/zero2.json")
     ds_config = resolve_ds_config(settings, run, source="zero2.json")
     torch.manual_seed(0)
-    engine = Engine(MuseFormer(tiny_config()), ranks, ds_config, OptimizerConfig())
+    model = MuseFormer(tiny_config(num_layers=2, width=32, ffn_width=64))
+    engine = Engine(model, ranks, ds_config, OptimizerConfig())
 
     def predict(batch: Batch) -> torch.Tensor:
         return engine(batch.ids_BT, batch.layout, build_plan(batch.layout, RULES["halves"]))

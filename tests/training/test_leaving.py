@@ -10,7 +10,9 @@ WORKER = Path(__file__).with_name("refusal_worker.py")
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("who", ["all", pytest.param("0", marks=pytest.mark.slow), "1"])
+@pytest.mark.parametrize(
+    "who", [*(pytest.param(who, marks=pytest.mark.slow) for who in ("all", "0")), "1"]
+)
 def test_a_refusal_ends_every_rank_with_its_line_once_and_no_traceback(who: str) -> None:
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [

@@ -34,7 +34,7 @@ def flags(shards: Path, output: Path, collate: str) -> list[str]:
         "collate": collate,
         "batch_size": 1,
         "gradient_accumulation_steps": 2 if collate == "bucket" else 4,
-        "max_seq_len": 512,
+        "max_seq_len": 256,
         "model_size": "tiny",
         "num_workers": 1,
         "max_steps": NUM_STEPS,
@@ -79,7 +79,7 @@ LAUNCHERS: dict[str, Callable[[], list[str]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["bucket", "pack"])
+@pytest.fixture(scope="module", params=["bucket", pytest.param("pack", marks=pytest.mark.slow)])
 def killed(
     request: pytest.FixtureRequest,
     chorale_shards: Path,

@@ -27,8 +27,8 @@ NUM_STEPS = 6
 def base_flags(chorale_shards: Path) -> list[str]:
     return (
         f"--data {chorale_shards} --config {ROOT}/ds_configs/zero2.json --model_size tiny "
-        "--max_seq_len 512 --batch_size 2 --gradient_accumulation_steps 2 --num_workers 0 "
-        "--learning_rate 1e-3 --warmup_steps 2 --save_every 3 --validation_rows 4 --device cpu "
+        "--max_seq_len 256 --batch_size 2 --gradient_accumulation_steps 2 --num_workers 0 "
+        "--learning_rate 1e-3 --warmup_steps 2 --save_every 3 --validation_rows 2 --device cpu "
         f"--max_steps {NUM_STEPS}"
     ).split()
 
@@ -133,21 +133,26 @@ def die_after_first_checkpoint(recipe: ModuleType, flags: list[str]) -> None:
     session.close()
 
 
-@pytest.mark.parametrize("more", [[], ["--phases", "on", "--collate", "pack"]])
+@pytest.mark.parametrize(
+    "more", [[], ["--phases", "on", "--collate", "pack", "--max_steps", "4", "--save_every", "2"]]
+)
 def test_a_resumed_run_repeats_losses_rates_and_weights_to_the_last_bit(
-    more: list[str], recipe: ModuleType, base_flags: list[str], tmp_path: Path
+    more: list[str], finished: Path, recipe: ModuleType, base_flags: list[str], tmp_path: Path
 ) -> None:
-    flags = {name: [*base_flags, *more, "--output", str(tmp_path / name)] for name in ("a", "b")}
-    recipe.main(parse_flags(TrainConfig, flags["a"]))
-    die_after_first_checkpoint(recipe, flags["b"])
-    recipe.main(parse_flags(TrainConfig, [*flags["b"], "--resume", "auto"]))
+    undisturbed, resumed = finished, tmp_path / "resumed"
+    if more:
+        undisturbed = tmp_path / "undisturbed"
+        recipe.main(parse_flags(TrainConfig, [*base_flags, *more, "--output", str(undisturbed)]))
+    flags = [*base_flags, *more, "--output", str(resumed)]
+    die_after_first_checkpoint(recipe, flags)
+    recipe.main(parse_flags(TrainConfig, [*flags, "--resume", "auto"]))
 
-    expected, found = (lines(tmp_path / name / METRICS_NAME) for name in ("a", "b"))
+    expected, found = (lines(run / METRICS_NAME) for run in (undisturbed, resumed))
     names = ("step", "epoch", "phase", "loss", "lr", "grad_norm", "tokens", "padding")
     assert [[line[n] for n in names] for line in found] == [
         [line[n] for n in names] for line in expected
     ]
-    weights = [load_weights(tmp_path / name / "model") for name in ("a", "b")]
+    weights = [load_weights(run / "model") for run in (undisturbed, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -165,9 +170,10 @@ def test_a_step_that_is_not_finite_is_dropped_counted_and_trained_past(
         return loss * float("nan") if len(calls) == 3 else loss
 
     monkeypatch.setattr("meloformer.training.loop.step_loss", poisoned)
-    recipe.main(parse_flags(TrainConfig, [*base_flags, "--output", str(tmp_path / "run")]))
+    flags = [*base_flags, "--max_steps", "4", "--output", str(tmp_path / "run")]
+    recipe.main(parse_flags(TrainConfig, flags))
     written = lines(tmp_path / "run" / METRICS_NAME)
-    assert [line["skipped"] for line in written] == [0, 1, 1, 1, 1, 1]
+    assert [line["skipped"] for line in written] == [0, 1, 1, 1]
     assert written[1]["loss"] is None and written[1]["grad_norm"] is None
     assert all(line["loss"] < 10 for line in written[2:])
 
@@ -182,7 +188,8 @@ def test_step_after_step_that_is_not_finite_ends_the_run(
         "meloformer.training.loop.step_loss",
         lambda *arguments: step_loss(*arguments) * float("inf"),
     )
-    flags = [*base_flags, "--max_steps", "30", "--save_every", "0", "--output", str(tmp_path)]
+    rows = ["--batch_size", "1", "--gradient_accumulation_steps", "1", "--save_every", "0"]
+    flags = [*base_flags, *rows, "--max_steps", "30", "--output", str(tmp_path)]
     with pytest.raises(TrainingError, match=r"10 steps in a row .* the last is 10"):
         recipe.main(parse_flags(TrainConfig, flags))
 
