@@ -115,6 +115,8 @@ def print_result(
     console.print(summary_table(manifest, title=str(config.output)))
     if manifest.num_rejected:
         console.print(f"each rejected file and its reason: {config.output / REJECTED_NAME}")
+    for line in manifest.inputs[-1].columns:
+        console.print(f"columns of {line}", markup=False)
     rate = manifest.inputs[-1].files / seconds
     console.print(
         f"{seconds:.1f} s, {rate:,.1f} files per second, "

@@ -235,6 +235,7 @@ def _build(
         fingerprint=survey.fingerprint,
         files=found.totals.num_files,
         licences=found.licences,
+        columns=survey.columns,
     )
     manifest = Manifest(
         settings=settings,

@@ -213,6 +213,13 @@ def _inputs(manifest: Manifest) -> str:
         else "No licence file lay beside the music: find out what it allows before you pass it on."
     )
     table = _table(["input", "files", "fingerprint (of names and sizes)"], rows)
+    columns = [
+        f"- {_plain(f'{entry.name}: {line}')}"
+        for entry in manifest.inputs
+        for line in entry.columns
+    ]
+    if columns:
+        said += "\n\nColumns of its tables, and what became of them:\n\n" + "\n".join(columns)
     return f"## Where it comes from\n\n{table}\n\n{said}"
 
 

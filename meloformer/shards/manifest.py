@@ -113,12 +113,14 @@ class InputEntry:
         fingerprint: sum over file names and sizes.
         files: MIDI files seen.
         licences: licence files met, with a guess at what they say.
+        columns: of tables met: what was taken as what, and what was left out.
     """
 
     name: str
     fingerprint: str
     files: int
     licences: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +307,8 @@ def settings_from_json(data: dict[str, Any]) -> ShardSettings:
 
 
 def _input_from_json(data: dict[str, Any]) -> InputEntry:
-    return InputEntry(**{**data, "licences": tuple(data["licences"])})
+    lists = {name: tuple(data.get(name, ())) for name in ("licences", "columns")}
+    return InputEntry(**{**data, **lists})
 
 
 def _check_counts(path: str, data: dict[str, Any], manifest: Manifest) -> None:

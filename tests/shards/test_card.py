@@ -1,4 +1,5 @@
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from meloformer.shards.manifest import (
     flat_settings,
     load_manifest,
 )
+from tests.shards.builds import build, find_faults_of
+from tests.shards.damage import edit_manifest
 
 
 @pytest.fixture
@@ -104,3 +107,23 @@ def test_a_strange_input_name_cannot_break_the_card(manifest: Manifest) -> None:
     assert "<script>" not in head
     assert command.count("<script>") == 1  # quoted for the shell
     assert card.count("\n---\n") == data_card(manifest).count("\n---\n")
+
+
+def test_columns_of_a_dataset_stand_in_manifest_and_card(
+    chorales: list[bytes], tmp_path: Path
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"midi": chorales, "caption": ["a waltz"] * len(chorales), "id": chorales})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    said = "train.parquet: music from midi; fact caption from caption; left out id"
+    made = build(tmp_path / "train.parquet", tmp_path / "shards")
+    assert load_manifest(tmp_path / "shards").inputs[0].columns == (said,)
+    assert f"- train.parquet: {said}\n" in data_card(made)
+    assert find_faults_of(tmp_path / "shards") == []
+
+
+def test_a_manifest_without_columns_is_read(chorale_shards: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(chorale_shards, tmp_path / "shards"))
+    edit_manifest(folder, lambda data: data["inputs"][0].pop("columns"))
+    assert load_manifest(folder).inputs[0].columns == ()

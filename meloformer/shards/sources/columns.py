@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from meloformer.shards.sources.kinds import Kind, kind_of
@@ -58,17 +58,56 @@ class Columns:
             only name files.
         location: names the file of each row; None where all hold bytes.
         facts: say something of the music.
+        left_out: not read, since nothing says what they mean.
     """
 
     midi: str | None
     location: str | None
     facts: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def all(self) -> list[str]:
         """Every column that is read, each once."""
         named = (self.midi, self.location, *self.facts)
         return list(dict.fromkeys(name for name in named if name is not None))
+
+    def __str__(self) -> str:
+        captions = [name for name in self.facts if name.lower() in _CAPTION_NAMES]
+        captions.sort(key=lambda name: _rank(name, _CAPTION_NAMES))
+        others = [name for name in self.facts if name not in captions]
+        said = [
+            f"music from {self.midi}"
+            if self.midi
+            else f"music from the files that {self.location} names",
+            f"fact caption from {' or else '.join(captions)}" if captions else "",
+            f"fact dataset from {', '.join(others)}" if others else "",
+            f"left out {', '.join(self.left_out)}" if self.left_out else "nothing left out",
+        ]
+        return "; ".join(filter(None, said))
+
+
+@dataclass
+class ColumnsMet:
+    """The columns of all tables that a walk has met; tables of one layout count as one."""
+
+    _names: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def add(self, table: str, columns: Columns) -> None:
+        """Count a table."""
+        first, count = self._names.get(str(columns), (table, 0))
+        self._names[str(columns)] = (first, count + 1)
+
+    def clear(self) -> None:
+        """Begin another walk."""
+        self._names.clear()
+
+    def lines(self) -> tuple[str, ...]:
+        """`table: what was taken as what, and what was left out`, one for each layout."""
+        return tuple(
+            f"{table}{f' and {count - 1} more' if count > 1 else ''}: {said}"
+            for said, (table, count) in self._names.items()
+        )
 
 
 def bytes_columns(schema: "pyarrow.Schema") -> list[str]:
@@ -111,23 +150,37 @@ def choose_columns(
     if midi is None and location is None:
         return None
     known = (*_CAPTION_NAMES, *_MIDICAPS_NAMES)
-    return Columns(midi, location, tuple(name for name in schema.names if name.lower() in known))
+    others = [name for name in schema.names if name not in (midi, location)]
+    return Columns(
+        midi,
+        location,  # and no fact: it is the name of the file
+        tuple(name for name in others if name.lower() in known),
+        tuple(name for name in others if name.lower() not in known),
+    )
 
 
 def facts_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """What a row says of its music, as JSON takes it; columns without a value are left out.
 
+    The first caption stands alone; more of them stay with the other columns.
+
     >>> facts_of({"caption": "A waltz.", "tempo": 90, "key": None})
-    {'dataset': {'caption': 'A waltz.', 'tempo': 90}, 'caption': 'A waltz.'}
+    {'caption': 'A waltz.', 'dataset': {'tempo': 90}}
+    >>> facts_of({"captions": ["A waltz.", "In three."]})
+    {'caption': 'A waltz.', 'dataset': {'captions': ['In three.']}}
     """
     values = {name: _plain(value) for name, value in row.items() if value is not None}
-    facts: dict[str, Any] = {"dataset": values} if values else {}
+    facts: dict[str, Any] = {}
     for name in sorted(values, key=lambda name: _rank(name, _CAPTION_NAMES)):
         value = values[name]
-        first = value[0] if isinstance(value, list) and value else value
-        if name.lower() in _CAPTION_NAMES and isinstance(first, str) and first:
-            return facts | {"caption": first}
-    return facts
+        texts = [text for text in (value if isinstance(value, list) else [value]) if text]
+        if name.lower() in _CAPTION_NAMES and texts and isinstance(texts[0], str):
+            facts["caption"] = texts[0]
+            del values[name]
+            if len(texts) > 1:
+                values[name] = texts[1:]
+            break
+    return facts | ({"dataset": values} if values else {})
 
 
 def _rank(name: str, names: tuple[str, ...]) -> int:

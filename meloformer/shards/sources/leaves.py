@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from meloformer.errors import ShardError
+from meloformer.shards.sources.columns import ColumnsMet
 from meloformer.shards.sources.files import FileOnDisk, MidiFile, RefusedFile, Score
 from meloformer.shards.sources.kinds import Kind, kind_of, suffix_of
 from meloformer.shards.sources.licences import READ_BYTES, Licences
@@ -19,10 +20,12 @@ class Findings:
     Args:
         others: files that are neither MIDI nor hold any, by suffix.
         licences: licence files, in archives too where they were read.
+        columns: of tables, taken and left out; a survey meets them.
     """
 
     others: Counter[str] = field(default_factory=Counter)
     licences: Licences = field(default_factory=Licences)
+    columns: ColumnsMet = field(default_factory=ColumnsMet)
 
     def add_other(self, name: str) -> None:
         self.others[suffix_of(name) or "no suffix"] += 1

@@ -30,11 +30,13 @@ class Survey:
         fingerprint: sum over names and sizes: equal for equal input.
         licences: `name: guess` of each licence file in folders and .zip archives; those in tars are
             met later: see Source.licences.
+        columns: of tables: `name: what was taken as what, and what was left out`.
     """
 
     num_files: int | None
     fingerprint: str
     licences: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Source:
             ConfigError: there is a table, and nothing installed to read it with.
         """
         self.findings.others.clear()
+        self.findings.columns.clear()
         digest = hashlib.sha256()
         num_files: int | None = 0
         found_any = False
@@ -71,7 +74,8 @@ class Source:
             num_files = None if num_files is None or count is None else num_files + count
         if not found_any:
             raise self._without_midi()
-        return Survey(num_files, digest.hexdigest(), self.licences())
+        columns = self.findings.columns.lines()
+        return Survey(num_files, digest.hexdigest(), self.licences(), columns)
 
     def files(self) -> Iterator[MidiFile]:
         """Every MIDI file, archives and tables opened.

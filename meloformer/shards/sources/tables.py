@@ -51,7 +51,11 @@ class Table:
 
     def survey(self, findings: Findings) -> int:
         with _opened(self.path) as rows:
-            return 1 if _columns(rows) is None else rows.count()
+            columns = _columns(rows)
+            if columns is None:
+                return 1
+            findings.columns.add(self.name, columns)
+            return rows.count()
 
     def files(self, findings: Findings) -> Iterator[MidiFile]:
         with _opened(self.path) as rows:

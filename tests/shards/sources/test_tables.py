@@ -49,10 +49,8 @@ def test_parquet_gives_a_file_a_row_with_all_that_midicaps_says(
     assert open_source(str(path)).survey().num_files == len(chorales)
     seventh = facts(path)["train.parquet/7"]
     assert seventh["caption"] == "A chorale, number 7."
-    assert seventh["dataset"] == MIDICAPS_ROW | {
-        "location": "lmd_full/7.mid",
-        "caption": "A chorale, number 7.",
-    }
+    # Each thing once: the caption stands beside them.
+    assert seventh["dataset"] == MIDICAPS_ROW | {"location": "lmd_full/7.mid"}
 
 
 def test_folder_and_table_give_equal_pieces(
@@ -202,9 +200,45 @@ def test_facts_are_such_that_json_takes_them(tmp_path: Path, chorales: list[byte
     table = table.append_column("text", broken)
     write_stream(tmp_path / "a.arrow", table)
     assert facts(tmp_path / "a.arrow")["a.arrow/0"] == {
-        "dataset": {"genre_prob": [None, 0.5], "caption": ["", "b"], "text": "caf�"},
-        "caption": "caf�",
+        "caption": "b",
+        "dataset": {"genre_prob": [None, 0.5], "text": "caf�"},
     }
+
+
+def test_further_captions_are_kept_without_the_first(tmp_path: Path, chorales: list[bytes]) -> None:
+    table = table_of(chorales[:2], captions=[["one", "two"], None], text=["three", "four"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert list(facts(tmp_path / "a.parquet").values()) == [
+        {"caption": "one", "dataset": {"captions": ["two"], "text": "three"}},
+        {"caption": "four"},
+    ]
+
+
+def test_a_survey_says_which_columns_are_taken_as_what_and_which_are_not(
+    tmp_path: Path, chorales: list[bytes]
+) -> None:
+    table = table_of(chorales, text=["a"] * 12, genre=["b"] * 12, id=range(12), score=[0.5] * 12)
+    save_to_disk(tmp_path / "saved", table)
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named" / "0.mid").write_bytes(chorales[0])
+    pq.write_table(pa.table({"location": ["0.mid"]}), tmp_path / "named" / "a.parquet")
+    source = open_source(str(tmp_path))
+    said = (
+        "named/a.parquet: music from the files that location names; nothing left out",
+        "saved/data-00000-of-00002.arrow and 1 more: music from midi; fact caption from text; "
+        "fact dataset from genre; left out id, score",
+    )
+    assert source.survey().columns == said
+    assert source.survey().columns == said  # and a second look counts nothing twice
+
+
+def test_rows_that_name_files_do_not_repeat_the_name_as_a_fact(
+    tmp_path: Path, chorales: list[bytes]
+) -> None:
+    (tmp_path / "0.mid").write_bytes(chorales[0])
+    rows = {"location": ["0.mid"], "genre": ["pop"]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    assert facts(tmp_path) == {"0.mid": {"dataset": {"genre": "pop"}}}
 
 
 @pytest.mark.parametrize("ending", ["parquet", "arrow"])
