@@ -1,13 +1,16 @@
 """launch/generate.py as users call it."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from miditoolkit import MidiFile
 
+from meloformer.command_line import run_recipe
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import save_model
 from meloformer.tokens.vocabulary import fingerprint
@@ -44,7 +47,21 @@ def test_samples_are_written_as_midi_and_picture(checkpoint, tmp_path) -> None:
         assert (tmp_path / "new" / f"a-{number}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_bad_wishes_end_in_one_line_and_code_2(checkpoint, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    """launch/generate.py as a module; nothing of it runs on import."""
+    spec = importlib.util.spec_from_file_location("launch_generate", ROOT / "launch/generate.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where run_recipe looks for the text of --help
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_bad_wishes_end_in_one_line_and_code_2(
+    checkpoint, recipe, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
     other = tmp_path / "other"
     model = MuseFormer(tiny_config(num_layers=1))
     save_model(other, model.config, model.state_dict(), {"tokenizer": "0" * 64})
@@ -56,8 +73,10 @@ def test_bad_wishes_end_in_one_line_and_code_2(checkpoint, tmp_path) -> None:
         (["--checkpoint", other], "another vocabulary"),
         ([], "no run with a model"),
     ):
-        done = run(*arguments, folder=tmp_path)
-        assert done.returncode == 2, (arguments, done.stderr)
-        assert message in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+        with pytest.raises(SystemExit) as ended:
+            run_recipe(recipe.main, recipe.GenerateConfig, list(map(str, arguments)))
+        said = capsys.readouterr().err
+        assert ended.value.code == 2, (arguments, said)
+        assert message in said
+        assert len(said.strip().splitlines()) == 1
         assert not list(tmp_path.glob("*.mid"))
