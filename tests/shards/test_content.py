@@ -1,15 +1,49 @@
-from dataclasses import fields, replace
+from dataclasses import Field, fields, replace
+from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meloformer.errors import ConfigError
-from meloformer.midi.grid import DRUMS, METRE_INDEX
+from meloformer.midi.grid import (
+    DRUMS,
+    DURATION_STEPS,
+    MAX_BAR_STEPS,
+    METRE_INDEX,
+    METRES,
+    NUM_INSTRUMENTS,
+    TEMPOS_BPM,
+    VELOCITIES,
+)
+from meloformer.midi.joined import JoinedPieces
+from meloformer.midi.limits import MAX_BARS
+from meloformer.midi.quantise import quantise
 from meloformer.midi.quantised import QuantisedPiece
-from meloformer.shards.content import KEY_LENGTH, note_key, split_of, tune_hash
+from meloformer.midi.read import read_midi
+from meloformer.shards.content import (
+    KEY_LENGTH,
+    note_key,
+    note_keys,
+    split_of,
+    tune_hash,
+    tune_hashes,
+)
 from meloformer.shards.manifest import SPLITS, ShardSettings
+from tests.midi.pieces import canonical_piece, canonical_pieces
+
+# All values that each column of a piece may hold.
+TABLES = {
+    "bar_metre": range(len(METRES)),
+    "bar_tempo": range(len(TEMPOS_BPM)),
+    "bar": range(MAX_BARS),
+    "instrument": range(NUM_INSTRUMENTS),
+    "onset_steps": range(MAX_BAR_STEPS),
+    "pitch": range(128),
+    "duration_steps": DURATION_STEPS.tolist(),
+    "velocity": VELOCITIES.tolist(),
+}
 
 
 def test_every_field_of_a_piece_counts_for_its_key(chorale: QuantisedPiece) -> None:
@@ -25,6 +59,84 @@ def test_every_field_of_a_piece_counts_for_its_key(chorale: QuantisedPiece) -> N
 def test_the_key_does_not_depend_on_how_the_arrays_lie_in_memory(chorale: QuantisedPiece) -> None:
     wide = {f.name: np.repeat(getattr(chorale, f.name), 2)[::2] for f in fields(QuantisedPiece)}
     assert note_key(replace(chorale, **wide)) == note_key(chorale)
+
+
+@settings(max_examples=40)
+@given(canonical_pieces(), canonical_pieces())
+def test_pieces_have_one_key_where_they_are_equal_and_only_there(
+    first: QuantisedPiece, second: QuantisedPiece
+) -> None:
+    assert (note_key(first) == note_key(second)) == (first == second)
+
+
+@given(canonical_pieces(), st.sampled_from(fields(QuantisedPiece)), st.randoms())
+def test_any_changed_value_makes_another_key(
+    piece: QuantisedPiece, field: Field, random: Random
+) -> None:
+    values = getattr(piece, field.name).copy()
+    table = TABLES[field.name]
+    at = random.randrange(len(values))
+    values[at] = random.choice([value for value in table if value != values[at]])
+    assert note_key(replace(piece, **{field.name: values})) != note_key(piece)
+
+
+def test_the_largest_values_do_not_run_into_each_other() -> None:
+    most = {name: np.array([max(table)], np.int32) for name, table in TABLES.items()}
+    least = {name: np.array([min(table)], np.int32) for name, table in TABLES.items()}
+    keys = {note_key(QuantisedPiece(**most)), note_key(QuantisedPiece(**least))}
+    for name in TABLES:
+        keys.add(note_key(QuantisedPiece(**{**most, name: least[name]})))
+        keys.add(note_key(QuantisedPiece(**{**least, name: most[name]})))
+    assert len(keys) == 2 + 2 * len(TABLES)
+
+
+@settings(max_examples=30)
+@given(st.lists(canonical_pieces(), min_size=1, max_size=5), st.randoms())
+def test_pieces_taken_together_have_the_keys_and_tunes_that_they_have_alone(
+    several: list[QuantisedPiece], random: Random
+) -> None:
+    random.shuffle(several)
+    joined = JoinedPieces.join(several)
+    assert note_keys(joined) == [note_key(piece) for piece in several]
+    assert tune_hashes(joined) == [tune_hash(piece) for piece in several]
+
+
+def test_chorales_taken_together_have_the_keys_and_tunes_that_they_have_alone(
+    chorales: list[bytes],
+) -> None:
+    pieces = [quantise(read_midi(data)) for data in chorales]
+    joined = JoinedPieces.join(pieces)
+    assert note_keys(joined) == [note_key(piece) for piece in pieces]
+    assert tune_hashes(joined) == [tune_hash(piece) for piece in pieces]
+    assert len(set(tune_hashes(joined))) == len(pieces)
+
+
+def test_tunes_beyond_a_time_line_of_32_bits_are_those_of_each_piece() -> None:
+    metre, tempo = METRE_INDEX[12, 4], 0
+    longest = canonical_piece(
+        [metre] * MAX_BARS,
+        [tempo] * MAX_BARS,
+        [
+            (bar, 1, MAX_BAR_STEPS - 1 - bar % 5, 60 + bar % 7, 1, 66)
+            for bar in range(0, MAX_BARS, 97)
+        ]
+        + [(MAX_BARS - 1, 1, 0, 60, 1, 66)],
+    )
+    other = replace(longest, pitch=longest.pitch[::-1])
+    several = [longest, other] * 8
+    joined = JoinedPieces.join(several)
+    assert int(joined.music.bar_start_steps[-1]) > 2**24
+    assert tune_hashes(joined) == [tune_hash(longest), tune_hash(other)] * 8
+    assert note_keys(joined) == [note_key(longest), note_key(other)] * 8
+
+
+def test_tunes_are_the_same_on_every_machine() -> None:
+    notes = [
+        (bar, 1, 12 * step, 60 + (bar * step) % 9, 12, 66) for bar in range(4) for step in range(8)
+    ]
+    piece = canonical_piece([METRE_INDEX[4, 4]] * 4, [40] * 4, notes)
+    assert f"{tune_hash(piece):016x}" == "318c220692d49f70"
+    assert note_key(piece) == "337699b9c3f956ca85f6a157"
 
 
 @pytest.mark.parametrize("semitones", [-5, 1, 7])
