@@ -10,7 +10,6 @@ writes that many made-up pieces, and 10,000 beside them, each in a process of it
 
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +26,7 @@ from rich.table import Table
 
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError, MidiError
+from meloformer.evaluation.peak_memory import peak_bytes
 from meloformer.shards.build import build_shards
 from meloformer.shards.chunks import Chunk
 from meloformer.shards.convert import ConvertedPiece, convert_midi
@@ -37,6 +37,8 @@ from meloformer.shards.sources import MidiFile, Source, Survey, open_source
 from meloformer.shards.spill import SpillWriter
 
 _FEW = 10_000
+# What a core does with ordinary files, to say how many of them would be enough.
+_FILES_PER_SECOND = 500
 _MEGABYTE = 1 << 20
 _TABLE_WIDTH = 110
 
@@ -80,6 +82,17 @@ class Rate:
     tokens: int
     notes: int | None = None
     bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.work_seconds < self.start_up_seconds:
+            # A rate is a difference: noise of the start-up must be small against it.
+            needed = round(self.start_up_seconds * _FILES_PER_SECOND * self.num_workers)
+            raise ConfigError(
+                f"--midi: found {self.files:,} files, and {self.what} with {self.num_workers} "
+                f"workers took {self.seconds:.1f} s, {self.start_up_seconds:.1f} s of it start-up; "
+                "allowed: so many files that the work takes longer than the start-up, about "
+                f"{needed:,}"
+            )
 
     @property
     def work_seconds(self) -> float:
@@ -258,21 +271,16 @@ def memory_in_own_process(num_pieces: int) -> dict[str, float]:
 
 def memory_of(num_pieces: int) -> dict[str, float]:
     """Peak memory of a build of made-up pieces, conversion left out, and its seconds."""
-    before = _peak_megabytes()
+    before = peak_bytes()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         source = _MadeUpSource(f"{num_pieces} made up", lambda: iter(()), num_pieces=num_pieces)
         build_shards(source, Path(folder) / "shards", _settings(), run=_made_up_engine)
     return {
-        "megabytes_at_start": before,
-        "megabytes": _peak_megabytes(),
+        "megabytes_at_start": before / _MEGABYTE,
+        "megabytes": peak_bytes() / _MEGABYTE,
         "seconds": time.perf_counter() - start,
     }
-
-
-def _peak_megabytes() -> float:
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes * 1024 / _MEGABYTE
 
 
 @dataclass(frozen=True)
@@ -304,8 +312,8 @@ def _made_up_engine(
         if isinstance(job, Chunk):
             random = np.random.default_rng(job.number)
             with SpillWriter(task.keywords["spill"], job.number, job.names_sum) as writer:
-                for file in job.files:
-                    writer.add(file.name, _made_up_piece(pattern, random))
+                for _ in job.files:
+                    writer.add(_made_up_piece(pattern, random))
             yield job, len(job.files)
         else:
             yield job, task(job)

@@ -39,6 +39,7 @@ from meloformer.batches.stream import TrainStream
 from meloformer.batches.windows import Windows
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
+from meloformer.evaluation.peak_memory import peak_bytes
 from meloformer.model.masks import rule_of
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.vocabulary import PAD
@@ -213,15 +214,6 @@ def first_batch_seconds(
     world_size = -(-config.global_batch // config.batch_size)
     next(TrainStream(collator, plan, phases, world_size=world_size, state=state, step=5))
     return time.perf_counter() - clock, time.process_time() - cpu
-
-
-def peak_bytes() -> int:
-    """Most memory that this process has held so far."""
-    # Not getrusage: a process that was started by a large one begins with that one's peak.
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise ConfigError("--simulate: found no VmHWM in /proc/self/status; allowed: Linux")
 
 
 def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
