@@ -6,6 +6,8 @@ import hashlib
 import logging
 import random
 import re
+import socket
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +33,9 @@ _WORTH_ANOTHER_TRY = (408, 425, 429)
 
 # What s3fs makes of the answers 503 and 500.
 _S3FS_REFUSALS = (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EBUSY))
+# What aiohttp and botocore say of a URL that can be none, and TLS of a server that is not the one.
+_IMPOSSIBLE_URLS = ("InvalidURL", "InvalidUrlClientError", "ParamValidationError")
+_NO_HANDSHAKE = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 # Failures in a row that are no longer the ordinary life of a network.
 _WORTH_A_WARNING = 3
 
@@ -119,7 +124,8 @@ class Download:
 
         Raises:
             FileNotFoundError: the server says that there is none.
-            ShardError: the server refuses; `UnreachableError` if it cannot be asked.
+            ShardError: the server refuses; `UnreachableError` if it cannot be asked, at once where
+                there is no such server.
         """
         url = self.url_of(file)
         failures, data = 0, None
@@ -137,6 +143,12 @@ class Download:
             except Exception as error:  # what fsspec's packages raise has no other common base
                 if self._refuses_ranges(error):
                     continue
+                if _is_mistyped(error):
+                    # Once a file has come, the same error is the ordinary life of a network.
+                    raise UnreachableError(
+                        f"{without_credentials(url)}: {_words(error)}; check the URL, and whether "
+                        "this machine is on the network"
+                    ) from error
                 failures += 1
                 is_last = failures >= self._patience.opening_failures
                 self._after_failure(url, failures, error, is_last=is_last)
@@ -305,6 +317,26 @@ def _status(error: Exception) -> int | None:
 def _is_refusal(error: Exception) -> bool:
     """Whether a server answered that it would not, whatever the size of what it was asked for."""
     return _status(error) is not None or getattr(error, "errno", None) in _S3FS_REFUSALS
+
+
+def _is_mistyped(error: Exception) -> bool:
+    """Whether there is no such host, or none that speaks this protocol under this name."""
+    if type(error) is ValueError or type(error).__name__ in _IMPOSSIBLE_URLS:
+        return True
+    return any(
+        isinstance(link, socket.gaierror)
+        or (isinstance(link, ssl.SSLError) and getattr(link, "reason", "") in _NO_HANDSHAKE)
+        for link in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from; botocore keeps that in a place of its own."""
+    while isinstance(error, BaseException):
+        yield error
+        kept = getattr(error, "kwargs", None)
+        own = kept.get("error") if isinstance(kept, dict) else None
+        error = own or error.__cause__ or error.__context__
 
 
 def _is_final(error: Exception) -> bool:

@@ -136,7 +136,11 @@ class RemoteFolder:
         try:
             data = self._download.read_bytes(file)
         except FileNotFoundError as error:
-            raise _no_shard_folder(self.name, file) from error
+            said = without_credentials(" ".join(str(error).split()))
+            raise ShardError(
+                f"{self.name} is no shard folder: found no {file} there ({said}); check the URL, "
+                "or copy a folder made by `make shard-data` there, as it is"
+            ) from error
         except UnreachableError as error:
             if not (kept := self._cache.find(name)):
                 raise

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,33 @@ def test_a_port_where_nobody_listens_ends_in_one_message(tmp_path: Path) -> None
     remote = open_storage("http://127.0.0.1:9", CacheConfig(cache_dir=tmp_path), QUICK)
     with pytest.raises(ShardError, match=r"http://127.0.0.1:9/manifest.json: .*after 3 requests"):
         remote.read_bytes("manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://no-such-host.invalid/shards", "no-such-host"),
+        ("http://127.0.0.1:99999/shards", "Port"),
+        ("http:///shards", "http:"),
+        ("https://{server}/shards", "(?i)ssl"),
+    ],
+)
+def test_a_mistyped_url_is_refused_at_once(
+    server: FaultyServer, tmp_path: Path, url: str, said: str
+) -> None:
+    patience = Patience(first_pause_seconds=600, longest_pause_seconds=600)
+    url = url.format(server=server.url.removeprefix("http://"))
+    remote = open_storage(url, CacheConfig(cache_dir=tmp_path / "cache"), patience)
+    with pytest.raises(ShardError, match=rf"{said}.*check the URL"):
+        remote.read_bytes("manifest.json")
+
+
+def test_a_host_whose_name_is_lost_in_mid_run_is_asked_again(tmp_path: Path) -> None:
+    remote = open_storage(
+        "http://no-such-host.invalid", CacheConfig(cache_dir=tmp_path), replace(QUICK, failures=3)
+    )
+    with pytest.raises(ShardError, match="after 3 requests in a row"):
+        remote.fetch("train/shard-0", num_bytes=5, sha256="0" * 64)
 
 
 def test_a_file_evicted_before_it_is_opened_is_fetched_again(served: Path) -> None:
