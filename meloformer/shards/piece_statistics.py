@@ -90,6 +90,23 @@ class Histogram:
         return np.arange(len(self._counts)) * self.unit
 
 
+@dataclass(frozen=True, order=True)
+class LongestPiece:
+    """A piece that is the longest in something.
+
+    Args:
+        tokens: of it.
+        key: of the piece.
+        split: where it would stand.
+        source: file that it came from.
+    """
+
+    tokens: int
+    key: str = ""
+    split: str = ""
+    source: str = ""
+
+
 @dataclass(kw_only=True)
 class PieceStatistics:
     """Sums over pieces; see `add`.
@@ -101,6 +118,8 @@ class PieceStatistics:
         instruments: pieces that hold an instrument, by its name.
         families: likewise by family of eight programs, 0..15; -1 is the drum kit.
         quantised: sums of the quantiser's counts.
+        longest_bar: tokens of the longest bar of each piece, with the prefix of a window.
+        longest: the longest `piece`, and the one with the longest `bar`, where there is one.
     """
 
     tokens: Histogram = field(default_factory=Histogram)
@@ -122,6 +141,8 @@ class PieceStatistics:
     recovered: Counter[str] = field(default_factory=Counter)
     quantised: Counter[str] = field(default_factory=Counter)
     total_seconds: float = 0.0
+    longest_bar: Histogram = field(default_factory=Histogram)
+    longest: dict[str, LongestPiece] = field(default_factory=dict)
 
     @property
     def num_pieces(self) -> int:
@@ -157,6 +178,9 @@ class PieceStatistics:
         self.keys.update(key for key in table["key"].to_pylist() if key is not None)
         self.recovered.update(name for name in table["recovered"].to_pylist() if name)
         self.off_grid.add(table["off_grid"].drop_null().to_numpy().astype(np.float64))
+        self.longest_bar.add(table["longest_bar"].drop_null().to_numpy())
+        self._find_longest("piece", table, table["num_tokens"])
+        self._find_longest("bar", table, table["longest_bar"])
         for name in QUANTISED:
             self.quantised[name] += int(table[f"quantised_{name}"].drop_null().to_numpy().sum())
 
@@ -169,6 +193,15 @@ class PieceStatistics:
                 counts = dict(zip(("tokens", "bars", "notes"), sums, strict=True))
                 counts["pieces"] = int(np.count_nonzero(of_split))
                 self.splits.setdefault(name, Counter()).update(counts)
+
+    def _find_longest(self, what: str, table: pa.Table, tokens: pa.ChunkedArray) -> None:
+        if tokens.null_count == len(tokens):
+            return
+        row = int(np.nanargmax(tokens.to_numpy().astype(np.float64)))
+        named = {name: table[name][row].as_py() or "" for name in ("piece", "split", "source")}
+        found = LongestPiece(tokens[row].as_py(), named["piece"], named["split"], named["source"])
+        if what not in self.longest or found.tokens > self.longest[what].tokens:
+            self.longest[what] = found
 
     def _add_instruments(self, instruments: list[list[str]]) -> None:
         self.num_instruments.add(np.array([len(of_piece) for of_piece in instruments]))

@@ -28,6 +28,7 @@ _PLAIN_COLUMNS = (
     ("num_tokens", pa.int32()),
     ("num_bars", pa.int32()),
     ("num_notes", pa.int32()),
+    ("longest_bar", pa.int32()),
     ("duration_seconds", pa.float64()),
     ("instruments", pa.list_(pa.string())),
     ("metres", pa.list_(pa.string())),

@@ -12,9 +12,10 @@ import numpy as np
 from meloformer.shards.piece_statistics import Histogram
 
 _WIDTH, _HEIGHT = 320, 132
-_LEFT, _RIGHT, _TOP, _BASE = 8, 8, 10, 108
+_LEFT, _RIGHT, _TOP, _BASE = 8, 8, 12, 108
+_WIDEST_COLUMN = 40
 _MOST_BINS = 40
-_MOST_TICKS = 6
+_FEWEST_TICKS, _MOST_TICKS = 3, 6
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def log_histogram(
 def log_curves(
     values: Sequence[float], lines: Sequence[Line], *, marks: Sequence[float], label: str
 ) -> str:
-    """Shares over a logarithmic axis, with dots at the marked values."""
+    """Shares over a logarithmic axis of powers of two, with dots at the marked values."""
     scale = _LogAxis(values[0], values[-1])
     grid = "".join(
         f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -155,7 +156,8 @@ def log_curves(
                 f'style="fill:{line.colour}"><title>{escape(line.name)} at {short(mark)} tokens: '
                 f"{percent(share)}</title></circle>"
             )
-    axis = _axis(scale, marks, tokens_text)
+    doubled = [value for value in values if float(np.log2(value)).is_integer()]
+    axis = _axis(scale, doubled, tokens_text)
     legend = "".join(
         f'<span><i style="background:{line.colour}"></i>{escape(line.name)}</span>'
         for line in lines
@@ -172,18 +174,20 @@ def tokens_text(tokens: float) -> str:
     return f"{tokens / 1024:g}k" if tokens >= 1024 else f"{tokens:g}"
 
 
-def bar_chart(bars: Sequence[Bar], total: int, *, colour: str = "var(--first)") -> str:
+def bar_chart(
+    bars: Sequence[Bar], total: int, *, colour: str = "var(--first)", long_labels: bool = False
+) -> str:
     """Bars that lie down, one under the other, each with its count and its share of a total."""
     longest = max((bar.count for bar in bars), default=0) or 1
     rows = "".join(
-        f'<li><span class="label">{escape(bar.label)}</span>'
+        f'<li><span class="label" title="{escape(bar.label)}">{escape(bar.label)}</span>'
         f'<span class="track"><i style="width:{100 * bar.count / longest:.1f}%;'
         f'background:{colour}"></i></span>'
         f'<span class="count">{bar.count:,}</span>'
         f'<span class="share">{escape(bar.note) or percent(bar.count / max(total, 1))}</span></li>'
         for bar in bars
     )
-    return f'<ul class="bars">{rows}</ul>'
+    return f'<ul class="bars{" long" * long_labels}">{rows}</ul>'
 
 
 def columns(groups: Sequence[tuple[str, Sequence[int]]], names: Sequence[str], label: str) -> str:
@@ -196,11 +200,12 @@ def columns(groups: Sequence[tuple[str, Sequence[int]]], names: Sequence[str], l
     """
     tallest = max((count for _, counts in groups for count in counts), default=0) or 1
     step = (_WIDTH - _LEFT - _RIGHT) / len(names)
-    width = step * 0.8 / len(groups)
+    width = min(step * 0.8 / len(groups), _WIDEST_COLUMN)
+    num_shown = 0
     colours = ("var(--first)", "var(--second)")
     shapes = []
     for place, name in enumerate(names):
-        x = _LEFT + step * (place + 0.1)
+        x = _LEFT + step * (place + 0.5) - width * len(groups) / 2
         for series, (series_name, counts) in enumerate(groups):
             height = (_BASE - _TOP) * counts[place] / tallest
             shapes.append(
@@ -209,8 +214,14 @@ def columns(groups: Sequence[tuple[str, Sequence[int]]], names: Sequence[str], l
                 f"<title>{escape(name)} {escape(series_name)}: {counts[place]:,} pieces</title>"
                 "</rect>"
             )
+            if counts[place] == tallest and not num_shown:  # which says how tall the others are
+                num_shown += 1
+                shapes.append(
+                    f'<text class="tick" x="{x + (series + 0.5) * width:.1f}" y="{_TOP - 3}" '
+                    f'text-anchor="middle">{tallest:,}</text>'
+                )
         shapes.append(
-            f'<text class="tick" x="{x + step * 0.4:.1f}" y="{_BASE + 15}" '
+            f'<text class="tick" x="{_LEFT + step * (place + 0.5):.1f}" y="{_BASE + 15}" '
             f'text-anchor="middle">{escape(name)}</text>'
         )
     base = f'<line class="base" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{_BASE}" y2="{_BASE}"/>'
@@ -246,6 +257,9 @@ def _log_edges(histogram: Histogram) -> np.ndarray:
 def _log_ticks(low: float, high: float) -> list[float]:
     candidates = [digit * 10.0**power for power in range(-3, 9) for digit in (1, 2, 5)]
     inside = [value for value in candidates if low <= value <= high]
+    if len(inside) < _FEWEST_TICKS:
+        finer = (digit * 10.0**power for power in range(-3, 9) for digit in (1, 2, 3, 4, 5, 6, 8))
+        return [value for value in finer if low <= value <= high]
     if len(inside) > _MOST_TICKS:
         inside = [value for value in inside if f"{value:e}".startswith("1")]
     return inside[:: -(-len(inside) // _MOST_TICKS) or 1]

@@ -8,6 +8,7 @@ import numpy as np
 from meloformer.midi.grid import TEMPOS_BPM
 from meloformer.shards.manifest import SPLITS
 from meloformer.shards.piece_statistics import TOTALS, Histogram, PieceStatistics, family_of
+from meloformer.shards.quantised_words import quantised_words
 from meloformer.shards.report_charts import (
     Bar,
     Line,
@@ -23,7 +24,7 @@ from meloformer.shards.report_charts import (
 from meloformer.shards.report_style import STYLE
 from meloformer.tokens.vocabulary import NUM_KEYS, PITCH_CLASSES, key_name
 
-ROW_LENGTHS = (2048, 4096, 8192, 16384)
+ROW_LENGTHS = (1024, 2048, 4096, 8192, 16384)
 _CURVE_LENGTHS = tuple(round(2 ** (quarters / 4)) for quarters in range(8 * 4, 16 * 4 + 1))
 
 # Eight programs each, in the order of General MIDI.
@@ -32,9 +33,14 @@ _FAMILIES = (
     *("reed", "pipe", "synth lead", "synth pad", "synth effects", "ethnic", "percussive"),
     "sound effects",
 )
+_SHARES = "pieces that hold one, and their share"
+_PROGRAMS = f"{_SHARES}; #P0 to #P127 are General MIDI's programs counted from 0, #D is the drums"
 _OFF_GRID_LIMITS = (0.0, 0.01, 0.05, 0.2, 1.0)
 _MOST_BARS = 12
 _TEMPO_TICKS = (30, 60, 90, 120, 180, 240)
+_TIME_TICKS = (5, 10, 15, 30, 60, 120, 180, 300, 600, 1200, 1800, 3600, 7200, 14400)
+_FEW_TIME_TICKS = (5, 15, 60, 300, 1200, 3600, 14400)
+_MOST_TIME_TICKS = 5
 
 
 def report_page(
@@ -83,8 +89,8 @@ def _head(statistics: PieceStatistics, title: str) -> str:
         tiles["of music"] = length_text(statistics.total_seconds)
     cells = "".join(f"<div><dd>{value}</dd><dt>{name}</dt></div>" for name, value in tiles.items())
     return (
-        f'<h1>{escape(title)}</h1><p class="lead">What the files hold, and what became of them.'
-        f'</p><dl class="tiles">{cells}</dl>'
+        f'<h1>{escape(title)}</h1><p class="lead">What these MIDI files hold, and what a build '
+        f'makes of them.</p><dl class="tiles">{cells}</dl>'
     )
 
 
@@ -108,7 +114,11 @@ def _files(statistics: PieceStatistics, rejected: Mapping[str, int], num_duplica
     )
     bars = [Bar(reason, count) for reason, count in _by_count(rejected)]
     reasons = (
-        _card("Rejected, by reason", bar_chart(bars, num_in, colour="var(--third)"))
+        _card(
+            "Rejected, by reason",
+            bar_chart(bars, num_in, colour="var(--third)"),
+            "files, and their share of all files",
+        )
         if bars
         else _card("Rejected, by reason", '<p class="muted">None.</p>')
     )
@@ -138,7 +148,7 @@ def _lengths(statistics: PieceStatistics) -> str:
     ]
     return (
         '<h2>Length</h2><p class="muted">The large figure and the dashed line are the median; '
-        "axes are logarithmic, and areas are pieces.</p>"
+        "the axes below are logarithmic, and areas stand for numbers of pieces.</p>"
         f'<div class="cards">{"".join(cards)}</div>'
     )
 
@@ -146,12 +156,15 @@ def _lengths(statistics: PieceStatistics) -> str:
 def _quantity(title: str, unit: str, histogram: Histogram, *, times: bool = False) -> str:
     text = length_text if times else short
     low, median, high = (text(histogram.quantile(share)) for share in (0.05, 0.5, 0.95))
-    ticks = [t for t in (5, 15, 60, 300, 1200, 3600, 14400) if times and t < histogram.largest]
+    low_end, high_end = histogram.quantile(0), histogram.largest
+    ticks = [t for t in _TIME_TICKS if times and low_end <= t <= high_end]
+    if len(ticks) > _MOST_TIME_TICKS:
+        ticks = [t for t in ticks if t in _FEW_TIME_TICKS]
     drawing = log_histogram(
         histogram,
         name=title.lower(),
         text=_short_time if times else short,
-        ticks=[t for t in ticks if t >= histogram.quantile(0)] if times else None,
+        ticks=ticks or None,
     )
     return _card(
         title,
@@ -191,17 +204,34 @@ def _coverage(statistics: PieceStatistics) -> str:
             percent(tokens.share_up_to(length)),
             percent(tokens.weight_up_to(length)),
             percent(tokens.weight_within(length)),
+            _longer_bars(statistics, length),
         ]
         for length in ROW_LENGTHS
     ]
     curves = log_curves(_CURVE_LENGTHS, lines, marks=ROW_LENGTHS, label="Coverage by row length")
-    head = ["row of", "pieces fit", "tokens in these", "tokens seen"]
+    head = ["row", "pieces fit", "their tokens", "tokens seen", "bar too long"]
+    records = [
+        [name, f"{found.tokens:,}", found.split, found.key, found.source]
+        for what, name in (("piece", "longest piece"), ("bar", "longest bar"))
+        if (found := statistics.longest.get(what)) is not None
+    ]
     return (
         "<h2>Coverage</h2><p>How much a row of so many tokens holds: the pieces that fit whole, "
         "the tokens in these, and the tokens seen together with all that went before them in their "
-        "piece.</p>"
-        f'<div class="cards wide">{_card("", curves)}{_card("", _table(head, rows))}</div>'
+        "piece. The last column counts the pieces with a bar that no such row holds, its prefix "
+        "included: training with that --max_seq_len stops at them.</p>"
+        f'<div class="cards wide">{_card("", curves, "along the axis: tokens in a row")}'
+        f"{_card('', _table(head, rows))}</div>"
+        + _card("", _table(["", "tokens", "split", "key", "source"], records))
     )
+
+
+def _longer_bars(statistics: PieceStatistics, length: int) -> str:
+    """How many pieces have a bar that a row of so many tokens does not hold."""
+    bars = statistics.longest_bar
+    if not bars.total:
+        return "-"
+    return f"{round(bars.total * (1 - bars.share_up_to(length))):,}"
 
 
 def _music(statistics: PieceStatistics) -> str:
@@ -220,13 +250,14 @@ def _music(statistics: PieceStatistics) -> str:
         "Tempo",
         f'<div class="big">{short(tempos.quantile(0.5))} <small>quarters a minute</small></div>'
         + log_histogram(tempos, name="tempo", edges=edges, ticks=_TEMPO_TICKS),
-        f"5 to 95 %: {short(tempos.quantile(0.05))} to {short(tempos.quantile(0.95))}; it changes "
-        f"in {percent(statistics.several_tempos / pieces)} of the pieces",
+        f"5 to 95 %: {short(tempos.quantile(0.05))} to {short(tempos.quantile(0.95))}; the "
+        f"tempo changes in {percent(statistics.several_tempos / pieces)} of the pieces",
     )
     key_card = _card(
         "Keys",
         columns((("major", keys[:12]), ("minor", keys[12:])), PITCH_CLASSES, "Pieces by key"),
-        f"{percent(1 - sum(keys) / pieces)} of the pieces have none (drums alone)",
+        "pieces by the key that their notes suggest; "
+        f"{percent(1 - sum(keys) / pieces)} have none (drums alone)",
     )
     counts = statistics.num_instruments
     most = int(counts.largest)
@@ -237,14 +268,14 @@ def _music(statistics: PieceStatistics) -> str:
     ensemble = _card(
         "Instruments a piece",
         columns((("pieces", per_count.tolist()),), names, "Pieces by number of instruments"),
-        f"at most {most}",
+        f"pieces by how many instruments they hold, drums as one; at most {most}",
     )
     return (
         '<h2>Music</h2><div class="cards">'
         f"{tempo_card}{key_card}{ensemble}</div>"
         '<div class="cards">'
-        f"{_card('Instruments, by family', bar_chart(families, pieces))}"
-        f"{_card('Programs', _most(programs, pieces))}"
+        f"{_card('Instruments, by family', bar_chart(families, pieces), _SHARES)}"
+        f"{_card('Programs', _most(programs, pieces), _PROGRAMS)}"
         f"{_card('Metres', _most(metres, pieces), _changes(statistics))}</div>"
     )
 
@@ -264,7 +295,7 @@ def _named(instrument: str) -> str:
 
 def _changes(statistics: PieceStatistics) -> str:
     share = percent(statistics.several_metres / statistics.num_pieces)
-    return f"shares of the pieces that hold it; it changes in {share} of them"
+    return f"pieces that hold it, and their share; the metre changes in {share} of the pieces"
 
 
 def _copies(
@@ -288,14 +319,15 @@ def _copies(
             if high is None
             else f"{low} to {high}",
             count,
-            note=f"{inside:,} pcs",
+            note=f"{inside:,}",
         )
         for low, high in bounds
         for found in [{s: c for s, c in clusters.items() if low <= s <= (high or s)}]
         for count, inside in [(sum(found.values()), sum(s * c for s, c in found.items()))]
         if count
     ]
-    chart = _card("Clusters of near copies, by size", bar_chart(bars, 1)) if bars else ""
+    caption = "clusters of this size, and the pieces in them"
+    chart = _card("Clusters of near copies, by size", bar_chart(bars, 1), caption) if bars else ""
     return f'<h2>Copies</h2><p>{said}</p><div class="cards wide">{chart}</div>'
 
 
@@ -316,7 +348,7 @@ def _quality(statistics: PieceStatistics) -> str:
             )
         )
     given_up = {
-        name.replace("_", " "): count
+        quantised_words(name): count
         for name, count in statistics.quantised.items()
         if name != "notes"
     }
@@ -325,8 +357,8 @@ def _quality(statistics: PieceStatistics) -> str:
         cards.append(
             _card(
                 "What the grid cost",
-                bar_chart(bars, 1, colour="var(--second)"),
-                "sums over all pieces",
+                bar_chart(bars, 1, colour="var(--second)", long_labels=True),
+                f"summed over all pieces, whose files have {statistics.quantised['notes']:,} notes",
             )
         )
     if statistics.recovered:

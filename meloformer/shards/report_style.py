@@ -35,13 +35,16 @@ svg .median{stroke:var(--third);stroke-width:1.2;stroke-dasharray:3 3}
 svg .base{stroke:var(--muted);stroke-width:.8}
 svg .grid{stroke:var(--rule);stroke-width:.8}
 svg .curve{fill:none;stroke-width:2;stroke-linejoin:round}
-svg .tick{fill:var(--muted);font-size:11px}
+svg .tick{fill:var(--muted);font-size:10.5px}
 .legend{font-size:13px;color:var(--muted);margin:4px 0 0}
 .legend span{margin-right:16px;white-space:nowrap}
 .legend i{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:6px}
 ul.bars{list-style:none;margin:10px 0 0;padding:0;font-size:13px}
 ul.bars li{display:grid;grid-template-columns:minmax(86px,9.5em) 1fr minmax(4em,auto) 4.6em;
 gap:10px;align-items:center;padding:2.5px 0}
+ul.bars.long li{grid-template-columns:minmax(150px,3fr) 1fr minmax(4em,auto)}
+ul.bars.long .label{white-space:normal;line-height:1.3}
+ul.bars.long .share{display:none}
 ul.bars .label{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 ul.bars .track{background:var(--track);height:11px;border-radius:2px}
 ul.bars .track i{display:block;height:100%;border-radius:2px;min-width:1px}
@@ -51,7 +54,7 @@ ul.bars .share{text-align:right;color:var(--muted)}
 .stack i{min-width:2px}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;margin-top:14px;font-size:14px}
-th,td{text-align:right;padding:5px 0 5px 26px;border-bottom:1px solid var(--rule);
+th,td{text-align:right;padding:5px 0 5px 20px;border-bottom:1px solid var(--rule);
 white-space:nowrap}
 th{font-weight:600;font-size:13px;color:var(--muted)}
 th:first-child,td:first-child{text-align:left;padding-left:0}

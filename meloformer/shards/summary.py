@@ -9,6 +9,7 @@ from rich.table import Table
 
 from meloformer.shards.longest import LongestOfFolder
 from meloformer.shards.manifest import SPLITS, Manifest
+from meloformer.shards.quantised_words import quantised_words
 
 
 def summary_table(manifest: Manifest, *, title: str) -> Table:
@@ -66,11 +67,12 @@ def longest_table(longest: LongestOfFolder) -> Table:
 
 def quantised_table(manifest: Manifest) -> Table:
     """What the grid cost: the quantiser's counts over all files that became pieces or copies."""
-    table = Table(title="quantised", title_justify="left")
+    table = Table(title="quantised", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("")
     table.add_column("count", justify="right")
+    table.add_column("what it counts", overflow="fold")
     for name, count in manifest.quantised.items():
-        table.add_row(name, f"{count:,}")
+        table.add_row(name, f"{count:,}", quantised_words(name))
     return table
 
 

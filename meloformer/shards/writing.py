@@ -1,5 +1,6 @@
 """Placed pieces to tars: the last step of a build, one job a shard."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from meloformer.shards.bar_tokens import longest_bar
 from meloformer.shards.copies import Kept, read_rows
 from meloformer.shards.fingerprints import NUM_HASHES
 from meloformer.shards.known import KnownPieces
@@ -17,7 +19,7 @@ from meloformer.shards.manifest import SPLITS, ShardEntry, ShardSettings
 from meloformer.shards.notes import read_note, write_note
 from meloformer.shards.placing import PLACED_RECORD, Placed
 from meloformer.shards.pool import Died, Run
-from meloformer.shards.spill import piece_facts, read_piece
+from meloformer.shards.spill import read_piece
 from meloformer.shards.staging import BuildStoppedError, Staging
 from meloformer.shards.tars import COPY_RECORD, shard_stem, stored_bytes, write_shard
 
@@ -49,13 +51,17 @@ def cut_shards(sizes: np.ndarray, settings: ShardSettings) -> list[slice]:
 
 
 def placed_facts(placed: Placed, spill: Path) -> Iterator[dict[str, Any]]:
-    """Facts of every new piece, with its key, its split and its cluster."""
+    """Facts of every new piece, with its key, split, cluster, and the tokens of its longest bar."""
     for split in SPLITS:
         for block in read_rows(placed.records(split), PLACED_RECORD):
             for record in block:
-                place = {"split": split, _CLUSTER: record[_CLUSTER].decode()}
-                place["piece"] = record["key"].decode()
-                yield piece_facts(spill, record) | place
+                piece = read_piece(spill, record)
+                yield json.loads(piece.facts_json) | {
+                    "split": split,
+                    _CLUSTER: record[_CLUSTER].decode(),
+                    "piece": piece.key,
+                    "longest_bar": longest_bar(piece.bar_starts),
+                }
 
 
 @dataclass(frozen=True)

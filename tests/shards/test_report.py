@@ -11,10 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meloformer.shards.bar_tokens import longest_bar
 from meloformer.shards.piece_statistics import Histogram, PieceStatistics
-from meloformer.shards.piece_table import ROWS_PER_GROUP, cluster_sizes, row_groups
+from meloformer.shards.piece_table import QUANTISED, ROWS_PER_GROUP, cluster_sizes, row_groups
+from meloformer.shards.quantised_words import quantised_words
 from meloformer.shards.report import write_report
+from meloformer.shards.report_charts import log_histogram
 from meloformer.shards.verify_shard import read_tar
+from meloformer.tokens.windows import bar_starts
 
 REJECTED = {"no_notes": 3, "<script>": 1}
 
@@ -23,7 +27,12 @@ REJECTED = {"no_notes": 3, "<script>": 1}
 def pieces(chorale_shards: Path) -> list[dict[str, Any]]:
     """Facts of real pieces, as the build hands them over."""
     return [
-        plain.facts | {"split": tar.parent.name, "piece": plain.key}
+        plain.facts
+        | {
+            "split": tar.parent.name,
+            "piece": plain.key,
+            "longest_bar": longest_bar(bar_starts(plain.ids)),
+        }
         for tar in sorted(chorale_shards.rglob("*.tar"))
         for plain in read_tar(tar)
     ]
@@ -63,6 +72,50 @@ def test_the_page_says_where_every_file_went(report: Path, pieces: list[dict[str
     assert "<script>1" in text
 
 
+def test_the_longest_piece_and_bar_are_named_with_key_and_source(
+    report: Path, pieces: list[dict[str, Any]]
+) -> None:
+    body = body_of((report / "report.html").read_text())
+    rows = [[cell.text for cell in row] for row in body.iter("tr")]
+    for name, fact in (("longest piece", "num_tokens"), ("longest bar", "longest_bar")):
+        longest = max(pieces, key=lambda facts: facts[fact])
+        expected = [f"{longest[fact]:,}", longest["split"], longest["piece"], longest["source"]]
+        assert [name, *expected] in rows
+
+
+def test_pieces_whose_bar_no_row_holds_are_counted(
+    pieces: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    lengths = [1024, 1025, 2049, 5000]
+    long = [pieces[0] | {"longest_bar": length} for length in lengths]
+    write_report(tmp_path, iter(long), {}, 0, title="long bars")
+    body = body_of((tmp_path / "report.html").read_text())
+    rows = {row[0].text: row[-1].text for row in body.iter("tr") if len(row) == 5}
+    assert [rows[name] for name in ("1k", "2k", "4k", "8k")] == ["3", "2", "1", "0"]
+
+
+def test_facts_without_a_longest_bar_are_reported_without_it(
+    pieces: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    known = [{name: facts[name] for name in facts if name != "longest_bar"} for facts in pieces]
+    write_report(tmp_path, iter(known), {}, 0, title="no bars")
+    text = "".join(body_of((tmp_path / "report.html").read_text()).itertext())
+    assert "longest piece" in text
+    assert "longest bar" not in text
+
+
+def test_every_count_of_the_quantiser_has_words() -> None:
+    words = {name: quantised_words(name) for name in QUANTISED}
+    assert len(set(words.values())) == len(words)
+    assert all(" " in said and said != name.replace("_", " ") for name, said in words.items())
+
+
+def test_a_narrow_axis_still_has_its_ticks() -> None:
+    histogram = Histogram()
+    histogram.add(np.array([34, 38, 40, 99]))
+    assert log_histogram(histogram, name="bars").count('class="tick"') >= 4
+
+
 def test_the_parquet_file_holds_one_typed_row_for_each_piece(
     report: Path, pieces: list[dict[str, Any]]
 ) -> None:
@@ -71,8 +124,9 @@ def test_the_parquet_file_holds_one_typed_row_for_each_piece(
     assert str(table.schema.field("instruments").type).startswith("list<")
     assert str(table.schema.field("num_tokens").type) == "int32"
     for row, facts in zip(table.to_pylist(), pieces, strict=True):
-        for name in ("piece", "source", "split", "num_tokens", "instruments", "metres", "key"):
+        for name in ("piece", "source", "split", "num_tokens", "longest_bar", "metres", "key"):
             assert row[name] == facts[name]
+        assert row["instruments"] == facts["instruments"]
         assert row["quantised_notes"] == facts["quantised"]["notes"]
         assert row["tempo_bpm_lowest"] == pytest.approx(facts["tempo_bpm"][0])
         assert row["duration_seconds"] == facts["duration_seconds"]
