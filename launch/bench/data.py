@@ -83,17 +83,6 @@ class Rate:
     notes: int | None = None
     bytes: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.work_seconds < self.start_up_seconds:
-            # A rate is a difference: noise of the start-up must be small against it.
-            needed = round(self.start_up_seconds * _FILES_PER_SECOND * self.num_workers)
-            raise ConfigError(
-                f"--midi: found {self.files:,} files, and {self.what} with {self.num_workers} "
-                f"workers took {self.seconds:.1f} s, {self.start_up_seconds:.1f} s of it start-up; "
-                "allowed: so many files that the work takes longer than the start-up, about "
-                f"{needed:,}"
-            )
-
     @property
     def work_seconds(self) -> float:
         return self.seconds - self.start_up_seconds
@@ -132,7 +121,7 @@ def rate_of_build(midi: str, num_workers: int) -> Rate:
         start = time.perf_counter()
         manifest = _build(open_source(midi), folder, "all", num_workers)
         seconds = time.perf_counter() - start
-    return Rate(
+    rate = Rate(
         what="shard-data",
         num_workers=num_workers,
         files=manifest.num_in,
@@ -142,6 +131,23 @@ def rate_of_build(midi: str, num_workers: int) -> Rate:
         notes=sum(manifest.total(split, "notes") for split in SPLITS),
         bytes=sum(manifest.total(split, "bytes") for split in SPLITS),
     )
+    check_rate(midi, rate)
+    return rate
+
+
+def check_rate(midi: str, rate: Rate) -> None:
+    """Refuse a difference of two passes that the noise of the shorter one may outweigh.
+
+    Raises:
+        ConfigError: there are too few files.
+    """
+    if rate.work_seconds < rate.start_up_seconds / 2:
+        needed = round(rate.start_up_seconds * _FILES_PER_SECOND * rate.num_workers)
+        raise ConfigError(
+            f"--midi {midi}: found {rate.files:,} files, done by {rate.num_workers} workers in "
+            f"{rate.seconds:.1f} s where one file takes {rate.start_up_seconds:.1f} s; allowed: so "
+            f"many that their work can be told from the start-up, about {needed:,}"
+        )
 
 
 def _build(source: Source, folder: str, name: str, num_workers: int) -> Any:
