@@ -305,16 +305,16 @@ def test_the_claims_on_the_stream_are_read_from_what_its_bench_writes(
 @pytest.mark.slow
 @pytest.mark.skipif(not CORPORA.is_dir(), reason="../shared/corpora is missing")
 @pytest.mark.parametrize(
-    ("command", "recipe", "flags"),
+    ("command", "recipe", "corpus", "flags"),
     [
-        ("data", "launch/bench/data.py", ("--against", "miditok")),
-        ("near-copies", "launch/tools/near_copies_table.py", ("--pieces", "5")),
+        ("data", "launch/bench/data.py", "js_fakes", ("--against", "miditok")),
+        ("near-copies", "launch/tools/near_copies_table.py", "openmsx", ("--pieces", "5")),
     ],
 )
 def test_the_claims_on_data_are_read_from_what_their_recipes_write(
-    tmp_path: Path, command: str, recipe: str, flags: tuple[str, ...]
+    tmp_path: Path, command: str, recipe: str, corpus: str, flags: tuple[str, ...]
 ) -> None:
-    midi = CORPORA / "openmsx.tar.gz"
+    midi = CORPORA / f"{corpus}.tar.gz"
     check_figures_of(command, recipe, "--midi", midi, *flags, folder=tmp_path)
 
 
