@@ -4,26 +4,29 @@
     python launch/tools/near_copies_table.py --midi ../shared/corpora/*.tar.gz default --pieces 100
     python launch/tools/near_copies_table.py --midi my_midi/ --near_copy_threshold 0.25
 
-An input is what `launch/shard_data.py --midi` takes. Some pieces of each are edited; all pieces and
-all copies go through the signatures, the search and the closure that a build uses, together. Pieces
-that share a cluster without being each other's edits are judged apart, by laying their notes over
-each other.
+An input is what `launch/shard_data.py --midi` takes. Some pieces of each are edited as people edit
+files; all pieces and all edited ones go through the signatures, the search and the closure that a
+build uses, together. The first table says how many edited pieces are found, the second which pieces
+share a cluster though nobody edited them: whether they are one tune is judged apart, by laying
+their notes over each other.
 """
 
 import json
+import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
 from meloformer.command_line import run_recipe
-from meloformer.errors import MidiError
+from meloformer.errors import ConfigError, MidiError
 from meloformer.evaluation.piece_edits import EDITS
 from meloformer.evaluation.tune_overlap import tune_overlap
 from meloformer.midi.piece import Piece
@@ -39,6 +42,9 @@ from meloformer.shards.sources import open_source
 # Of pairs drawn at random few coincide in as much; the table says how many do.
 ONE_TUNE = 0.45
 
+_CELL = ("found", "copies")
+_WIDTH_OF_A_FILE = 200
+
 
 @dataclass(frozen=True, kw_only=True)
 class NearCopiesTableConfig:
@@ -51,11 +57,21 @@ class NearCopiesTableConfig:
     random_pairs: int = 200
     """Pairs of each input to judge for comparison."""
     near_copy_threshold: float = ShardSettings().near_copy_threshold
-    """Least share of figures in common."""
+    """Least share of melodic figures in common, as a build takes it."""
     seed: int = 0
     """What the edits draw from."""
     json: Path | None = None
     """Write the figures to this file too."""
+
+    def __post_init__(self) -> None:
+        if self.pieces < 1:
+            raise ConfigError(f"--pieces {self.pieces}: allowed 1 or more")
+        if self.random_pairs < 0:
+            raise ConfigError(f"--random_pairs {self.random_pairs}: allowed 0 or more")
+        if not 0.0 < self.near_copy_threshold < 1.0:
+            raise ConfigError(
+                f"--near_copy_threshold {self.near_copy_threshold}: allowed above 0 and under 1"
+            )
 
 
 @dataclass
@@ -67,6 +83,7 @@ class Corpora:
         pieces: exact note copies left out.
         tunes: of each piece.
         keys: hashes of the pieces' notes.
+        num_files: read, by corpus, those that became no piece too.
         rows: signatures, of pieces and copies alike.
         piece_of_row: which piece a signature comes from.
         edit_of_row: the edit, "" for the piece itself.
@@ -76,6 +93,7 @@ class Corpora:
     pieces: list[Piece] = field(default_factory=list)
     tunes: list[int] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
+    num_files: Counter[str] = field(default_factory=Counter)
     rows: list[np.ndarray] = field(default_factory=list)
     piece_of_row: list[int] = field(default_factory=list)
     edit_of_row: list[str] = field(default_factory=list)
@@ -106,10 +124,15 @@ def near_copies_table(config: NearCopiesTableConfig) -> int:
                     corpora.add_row(number, edit, copy)
     labels, joined = cluster(corpora, config.near_copy_threshold)
     found = found_copies(corpora, names, labels)
-    clusters = judged_clusters(corpora, names, joined, config.random_pairs, random)
-    console = Console()
-    console.print(found_table(found))
+    clusters, doubtful = judged_clusters(corpora, names, joined, config.random_pairs, random)
+    # Where nobody looks on, lines are not to be broken.
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
+    console.print(found_table(found, config.near_copy_threshold))
+    console.print()
     console.print(clusters_table(clusters))
+    for overlap, one, other in doubtful:
+        line = f"other tunes in one cluster: {one} and {other} have {overlap:.0%} in common"
+        console.print(line, markup=False, highlight=False)
     if config.json:
         figures = {"found": found, "clusters": clusters}
         config.json.write_text(json.dumps(figures, indent=2) + "\n")
@@ -121,6 +144,7 @@ def read_corpus(midi: str, corpora: Corpora) -> None:
     source = open_source(midi)
     corpus = source.name.split(".")[0]
     for file in track(source.files(), f"read {corpus}", console=Console(stderr=True)):
+        corpora.num_files[corpus] += 1
         try:
             piece = read_midi(file.read())
             quantised = quantise(piece)
@@ -172,14 +196,30 @@ def found_copies(
     }
 
 
-def found_table(found: dict[str, dict[str, dict[str, int]]]) -> Table:
-    """Share of the copies that were found."""
-    table = Table("copies found, % (of how many)", *EDITS)
-    for name, edits in found.items():
-        cells = [edits.get(edit) for edit in EDITS]
-        table.add_row(
-            name, *(f"{c['found'] / c['copies']:.1%} ({c['copies']})" if c else "-" for c in cells)
-        )
+def found_table(found: dict[str, dict[str, dict[str, int]]], threshold: float) -> Table:
+    """How many edited pieces were found, by corpus and kind of edit."""
+    table = Table(
+        title="Edited pieces that are found",
+        title_justify="left",
+        caption="found: the edited piece stands in one cluster with the piece that it was made "
+        f"from, at --near_copy_threshold {threshold:g}",
+        caption_justify="left",
+    )
+    table.add_column("corpus")
+    table.add_column("kind of edit")
+    for name in ("pieces edited", "found", "found, %"):
+        table.add_column(name, justify="right")
+    sums = {
+        edit: {what: sum(of[edit][what] for of in found.values() if edit in of) for what in _CELL}
+        for edit in EDITS
+    }
+    for name, edits in [*found.items(), *([("all", sums)] if len(found) > 1 else [])]:
+        cells = {edit: cell for edit, cell in edits.items() if cell["copies"]}
+        for place, (edit, cell) in enumerate(cells.items()):
+            share = f"{100 * cell['found'] / cell['copies']:.1f}"
+            numbers = (f"{cell['copies']:,}", f"{cell['found']:,}", share)
+            table.add_row("" if place else escape(name), edit, *numbers)
+        table.add_section()
     return table
 
 
@@ -189,12 +229,16 @@ def judged_clusters(
     joined: np.ndarray,
     num_random: int,
     random: np.random.Generator,
-) -> dict[str, dict[str, Any]]:
-    """Pieces that share a cluster with another piece, and whether the notes bear that out."""
+) -> tuple[dict[str, dict[str, Any]], list[tuple[float, str, str]]]:
+    """Pieces that share a cluster with another piece, and whether the notes bear that out.
+
+    Returns:
+        Counts by corpus; and (share in common, names of both) of pairs whose notes do not.
+    """
     pieces = corpora.pieces
     versions = UnionFind(len(pieces))
     doubtful = []
-    for first, second in track(joined.tolist(), "judge", console=Console(stderr=True)):
+    for first, second in track(joined.tolist(), "compare notes", console=Console(stderr=True)):
         overlap = tune_overlap(pieces[first], pieces[second])
         if overlap >= ONE_TUNE or corpora.tunes[first] == corpora.tunes[second]:
             versions.add(np.array([[first, second]]))
@@ -215,6 +259,7 @@ def judged_clusters(
         drawn = [random.choice(mine, 2, replace=False) for _ in range(num_random * (len(mine) > 1))]
         alike = [tune_overlap(pieces[a], pieces[b]) >= ONE_TUNE for a, b in drawn]
         rows[name] = {
+            "files": corpora.num_files[name],
             "pieces": len(mine),
             "share_a_cluster": int(shares.sum()),
             "one_tune": int((shares & ~is_mixed).sum()),
@@ -222,33 +267,37 @@ def judged_clusters(
             "largest": int(members[cluster_of[mine]].max()),
             "random_pairs_alike": float(np.mean(alike)) if alike else None,
         }
-    for overlap, first, second in sorted(doubtful):
-        one, other = (" ".join(corpora.names[number]) for number in (first, second))
-        Console(stderr=True).print(f"{overlap:.2f} of a passage in common: {one} | {other}")
-    return rows
+    named = [
+        (overlap, " ".join(corpora.names[first]), " ".join(corpora.names[second]))
+        for overlap, first, second in sorted(doubtful)
+    ]
+    return rows, named
 
 
 def clusters_table(rows: dict[str, dict[str, Any]]) -> Table:
     """Pieces that share a cluster, by what they share it with."""
     table = Table(
-        "",
-        "pieces",
-        "share a cluster",
-        "of one tune",
-        "other tune",
-        "largest",
-        "random pairs alike",
+        title="Pieces in one cluster though nobody edited them",
+        title_justify="left",
+        caption=f"one tune: the notes of a passage coincide to {ONE_TUNE:.0%} or more, in any key "
+        "and at any tempo; how often that is chance, the random pairs of other pieces say",
+        caption_justify="left",
     )
+    table.add_column("corpus")
+    for name in (
+        *("files", "pieces", "in a cluster", "with the same tune alone", "with another tune"),
+        *("with another tune, %", "largest cluster", "random pairs taken for one tune, %"),
+    ):
+        table.add_column(name, justify="right")
     for name, row in rows.items():
         alike = row["random_pairs_alike"]
+        counts = ("files", "pieces", "share_a_cluster", "one_tune", "other_tune")
         table.add_row(
-            name,
-            f"{row['pieces']:,}",
-            str(row["share_a_cluster"]),
-            str(row["one_tune"]),
-            f"{row['other_tune']} ({row['other_tune'] / row['pieces']:.2%})",
-            str(row["largest"]),
-            "-" if alike is None else f"{alike:.1%}",
+            escape(name),
+            *(f"{row[count]:,}" for count in counts),
+            f"{100 * row['other_tune'] / row['pieces']:.2f}",
+            f"{row['largest']:,}",
+            "-" if alike is None else f"{100 * alike:.1f}",
         )
     return table
 
