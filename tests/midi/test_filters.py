@@ -1,18 +1,33 @@
+from collections import Counter
 from dataclasses import fields
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from meloformer.errors import ConfigError, MidiError
-from meloformer.midi.filters import FilterSettings, bar_seconds, check_quality, off_grid_share
+from meloformer.midi.filters import (
+    FilterSettings,
+    bar_seconds,
+    check_quality,
+    off_grid_share,
+    off_grid_shares,
+    quality_errors,
+)
 from meloformer.midi.grid import DRUMS, METRE_INDEX, TEMPOS_BPM
+from meloformer.midi.joined import JoinedPieces
+from meloformer.midi.limits import MAX_QUARTERS
+from meloformer.midi.piece import Piece, build_piece, build_track
 from meloformer.midi.quantise import quantise
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.midi.read import read_midi
 from tests.midi.hand_written import midi_file, note, program, tempo
-from tests.midi.pieces import canonical_piece
+from tests.midi.pieces import canonical_piece, canonical_pieces
 
 COMMON = METRE_INDEX[4, 4]
 AT_120 = int(np.flatnonzero(TEMPOS_BPM == 120.0)[0])
@@ -139,6 +154,75 @@ def test_a_refusal_says_what_was_found_what_is_allowed_and_which_flag_decides():
     assert refusal.value.detail == "3 bars; allowed from 4 (--min_bars)"
 
 
+# Few of the pieces that hypothesis draws pass; these let each predicate refuse some and keep some.
+DRAWN = FilterSettings(
+    min_bars=2,
+    max_bars=7,
+    min_notes=4,
+    min_pitches=2,
+    min_seconds=2.0,
+    max_seconds=30.0,
+    max_empty_share=0.4,
+    max_repeat_share=0.3,
+    max_silence_seconds=1.0,
+    max_tracks=4,
+)
+
+
+def refusal_of(quantised: QuantisedPiece, allowed: FilterSettings) -> tuple[str, str] | None:
+    try:
+        check_quality(quantised, allowed)
+    except MidiError as refusal:
+        return refusal.reason, refusal.detail
+    return None
+
+
+@settings(max_examples=40)
+@given(st.lists(canonical_pieces(), min_size=1, max_size=5), st.randoms())
+def test_pieces_taken_together_are_refused_as_each_alone(
+    several: list[QuantisedPiece], random: Random
+):
+    random.shuffle(several)
+    for allowed in (DRAWN, FilterSettings()):
+        together = quality_errors(JoinedPieces.join(several), allowed)
+        found = [None if error is None else (error.reason, error.detail) for error in together]
+        assert found == [refusal_of(piece, allowed) for piece in several]
+
+
+@given(canonical_pieces())
+@settings(max_examples=100)
+def test_the_first_predicate_that_fails_names_the_reason(quantised: QuantisedPiece):
+    """Against a plain loop over notes."""
+    notes = list(
+        zip(
+            quantised.bar.tolist(),
+            quantised.instrument.tolist(),
+            quantised.onset_steps.tolist(),
+            quantised.pitch.tolist(),
+            strict=True,
+        )
+    )
+    lengths = bar_seconds(quantised).tolist()
+    bar, _, onset, _ = min(notes, key=lambda note: (note[0], note[2]))
+    per_step = 60 / 24 / TEMPOS_BPM[quantised.bar_tempo[bar]]
+    same = Counter((instrument, pitch) for _, instrument, _, pitch in notes)
+    wrong = {
+        "too_few_bars": len(lengths) < 2,
+        "too_many_bars": len(lengths) > 7,
+        "too_few_notes": len(notes) < 4,
+        "too_few_pitches": len({note[3] for note in notes}) < 2,
+        "one_note_repeated": max(same.values()) / len(notes) > 0.3,
+        "too_many_tracks": len({note[1] for note in notes}) > 4,
+        "too_short": sum(lengths) < 2,
+        "too_long_to_play": sum(lengths) > 30,
+        "empty_bars": 1 - len({note[0] for note in notes}) / len(lengths) > 0.4,
+        "silent_start": sum(lengths[:bar]) + onset * per_step > 1,
+    }
+    expected = next((reason for reason, fails in wrong.items() if fails), None)
+    found = refusal_of(quantised, DRAWN)
+    assert (found[0] if found else None) == expected
+
+
 def test_tracks_of_one_program_count_once():
     tracks = [[program(5, c), note(0, 100, 60 + c, channel=c)] for c in range(9)]
     quantised = quantise(read_midi(midi_file(*tracks)))
@@ -182,6 +266,41 @@ def test_every_setting_has_bounds():
 def test_onsets_over_a_quarter_of_a_step_off_the_grid_are_counted(ticks: list, share: float):
     data = midi_file([note(tick, 30, 60 + n) for n, tick in enumerate(ticks)])
     assert off_grid_share(read_midi(data)) == share
+
+
+def piece_at(onset_ticks: list[int], ticks_per_quarter: int) -> Piece:
+    """One pitch at each onset."""
+    at = np.array(onset_ticks)
+    columns = at, np.ones(len(at), int), np.full(len(at), 60), np.full(len(at), 64)
+    nothing = np.zeros(0, int)
+    return build_piece(
+        ticks_per_quarter=ticks_per_quarter,
+        tracks=[build_track(program=0, is_drum=False, name="", columns=columns)],
+        tempos=(nothing, nothing),
+        time_signatures=(nothing, nothing, nothing),
+    )
+
+
+def off_grid_exactly(piece: Piece) -> float:
+    """In fractions."""
+    steps = [Fraction(24 * t, piece.ticks_per_quarter) for t in piece.notes.onset_ticks.tolist()]
+    return sum(abs(step - round(step)) > Fraction(1, 4) for step in steps) / len(steps)
+
+
+def test_no_rounding_decides_which_onsets_stand_off_the_grid():
+    random = np.random.default_rng(0)
+    pieces = []
+    for ticks_per_quarter in (1, 47, 96, 480, 32_752, 32_749, 32_767):
+        last = MAX_QUARTERS * ticks_per_quarter
+        onsets = random.integers(0, last, 400).tolist()
+        # A quarter of a step off, and a tick to either side.
+        quarters = (
+            random.integers(0, 4 * 24 * MAX_QUARTERS, 400) * ticks_per_quarter // 96
+        ).tolist()
+        onsets += [tick + more for tick in quarters for more in (0, 1)]
+        pieces.append(piece_at(onsets, ticks_per_quarter))
+    assert off_grid_shares(pieces).tolist() == [off_grid_exactly(piece) for piece in pieces]
+    assert off_grid_shares(pieces).tolist() == [off_grid_share(piece) for piece in pieces]
 
 
 def test_onsets_off_the_grid_refuse_nothing():
