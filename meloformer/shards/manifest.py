@@ -133,7 +133,7 @@ class Manifest:
         num_in: MIDI files seen; pieces + duplicates + rejected.
         num_duplicates: exact note copies left out.
         rejected: files left out by reason.
-        quantised: sums of the quantiser's counts over all files that became a piece or duplicate.
+        quantised: sums of the quantiser's counts over all files that passed the filters.
         num_clusters: clusters of two or more near copies.
         num_near_copies: pieces in them.
         splits: shards of each split, in the order in which pieces are numbered.
