@@ -60,7 +60,9 @@ class TrainData:
         if weights == (1.0,):
             return parts[0]
         left_out = self.left_out if name == "train" else ()
-        return Mixture(parts, weights, self.config.seed, left_out)
+        return Mixture(
+            parts, weights, self.config.seed, left_out, group_shards=self.plan.group_shards
+        )
 
     def find_left_out(self) -> tuple[np.ndarray, ...]:
         """For each folder the training pieces that another folder keeps for validation or test.

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from meloformer.batches.augmentation import Augmentation
 from meloformer.batches.collate import Collator
 from meloformer.batches.facts import epoch_facts
 from meloformer.batches.mixture import Mixture
-from meloformer.batches.plan import Cursor, PlanConfig, iterate_steps, plan_fingerprint
+from meloformer.batches.plan import (
+    Cursor,
+    PlanConfig,
+    iterate_steps,
+    plan_fingerprint,
+    shard_groups,
+)
 from meloformer.batches.windows import Window, bar_lines
 from meloformer.errors import ConfigError
 from meloformer.shards.reader import ShardFolder
@@ -90,6 +97,31 @@ def test_shards_of_a_small_corpus_are_spread_over_the_epoch(simulated):
     assert sorted(order.tolist()) == holding
     places = np.flatnonzero(order >= 90) / len(order)
     assert np.diff(places).max() < 0.15
+
+
+@pytest.mark.parametrize("weight", [1, 3, 1.5])
+def test_a_corpus_of_one_shard_is_taken_whole_and_comes_in_every_group_of_the_epoch(
+    simulated, weight
+):
+    big, small = simulated(0, 900, 64, 3.0, 4.0), simulated(1, 120, 1, 3.0, 4.0)
+    object.__setattr__(small, "key", lambda piece: f"b{piece}")
+    mixture = Mixture([big, small], [1, weight], seed=0, group_shards=8)
+    for epoch in range(2):
+        found = []
+        for group in shard_groups(mixture, replace(CONFIG, group_shards=8), epoch):
+            rows = {shard: mixture.chosen(shard, epoch) for shard in group}
+            taken = [
+                mixture.pieces_of_shard(shard)[row]
+                for shard, own in rows.items()
+                for row in (own if own is not None else range(len(mixture.pieces_of_shard(shard))))
+            ]
+            found.append(Counter(mixture.key(piece)[0] == "b" for piece in taken))
+        # The last group may hold a few shards only.
+        assert all(counts[True] for counts in found[:-1])
+        assert max(counts[True] for counts in found) <= 0.4 * 120 * weight
+    together = sum((times_taken(mixture, CONFIG, epoch) for epoch in range(2)), Counter())
+    assert {together[f"b{piece}"] for piece in range(120)} == {2 * weight}
+    assert {together[f"{piece:08x}"] for piece in range(900)} == {2}
 
 
 def test_weights_change_the_fingerprint_and_the_count(parts):
