@@ -201,10 +201,10 @@ def _measures(joined: JoinedPieces, settings: FilterSettings) -> dict[str, np.nd
     is_head[1:] |= instrument[1:] != instrument[:-1]
     heads = np.flatnonzero(is_head)
     head_bar = bar[heads]
-    plays = np.zeros((len(joined), NUM_INSTRUMENTS), bool)
-    plays[joined.piece_of_note[heads], instrument[heads]] = True
-    sounds = np.zeros(music.num_bars, bool)
-    sounds[head_bar] = True
+    plays = np.zeros((len(joined), NUM_INSTRUMENTS), np.int64)
+    plays[joined.piece_of_note[heads], instrument[heads]] = 1
+    sounds = np.zeros(music.num_bars, np.int64)
+    sounds[head_bar] = 1
     place = head_bar * MAX_BAR_STEPS + music.onset_steps[heads]
     first_place = np.minimum.reduceat(place, heads.searchsorted(first_note))
     first, first_onset = np.divmod(first_place, MAX_BAR_STEPS)
@@ -217,10 +217,10 @@ def _measures(joined: JoinedPieces, settings: FilterSettings) -> dict[str, np.nd
     return {
         "num_bars": joined.num_bars,
         "num_notes": num_notes,
-        "num_pitches": (num_same > 0).sum(axis=1),
+        "num_pitches": np.minimum(num_same, 1).sum(axis=1),
         "num_tracks": plays.sum(axis=1),
         "repeat_share": num_repeats / num_notes,
         "num_seconds": num_seconds,
-        "empty_share": 1.0 - np.add.reduceat(sounds, starts, dtype=np.int64) / joined.num_bars,
+        "empty_share": 1.0 - np.add.reduceat(sounds, starts) / joined.num_bars,
         "silence_seconds": seconds_before + first_onset * _SECONDS_PER_STEP[music.bar_tempo[first]],
     }
