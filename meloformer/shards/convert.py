@@ -1,31 +1,33 @@
-"""One MIDI file to one piece: a pure function of its bytes and the settings."""
+"""MIDI files to pieces: a pure function of their bytes and the settings."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from meloformer.midi.filters import bar_seconds, check_quality, off_grid_share
+from meloformer.errors import MidiError
+from meloformer.midi.filters import bar_seconds, off_grid_shares, quality_errors
 from meloformer.midi.grid import METRES, TEMPOS_BPM
-from meloformer.midi.quantise import QuantiseCounts, quantise_counted
+from meloformer.midi.joined import JoinedPieces
+from meloformer.midi.piece import Piece
+from meloformer.midi.quantise import QuantiseCounts, quantise_pieces
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.midi.read import read_midi
 from meloformer.shards.bar_tokens import check_bar_tokens
-from meloformer.shards.content import note_key, tune_hash
-from meloformer.shards.fingerprints import signature
+from meloformer.shards.content import note_keys, tune_hashes
+from meloformer.shards.fingerprints import signatures
 from meloformer.shards.manifest import ShardSettings
 from meloformer.shards.tars import StoredPiece, ids_to_npy
-from meloformer.tokens.attributes import Attributes, attributes_of
-from meloformer.tokens.hid import encode
+from meloformer.tokens.attributes import Attributes, joined_attributes
+from meloformer.tokens.hid import encode_pieces
 from meloformer.tokens.vocabulary import instrument_name, key_name
-from meloformer.tokens.windows import bar_starts
 
 _to_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 
-NO_FACTS: Mapping[str, Any] = MappingProxyType({})
+# Holds the place of a piece that was read and is not converted yet.
+_NOT_YET = MidiError("internal_error", "a file without an outcome")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,51 +47,135 @@ class ConvertedPiece:
     counts: dict[str, int]
 
 
-def convert_midi(
-    data: bytes, name: str, settings: ShardSettings, extra: Mapping[str, Any] = NO_FACTS
-) -> ConvertedPiece:
+@dataclass(frozen=True, kw_only=True)
+class MidiBytes:
+    """A file that was read.
+
+    Args:
+        data: bytes of the file.
+        name: where it came from, for the facts.
+        facts: what the input brings along.
+    """
+
+    data: bytes
+    name: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def convert_midi(data: bytes, name: str, settings: ShardSettings) -> ConvertedPiece:
     """Read, quantise, filter, encode and describe one MIDI file.
 
     Args:
         data: bytes of the file.
         name: where it came from, for the facts.
         settings: settings of the build.
-        extra: facts that the input brings along.
 
     Raises:
         MidiError: the file cannot become a piece.
     """
-    piece = read_midi(data)
-    quantised, counts = quantise_counted(piece, pedal=settings.pedal == "on")
-    check_quality(quantised, settings.filters)
-    attributes = attributes_of(quantised)
-    ids = encode(quantised, attributes)
-    starts = bar_starts(ids)
-    check_bar_tokens(starts, settings)
-    tune = tune_hash(quantised)
-    flat_counts = _flat(counts)
-    facts = (
-        dict(extra)
-        | describe(quantised, attributes, len(ids))
-        | {
-            "source": name,
+    [outcome] = convert_files([MidiBytes(data=data, name=name)], settings)
+    if isinstance(outcome, MidiError):
+        raise outcome
+    return outcome
+
+
+def convert_files(
+    files: Sequence[MidiBytes], settings: ShardSettings
+) -> list[ConvertedPiece | MidiError]:
+    """Convert several files in one pass over all their notes; each ends as it would alone.
+
+    Args:
+        files: the files; all their notes are held at once.
+        settings: settings of the build.
+
+    Returns:
+        of each file the piece, or why it cannot become one.
+    """
+    outcomes: list[ConvertedPiece | MidiError] = []
+    pieces: list[Piece] = []
+    at: list[int] = []  # of each piece, the place of its outcome
+    for file in files:
+        try:
+            pieces.append(read_midi(file.data))
+        except MidiError as error:
+            outcomes.append(error)
+        else:
+            at.append(len(outcomes))
+            outcomes.append(_NOT_YET)
+    if not pieces:
+        return outcomes
+    try:
+        joined, counts = quantise_pieces(pieces, pedal=settings.pedal == "on")
+    except MidiError as error:
+        if len(files) == 1:
+            return [error]
+        return [outcome for file in files for outcome in convert_files([file], settings)]
+    kept: list[int] = []
+    for index, fault in enumerate(quality_errors(joined, settings.filters)):
+        if fault is None:
+            kept.append(index)
+        else:
+            outcomes[at[index]] = fault
+    if kept:
+        stored = _describe_and_store(
+            joined.select(kept),
+            [pieces[index] for index in kept],
+            [files[at[index]] for index in kept],
+            [counts[index] for index in kept],
+            settings,
+        )
+        for index, outcome in zip(kept, stored, strict=True):
+            outcomes[at[index]] = outcome
+    return outcomes
+
+
+def _describe_and_store(
+    joined: JoinedPieces,
+    pieces: Sequence[Piece],
+    files: Sequence[MidiBytes],
+    counts: Sequence[QuantiseCounts],
+    settings: ShardSettings,
+) -> Iterator[ConvertedPiece | MidiError]:
+    """The accepted pieces as they will lie in a shard, in their order."""
+    attributes = joined_attributes(joined)
+    encoded = encode_pieces(joined, attributes)
+    described = describe_pieces(joined, attributes, [len(piece.ids) for piece in encoded])
+    for piece, file, own_counts, tokens, facts, tune, key, own_signature, off_grid in zip(
+        pieces,
+        files,
+        counts,
+        encoded,
+        described,
+        tune_hashes(joined),
+        note_keys(joined),
+        signatures(pieces),
+        off_grid_shares(pieces).tolist(),
+        strict=True,
+    ):
+        try:
+            check_bar_tokens(tokens.bar_starts, settings)
+        except MidiError as error:
+            yield error
+            continue
+        flat_counts = _flat(own_counts)
+        facts |= {
+            "source": file.name,
             "tune": f"{tune:016x}",
-            "off_grid": round(off_grid_share(piece), 4),
+            "off_grid": round(off_grid, 4),
             "quantised": flat_counts,
         }
-    )
-    if piece.recovered:
-        facts["recovered"] = piece.recovered
-        flat_counts = flat_counts | {f"recovered_{piece.recovered}": 1}
-    stored = StoredPiece(
-        key=note_key(quantised),
-        ids_npy=ids_to_npy(ids),
-        facts_json=_to_json(facts).encode(),
-        num_tokens=len(ids),
-        num_notes=quantised.num_notes,
-        bar_starts=starts,
-    )
-    return ConvertedPiece(stored=stored, tune=tune, signature=signature(piece), counts=flat_counts)
+        if piece.recovered:
+            facts["recovered"] = piece.recovered
+            flat_counts = flat_counts | {f"recovered_{piece.recovered}": 1}
+        stored = StoredPiece(
+            key=key,
+            ids_npy=ids_to_npy(tokens.ids),
+            facts_json=_to_json(dict(file.facts) | facts).encode(),
+            num_tokens=len(tokens.ids),
+            num_notes=facts["num_notes"],
+            bar_starts=tokens.bar_starts,
+        )
+        yield ConvertedPiece(stored=stored, tune=tune, signature=own_signature, counts=flat_counts)
 
 
 def describe(quantised: QuantisedPiece, attributes: Attributes, num_tokens: int) -> dict[str, Any]:
@@ -100,18 +186,44 @@ def describe(quantised: QuantisedPiece, attributes: Attributes, num_tokens: int)
         attributes: all that its prefix says.
         num_tokens: tokens of the whole piece.
     """
-    tempo = quantised.bar_tempo
-    in_order = dict.fromkeys(quantised.bar_metre.tolist())
-    return {
-        "num_tokens": num_tokens,
-        "num_bars": quantised.num_bars,
-        "num_notes": quantised.num_notes,
-        "instruments": [instrument_name(index) for index in attributes.instruments],
-        "metres": ["{}/{}".format(*METRES[index]) for index in in_order],
-        "tempo_bpm": [float(TEMPOS_BPM[tempo.min()]), float(TEMPOS_BPM[tempo.max()])],
-        "key": None if attributes.key is None else key_name(attributes.key),
-        "duration_seconds": round(float(bar_seconds(quantised).sum()), 3),
-    }
+    return describe_pieces(JoinedPieces.of(quantised), [attributes], [num_tokens])[0]
+
+
+def describe_pieces(
+    joined: JoinedPieces, attributes: Sequence[Attributes], num_tokens: Sequence[int]
+) -> list[dict[str, Any]]:
+    """`describe` of each of several pieces."""
+    first_bar = joined.first_bar[:-1]
+    slowest = TEMPOS_BPM[np.minimum.reduceat(joined.music.bar_tempo, first_bar)]
+    fastest = TEMPOS_BPM[np.maximum.reduceat(joined.music.bar_tempo, first_bar)]
+    seconds = np.add.reduceat(bar_seconds(joined.music), first_bar)
+    bar_metre, first = joined.music.bar_metre.tolist(), joined.first_bar.tolist()
+    return [
+        {
+            "num_tokens": length,
+            "num_bars": num_bars,
+            "num_notes": num_notes,
+            "instruments": [instrument_name(index) for index in said.instruments],
+            "metres": [
+                "{}/{}".format(*METRES[metre]) for metre in dict.fromkeys(bar_metre[start:end])
+            ],
+            "tempo_bpm": list(tempo_bpm),
+            "key": None if said.key is None else key_name(said.key),
+            "duration_seconds": round(duration, 3),
+        }
+        for length, said, num_bars, num_notes, start, end, duration, *tempo_bpm in zip(
+            num_tokens,
+            attributes,
+            joined.num_bars.tolist(),
+            joined.num_notes.tolist(),
+            first[:-1],
+            first[1:],
+            seconds.tolist(),
+            slowest.tolist(),
+            fastest.tolist(),
+            strict=True,
+        )
+    ]
 
 
 def _flat(counts: QuantiseCounts) -> dict[str, int]:

@@ -78,7 +78,7 @@ class Guard:
         self._null.close()
 
     @contextmanager
-    def one_file(self) -> Iterator[None]:
+    def limited(self) -> Iterator[None]:
         """Raise TimeIsUp in the block when its time is up, MemoryError when its memory is."""
         # Arming costs a thread, so files that come quickly share one.
         seconds = self.limits.file_seconds

@@ -8,6 +8,7 @@ killed since.
 import io
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,7 +49,6 @@ class ChunkTable:
     Args:
         files: sum over the names of its files.
         records: (N,) RECORD of its pieces.
-        names: (N,) file that each piece came from.
         signatures: (N, NUM_HASHES) uint32.
         rejected_lines: of rejected.jsonl, one for each file that is not a piece.
         rejected: files by reason.
@@ -57,7 +57,6 @@ class ChunkTable:
 
     files: str
     records: np.ndarray
-    names: list[str]
     signatures: np.ndarray
     rejected_lines: list[str]
     rejected: Counter[str]
@@ -79,18 +78,18 @@ class SpillWriter:
 
     def __init__(self, folder: Path, chunk: int, files: str) -> None:
         self._folder, self._chunk, self._files = folder, chunk, files
+        self._crc32 = 0
         self._rows: list[tuple] = []
-        self._names: list[str] = []
         self._signatures: list[np.ndarray] = []
         self._rejected_lines: list[str] = []
         self._rejected: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
 
     def __enter__(self) -> "SpillWriter":
-        self._pieces = _pieces_path(self._folder, self._chunk).open("wb")
+        self._pieces = _unfinished(_pieces_path(self._folder, self._chunk)).open("wb")
         return self
 
-    def add(self, name: str, piece: ConvertedPiece) -> None:
+    def add(self, piece: ConvertedPiece) -> None:
         """Keep a piece."""
         stored = piece.stored
         row = (
@@ -105,11 +104,11 @@ class SpillWriter:
             len(stored.bar_starts) - 1,
             stored.num_notes,
         )
-        self._pieces.write(stored.ids_npy)
-        self._pieces.write(stored.facts_json)
-        self._pieces.write(stored.bar_starts.astype(_BAR_STARTS_DTYPE).tobytes())
+        starts = stored.bar_starts.astype(_BAR_STARTS_DTYPE).tobytes()
+        data = b"".join((stored.ids_npy, stored.facts_json, starts))
+        self._pieces.write(data)
+        self._crc32 = zlib.crc32(data, self._crc32)
         self._rows.append(row)
-        self._names.append(name)
         self._signatures.append(piece.signature)
         self._counts.update(piece.counts)
 
@@ -128,12 +127,14 @@ class SpillWriter:
     ) -> None:
         self._pieces.close()
         if error is None:
+            path = _pieces_path(self._folder, self._chunk)
+            _unfinished(path).replace(path)
             self._write_table()
 
     def _write_table(self) -> None:
         text = {
             "files": self._files,
-            "names": self._names,
+            "crc32": self._crc32,
             "rejected_lines": self._rejected_lines,
             "rejected": self._rejected,
             "counts": self._counts,
@@ -147,23 +148,27 @@ class SpillWriter:
             text=np.frombuffer(json.dumps(text, ensure_ascii=False).encode(), np.uint8),
         )
         path = _table_path(self._folder, self._chunk)
-        write_whole(path, table.getvalue())
+        unfinished = _unfinished(path)
+        unfinished.write_bytes(table.getvalue())
+        unfinished.replace(path)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that takes its name only when all of it is there."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)
+def load_chunk(folder: Path, chunk: int, *, verify: bool = False) -> ChunkTable | None:
+    """What became of a chunk; None where it is not done.
 
-
-def load_chunk(folder: Path, chunk: int) -> ChunkTable | None:
-    """What became of a chunk; None where it is not done."""
+    Args:
+        folder: holds the chunks.
+        chunk: number of the chunk.
+        verify: read its pieces too, as another run left them: a crash of the machine may have
+            kept a file's name and lost what was in it.
+    """
     try:
         with np.load(_table_path(folder, chunk), allow_pickle=False) as arrays:
             records, signatures = arrays["records"], arrays["signatures"]
             text = json.loads(arrays["text"].tobytes())
         pieces_size = _pieces_path(folder, chunk).stat().st_size
+        if verify and _crc32_of(_pieces_path(folder, chunk)) != text["crc32"]:
+            return None
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None  # absent, or cut short by a crash of the machine
     if len(records) and _end(records[-1]) > pieces_size:
@@ -171,7 +176,6 @@ def load_chunk(folder: Path, chunk: int) -> ChunkTable | None:
     return ChunkTable(
         files=text["files"],
         records=records,
-        names=text["names"],
         signatures=signatures,
         rejected_lines=text["rejected_lines"],
         rejected=Counter(text["rejected"]),
@@ -191,9 +195,11 @@ def read_piece(
     """
     npy_size, facts_size = int(record["npy_size"]), int(record["facts_size"])
     offset = int(record["offset"])
-    with _pieces_path(folder, int(record["chunk"])).open("rb") as file:
-        file.seek(offset)
-        data = file.read(_end(record) - offset)
+    descriptor = os.open(_pieces_path(folder, int(record["chunk"])), os.O_RDONLY)
+    try:
+        data = os.pread(descriptor, _end(record) - offset, offset)
+    finally:
+        os.close(descriptor)
     facts = data[npy_size : npy_size + facts_size]
     return StoredPiece(
         key=record["key"].decode(),
@@ -226,11 +232,24 @@ def rejected_line(entry: dict[str, Any]) -> str:
     return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
+def _crc32_of(path: Path) -> int:
+    crc32 = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc32 = zlib.crc32(block, crc32)
+    return crc32
+
+
 def _end(record: np.void) -> int:
     """Byte behind a piece in its chunk's file."""
     num_starts = int(record["num_bars"]) + 1
     sizes = int(record["npy_size"]) + int(record["facts_size"])
     return int(record["offset"]) + sizes + num_starts * _BAR_STARTS_DTYPE.itemsize
+
+
+def _unfinished(path: Path) -> Path:
+    """Where a file grows. A worker that outlives its killed build writes to one of its own."""
+    return path.with_name(f"{path.name}.{os.getpid()}.unfinished")
 
 
 def _pieces_path(folder: Path, chunk: int) -> Path:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from meloformer.shards.guard import FileLimits
 from meloformer.shards.manifest import ShardSettings
 from meloformer.shards.pool import local_engine
 from meloformer.shards.sources import MidiFile
-from meloformer.shards.sources.files import CarriedFile
+from meloformer.shards.sources.files import CarriedFile, RefusedFile
 from meloformer.shards.spill import ChunkTable, load_chunk, piece_facts, read_piece
 
 
@@ -85,6 +86,11 @@ def test_chunks_end_where_their_files_carry_too_many_bytes() -> None:
     assert sizes == [2, 2, 1]
 
 
+def sources(spill: Path, tables: Sequence[ChunkTable]) -> set[str]:
+    """Files that the pieces came from."""
+    return {piece_facts(spill, record)["source"] for table in tables for record in table.records}
+
+
 def test_a_piece_comes_back_from_the_spill_as_it_went_in(
     chorales: list[bytes], tmp_path: Path
 ) -> None:
@@ -96,11 +102,28 @@ def test_a_piece_comes_back_from_the_spill_as_it_went_in(
         piece = read_piece(tmp_path, record, {"cluster": "x"})
         facts = json.loads(piece.facts_json)
         assert facts == piece_facts(tmp_path, record) | {"cluster": "x"}
-        assert table.names[number] == facts["source"] == f"{number}.mid"
+        assert facts["source"] == f"{number}.mid"
         assert piece.bar_starts[0] < piece.bar_starts[-1] == piece.num_tokens - 1
         assert np.array_equal(piece.bar_starts, np.sort(piece.bar_starts))
         assert facts["num_bars"] == len(piece.bar_starts) - 1
         assert facts["num_tokens"] == piece.num_tokens
+
+
+def test_files_too_big_to_be_held_together_are_converted_all_the_same(
+    chorales: list[bytes], tmp_path: Path
+) -> None:
+    # What follows the last track does not matter.
+    big = [data + bytes(200_000 * (number % 3)) for number, data in enumerate(chorales)]
+    for name, all_data in (("small", chorales), ("big", big)):
+        files = [file_of(f"{number}.mid", data) for number, data in enumerate(all_data)]
+        files.insert(3, RefusedFile("refused.mid", "too_big"))
+        (tmp_path / name).mkdir()
+        table = convert(tuple(files), tmp_path / name)
+        assert table.rejected == {"too_big": 1}
+        assert len(table.records) == len(chorales)
+    assert (tmp_path / "small/00000000.pieces").read_bytes() == (
+        tmp_path / "big/00000000.pieces"
+    ).read_bytes()
 
 
 def test_what_is_wrong_with_a_file_is_a_reason_and_the_others_pass(
@@ -148,7 +171,7 @@ def test_files_that_kill_or_hang_their_worker_are_named_and_cost_nothing_else(
     assert num_done == len(good) + 2
     assert [len(table.records) for table in tables] == [2, 4, 1, 5]
     assert rejections(tmp_path, 4) == {"dies.mid": "crashed", "hangs.mid": "crashed"}
-    assert {name for table in tables for name in table.names} == {file.name for file in good}
+    assert sources(tmp_path, tables) == {file.name for file in good}
 
 
 def test_a_chunk_that_is_done_is_not_done_again_unless_its_files_are_others(
@@ -161,10 +184,15 @@ def test_a_chunk_that_is_done_is_not_done_again_unless_its_files_are_others(
     tables, num_done = convert_all(chunks, tmp_path, 1)
     assert num_done == 4
     assert {path.name: path.stat().st_ino for path in tmp_path.iterdir()} == before
+    spilt = tmp_path / "00000000.pieces"
+    whole = spilt.read_bytes()
+    spilt.write_bytes(whole[:-9] + bytes(9))  # what a crash of the machine may leave
+    convert_all(chunks, tmp_path, 1)
+    assert spilt.read_bytes() == whole
     other = [chunks[0], Chunk(1, (good[0],))]
     tables, num_done = convert_all(other, tmp_path, 1)
     assert num_done == 3
-    assert tables[1].names == ["0.mid"]
+    assert sources(tmp_path, tables[1:]) == {"0.mid"}
 
 
 @pytest.mark.parametrize("num_kept", [0, 100])

@@ -12,17 +12,17 @@ from meloformer.shards.guard import FileLimits, Guard, TimeIsUp
 
 def test_time_that_is_up_ends_the_file_and_not_the_next_one():
     with Guard(FileLimits(file_seconds=0.1)) as guard:
-        with pytest.raises(TimeIsUp), guard.one_file():
+        with pytest.raises(TimeIsUp), guard.limited():
             time.sleep(60)
-        with guard.one_file():
+        with guard.limited():
             time.sleep(0.01)
 
 
 def test_memory_that_is_up_ends_the_file_and_not_the_next_one():
     with Guard(FileLimits(file_megabytes=200)) as guard:
-        with pytest.raises(MemoryError), guard.one_file():
+        with pytest.raises(MemoryError), guard.limited():
             bytearray(400 << 20)
-        with guard.one_file():
+        with guard.limited():
             assert len(bytearray(50 << 20)) == 50 << 20
 
 
