@@ -18,22 +18,33 @@ if __name__ == "__main__":
 
 import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
-from meloformer.shards.build import BuildOptions, OnProgress, build_shards
+from meloformer.shards.build import (
+    CONVERTING,
+    BuildOptions,
+    NothingUsableError,
+    OnProgress,
+    Rejection,
+    build_shards,
+)
 from meloformer.shards.guard import FileLimits
 from meloformer.shards.manifest import REJECTED_NAME, Manifest, ShardSettings
 from meloformer.shards.pool import Run, local_engine
-from meloformer.shards.sources import DEFAULT, open_source
+from meloformer.shards.sources import CHORALES, DEFAULT, open_source
 from meloformer.shards.summary import summary_table
 
 
@@ -50,7 +61,7 @@ class ShardDataConfig:
 
     midi: str = DEFAULT
     """`default` (music21's scores), `chorales` (its four-part ones), a folder, a .zip, a .tar(.gz),
-    a Hugging Face dataset on disk, or a text file of paths."""
+    a Hugging Face dataset on disk, or a text file of paths, one a line, relative to that file."""
     output: Path = Path("data_shards/default")
     """Folder to be made."""
     num_workers: int = field(default_factory=num_cores)
@@ -79,54 +90,93 @@ class ShardDataConfig:
 def shard_data(config: ShardDataConfig) -> None:
     console = Console()
     source = open_source(config.midi)
+    check_apart(config)
+    run = engine_of(config, console)
+    num_done: Counter[str] = Counter()
     start = time.perf_counter()
-    with progress_bar(console) as on_progress:
-        manifest = build_shards(
-            source,
-            config.output,
-            config.settings,
-            run=engine_of(config),
-            options=BuildOptions(
-                overwrite=config.overwrite,
-                append=config.append,
-                limits=config.limits,
-                report=config.report,
-                on_progress=on_progress,
-            ),
-        )
+    try:
+        with progress_bar(console, num_done) as on_progress:
+            manifest = build_shards(
+                source,
+                config.output,
+                config.settings,
+                run=run,
+                options=BuildOptions(
+                    overwrite=config.overwrite,
+                    append=config.append,
+                    limits=config.limits,
+                    report=config.report,
+                    on_progress=on_progress,
+                ),
+            )
+    except NothingUsableError as error:
+        console.print(reasons_table(error.rejections))
+        raise
     if manifest is None:
         console.print(f"report: {config.report}/report.html and pieces.parquet; nothing was built")
     else:
-        print_result(console, config, manifest, time.perf_counter() - start)
+        print_result(console, config, manifest)
+    console.print(pace(config, num_done[CONVERTING], time.perf_counter() - start))
 
 
-def engine_of(config: ShardDataConfig) -> Run:
+def check_apart(config: ShardDataConfig) -> None:
+    """Refuse to write into the input: the next try would find other files in it."""
+    flag, folder = ("--report", config.report) if config.report else ("--output", config.output)
+    if config.midi in (DEFAULT, CHORALES) or not Path(config.midi).is_dir():
+        return
+    if Path(config.midi).resolve() in folder.resolve().parents:
+        raise ConfigError(
+            f"{flag} {folder} lies in --midi {config.midi}, and what is written there would be "
+            f"read as input the next time; give a {flag} outside of it"
+        )
+
+
+def engine_of(config: ShardDataConfig, console: Console) -> Run:
     if config.engine == "ray":
         from meloformer.shards.ray_engine import ray_engine
 
-        return ray_engine()
+        return ray_engine(partial(console.print, soft_wrap=True))
     return local_engine(config.num_workers)
 
 
-def print_result(
-    console: Console, config: ShardDataConfig, manifest: Manifest, seconds: float
-) -> None:
-    """What the folder holds now, and how fast it came."""
+def reasons_table(rejections: Sequence[Rejection]) -> Table:
+    """Why files were rejected, how many, and the first of each kind."""
+    table = Table(title="rejected", title_justify="left")
+    for column in ("reason", "files", "the first of them", "what was found"):
+        table.add_column(column, justify="right" if column == "files" else "left", overflow="fold")
+    for found in rejections:
+        table.add_row(found.reason, f"{found.count:,}", escape(found.path), escape(found.detail))
+    return table
+
+
+def print_result(console: Console, config: ShardDataConfig, manifest: Manifest) -> None:
+    """What the folder holds now."""
     console.print(summary_table(manifest, title=str(config.output)))
     if manifest.num_rejected:
         console.print(f"each rejected file and its reason: {config.output / REJECTED_NAME}")
     for line in manifest.inputs[-1].columns:
         console.print(f"columns of {line}", markup=False)
-    rate = manifest.inputs[-1].files / seconds
-    console.print(
-        f"{seconds:.1f} s, {rate:,.1f} files per second, "
-        f"{rate / config.num_workers:,.1f} per second and core"
-    )
+
+
+def pace(config: ShardDataConfig, num_files: int, seconds: float) -> str:
+    """How fast this try was: what an earlier one has converted does not count."""
+    if not num_files:
+        return f"{seconds:.1f} s; all files had been converted before"
+    rate = num_files / seconds
+    said = f"{seconds:.1f} s, {num_files:,} files converted, {rate:,.1f} files per second"
+    if config.engine == "ray":  # its machines come and go
+        return said
+    return f"{said}, {rate / min(config.num_workers, num_cores()):,.1f} per second and core"
 
 
 @contextmanager
-def progress_bar(console: Console) -> Iterator[OnProgress]:
-    """What is being done, how much of it, of all where that is known, and how fast."""
+def progress_bar(console: Console, num_done: Counter[str]) -> Iterator[OnProgress]:
+    """What is being done, how much of it, of all where that is known, and how fast.
+
+    Args:
+        console: where it is shown.
+        num_done: takes how much of each has been done.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -143,6 +193,7 @@ def progress_bar(console: Console) -> Iterator[OnProgress]:
                 tasks[what] = progress.add_task(what, total=None, rate="")
                 starts[what] = time.perf_counter()
             seconds = time.perf_counter() - starts[what]
+            num_done[what] = done
             # Of one thing, or of what came at once, a rate says nothing.
             rate = f"{done / seconds:,.0f}/s" if seconds > 1 and (total or 2) > 1 else ""
             progress.update(tasks[what], completed=done, total=total, rate=rate)

@@ -59,10 +59,35 @@ def parse_flags(
 
 def _without_frame(text: str) -> str:
     """What tyro says in a box, as one line."""
-    title = re.search(r"╭─+ (.*?) ─*╮", text)
-    lines = re.sub(r"[╭╮╰╯│]", " ", re.sub(r"╭.*╮", "", text)).replace("─", " ").split()
-    said = " ".join(lines)
-    return said if not title or said.startswith(title[1]) else f"{title[1]}: {said}"
+    # A frame of ASCII, where the terminal has no other, has a rule below the title.
+    lines = [line.strip("╭╮╰╯│─ ") for line in text.splitlines()]
+    title, *rest = [line for line in lines if line.strip("-")] or [""]
+    said = " ".join(" ".join(rest).split())
+    if not said.startswith(title):
+        said = f"{title}: {said}"
+    for pattern, plain in _PLAINLY:
+        said = re.sub(pattern, plain, said)
+    return said
+
+
+# What tyro says of a flag, and the same as a user says it.
+_PLAINLY = (
+    (r"^(?:Value|Parsing) error: (?:Error parsing )?", ""),
+    (
+        r"invalid literal for int\(\) with base 10: (.*?)(?= Argument helptext|$)",
+        r"found \1, allowed a whole number",
+    ),
+    (
+        r"could not convert string to float: (.*?)(?= Argument helptext|$)",
+        r"found \1, allowed a number",
+    ),
+    (r" Argument helptext: .*?(?= For full helptext|$)", ""),
+    (
+        r"^Unrecognized options: (?!-)(.*?)(?= For full helptext|$)",
+        r"found \1, which follows no flag: each flag takes one value; quote what has spaces",
+    ),
+    (r"[ .]* For full helptext, (?:run|see) (.*)$", r"; all flags: \1"),
+)
 
 
 def run_recipe(

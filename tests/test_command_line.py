@@ -44,6 +44,21 @@ def test_an_unknown_flag_or_value_ends_in_one_line_and_exit_code_2(
     assert not set(line) & set("╭╮╰╯│─")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--learning_rate", "abc"], "error: --learning_rate: found 'abc', allowed a number; all"),
+        (["--output", "a", "b"], "error: found b, which follows no flag: each flag takes one val"),
+    ],
+)
+def test_a_wrong_value_is_said_with_what_is_allowed(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_flags(Flags, arguments)
+    assert capsys.readouterr().err.startswith(said)
+
+
 def test_a_refusal_is_one_line_on_stderr_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -1,5 +1,7 @@
 """What stands at the output already, and whether a build may touch it."""
 
+import os
+from itertools import count
 from pathlib import Path
 
 from meloformer.errors import ShardError
@@ -11,6 +13,7 @@ from meloformer.shards.manifest import (
     changed_settings,
     check_files,
     check_tokenizer,
+    flat_settings,
     load_manifest,
     sha256_of,
 )
@@ -36,16 +39,20 @@ def check_output(
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
+    other = _free_name(output)
     if not (output / MANIFEST_NAME).is_file():
+        found = f"no {MANIFEST_NAME}" if output.is_dir() else "a file"
         raise ShardError(
-            f"--output {output}: found something that is no shard folder (no {MANIFEST_NAME}), "
-            "nothing was written; give another --output"
+            f"--output {output}: found something that is no shard folder ({found}), nothing was "
+            f"written; give another, such as --output {other}"
         )
     if not overwrite:
+        said, may_append = _difference(output, settings, name, survey)
         raise ShardError(
-            f"--output {output} holds shards already, {_difference(output, settings, name, survey)}"
-            "; nothing was written: use them, add to them with --append, give another --output, or "
-            "replace them with --overwrite"
+            f"--output {output} holds shards already, {said}; nothing was written: "
+            + ("use them, " if may_append is not None else "")
+            + (f"add {name} to them (--output {output} --append), " if may_append else "")
+            + f"replace them (--output {output} --overwrite), or make others (--output {other})"
         )
     if foreign := foreign_files(output):
         raise ShardError(
@@ -75,18 +82,25 @@ def check_append(output: Path, settings: ShardSettings, name: str, survey: Surve
     if (last.name, last.fingerprint) == (name, survey.fingerprint):
         raise ShardError(
             f"--append to {output}: {name} is what it was made from last (same names and sizes); "
-            "nothing was written"
+            "nothing was written, and nothing is missing; to add others give another --midi"
         )
     if changed := changed_settings(manifest.settings, settings):
         raise ShardError(
             f"--append to {output}: it was made with other settings ({', '.join(changed)}); give "
-            "the settings of its manifest, or make a new folder from all the files"
+            f"its own ({_as_flags(manifest.settings, settings)}), or make a new folder from all "
+            f"the files, such as --output {_free_name(output)}"
         )
     if foreign := foreign_files(output):
         raise ShardError(
             f"--append to {output}: found {foreign[0]}, which is no file of a shard folder; move "
             f"it away ({len(foreign)} such in all)"
         )
+
+
+def _as_flags(old: ShardSettings, new: ShardSettings) -> str:
+    """What to type for the settings that differ."""
+    before, after = flat_settings(old), flat_settings(new)
+    return " ".join(f"--{name} {before[name]}" for name in before if before[name] != after[name])
 
 
 def _check_what_appending_reads(output: Path, manifest: Manifest) -> None:
@@ -106,20 +120,32 @@ def _check_what_appending_reads(output: Path, manifest: Manifest) -> None:
             )
 
 
-def _difference(output: Path, settings: ShardSettings, name: str, survey: Survey) -> str:
+def _free_name(output: Path) -> Path:
+    """A folder beside it that is not there yet."""
+    output = output if output.name else output.resolve()
+    names = (output.with_name(f"{output.name}-{number}") for number in count(2))
+    return next(path for path in names if not os.path.lexists(path))
+
+
+def _difference(
+    output: Path, settings: ShardSettings, name: str, survey: Survey
+) -> tuple[str, bool | None]:
+    """How what is there differs, and whether it can be added to; None if it cannot be read."""
     try:
         old = load_manifest(output)
     except ShardError as error:
-        return f"which this version cannot read ({error})"
+        return f"which this version cannot read ({str(error).partition(';')[0]})", None
     differences = changed_settings(old.settings, settings)
-    if old.inputs[-1].fingerprint != survey.fingerprint:
+    may_append = not differences
+    if old.inputs[-1].fingerprint == survey.fingerprint:
+        may_append = False
+    else:
         differences.append(f"input {old.inputs[-1].name} -> {name} (names or sizes differ)")
     if len(old.inputs) > 1:
         differences.append(f"{len(old.inputs) - 1} inputs appended")
     if old.tokenizer_fingerprint != vocabulary.fingerprint():
         differences.append("made with another vocabulary")
-    return (
-        "made otherwise: " + ", ".join(differences)
-        if differences
-        else "made from the same input with the same settings"
-    )
+        may_append = False
+    if not differences:
+        return "made from the same input with the same settings", False
+    return "made otherwise: " + ", ".join(differences), may_append

@@ -4,6 +4,7 @@ The nodes share the input and the output folder; Ray carries jobs and their smal
 """
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -16,10 +17,14 @@ _JOBS_PER_CORE = 3
 _CONNECT_SECONDS = 5.0
 
 
-def ray_engine() -> Run:
+def ray_engine(say: Callable[[str], object] = lambda text: None) -> Run:
     """Run jobs as Ray tasks of one core each, on all cores of the cluster.
 
-    Connects to the cluster that RAY_ADDRESS names, or starts one on this machine.
+    Connects to the cluster that RAY_ADDRESS names, else to one that runs on this machine, else
+    starts one here.
+
+    Args:
+        say: called with a line on where the jobs will run.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -34,13 +39,7 @@ def ray_engine() -> Run:
         ) from error
     if not ray.is_initialized():
         _check_address(os.environ.get("RAY_ADDRESS", ""))
-        try:
-            ray.init(log_to_driver=False, configure_logging=False)
-        except (ConnectionError, RuntimeError) as error:
-            raise ShardError(
-                f"no Ray cluster ({error}); start one with `ray start --head`, or name one in "
-                "RAY_ADDRESS"
-            ) from error
+        say(_connect(ray))
 
     def run(
         task: Callable[[Job], Result], jobs: Iterable[Job], *, one_by_one: bool = False
@@ -50,6 +49,33 @@ def ray_engine() -> Run:
         return _run(ray, task, jobs, most)
 
     return run
+
+
+def _connect(ray: Any) -> str:
+    """Find or start a cluster; a line on which it is."""
+    quiet = {"log_to_driver": False, "configure_logging": False}
+    found = "the Ray cluster"
+    # Ray has an answer of its own to SIGTERM, which says nothing of how to go on.
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**quiet)
+        else:
+            try:
+                ray.init(address="auto", **quiet)
+            except ConnectionError:
+                ray.init(address="local", **quiet)
+                found = "a Ray of this machine alone, started for this build; a cluster is found"
+                found += " by `RAY_ADDRESS=<host>:6379`, the address that `ray start --head` prints"
+    except (ConnectionError, RuntimeError) as error:
+        raise ShardError(
+            f"no Ray cluster ({error}); start one with `ray start --head`, or name one in "
+            "RAY_ADDRESS"
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, on_terminate)
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    return f"--engine ray: {cores} cores of {found}"
 
 
 def _check_address(address: str) -> None:

@@ -3,6 +3,7 @@
 What a killed build left is kept, with a note of what was being built: the same command goes on.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -27,6 +28,12 @@ from meloformer.shards.notes import read_note, sync_folder, write_note
 from meloformer.shards.sources import InputLostError
 
 _FINISHED = "finished"  # in the note: sum of the manifest that is about to take its place
+
+_MAKE_ROOM = (
+    "make room and give the same command, which goes on where this one stopped, or give another "
+    "--output"
+)
+_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _MAKE_ROOM)
 
 _OWN_FILES = re.compile(
     rf"{re.escape(MANIFEST_NAME)}|{re.escape(REJECTED_NAME)}|{re.escape(CARD_NAME)}|"
@@ -200,9 +207,8 @@ def staged(output: Path, note: dict[str, Any], *, overwrite: bool) -> Iterator[S
         ) from error
     except OSError as error:
         raise BuildStoppedError(
-            f"--output {output} cannot be written ({error}); nothing was put in its place: make "
-            "room and give the same command, which goes on where this one stopped, or give another "
-            "--output"
+            f"--output {output} cannot be written ({error}); nothing was put in its place: "
+            + _REMEDIES.get(error.errno or 0, "give another --output, which this user may write")
         ) from error
 
 
@@ -227,7 +233,8 @@ def _take_up(staging: Staging, note: dict[str, Any], *, overwrite: bool) -> None
         )
         raise UnfinishedBuildError(
             f"--output {staging.output}: an unfinished build of another kind lies there "
-            f"({changed}); finish it with its own command, or discard it with --overwrite"
+            f"({changed}); finish it with its own command, or give this one with --overwrite, "
+            "which discards it"
         )
     staging.begin(note)
 

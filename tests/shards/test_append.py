@@ -96,7 +96,9 @@ def test_appending_with_other_settings_is_refused(
     build(halves[0], output)
     before = all_bytes(output)
     other = ShardSettings(valid_share=0.2, test_share=0.2, pieces_per_shard=4, pedal="off")
-    with pytest.raises(ShardError, match=r"made with other settings \(pedal on -> off\)"):
+    with pytest.raises(
+        ShardError, match=r"settings \(pedal on -> off\); give its own \(--pedal on\)"
+    ):
         build(halves[1], output, settings=other, append=True)
     with pytest.raises(ShardError, match="is no shard folder"):
         build(halves[1], tmp_path / "nothing", append=True)

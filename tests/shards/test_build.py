@@ -125,9 +125,26 @@ def test_a_taken_output_is_refused_with_what_differs(
     other = ShardSettings(valid_share=0.2, test_share=0.2, pieces_per_shard=4, pedal="off")
     with pytest.raises(ShardError, match="made otherwise: pedal on -> off; nothing was written"):
         build(midi_folder, built, settings=other)
-    with pytest.raises(ShardError, match=r"made otherwise: input .* \(names or sizes differ\)"):
+    with pytest.raises(ShardError, match=rf"input .* \(names or sizes differ\).* {built} --append"):
         build(midi_folder / "deep", built)
     assert all_bytes(built) == before
+
+
+def test_what_a_refusal_tells_to_do_works(midi_folder: Path, built: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(built, old)
+    manifest = json.loads((old / "manifest.json").read_text())
+    (old / "manifest.json").write_text(json.dumps(manifest | {"format_version": 1}))
+    with pytest.raises(ShardError, match="found format version 1, expected") as caught:
+        build(midi_folder, old)
+    assert "--append" not in str(caught.value)
+    (tmp_path / "old-2").touch()
+    with pytest.raises(ShardError, match=rf"--output {old} --overwrite.*--output {old}-3\)"):
+        build(midi_folder, old)
+    build(midi_folder, old, overwrite=True)
+    assert all_bytes(old) == all_bytes(built)
+    with pytest.raises(ShardError, match=r"\(a file\).*give another, such as --output .*old-2-2"):
+        build(midi_folder, tmp_path / "old-2")
 
 
 def test_overwrite_replaces_shards(midi_folder: Path, built: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The build on a Ray cluster of two nodes on this machine."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -72,3 +73,12 @@ def test_an_absent_cluster_is_one_line(tmp_path: Path) -> None:
     said, _ = build.communicate(timeout=120)
     assert build.returncode == 2
     assert "no Ray cluster" in said.splitlines()[-1]
+
+
+def test_without_a_cluster_a_line_says_that_this_machine_alone_works(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    build = start(tmp_path / "ray", "--engine", "ray", "--midi", "chorales")
+    said, _ = build.communicate(timeout=300)
+    assert build.returncode == 0, said
+    assert re.search(r"--engine ray: \d+ cores of a Ray of this machine alone.*RAY_ADDRESS", said)
+    assert re.search(r"files per second$", said.strip()), "cores of a cluster come and go"

@@ -1,5 +1,6 @@
 """The two commands as people type them."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from meloformer.shards.manifest import load_manifest
+from tests.shards.builds import keys_of, kill_after, start_build
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -56,7 +58,8 @@ def test_shards_are_made_and_inspected_from_the_command_line(
 
 
 def test_a_piece_is_printed_by_the_start_of_its_key(chorale_shards: Path, tmp_path: Path) -> None:
-    printed = inspect_shards(chorale_shards, "--piece", "", cwd=tmp_path)
+    key = keys_of(chorale_shards)["train"][0]
+    printed = inspect_shards(chorale_shards, "--piece", key[:12], cwd=tmp_path)
     assert printed.returncode == 0, printed.stderr
     assert "BOS" in printed.stdout
     assert "\nBAR:" in printed.stdout
@@ -69,7 +72,10 @@ def test_a_piece_is_printed_by_the_start_of_its_key(chorale_shards: Path, tmp_pa
     ("arguments", "message"),
     [
         (("--midi", "nowhere"), "error: --midi nowhere: no such file or folder"),
-        (("--midi", "."), "error: no MIDI in "),
+        (("--midi", ""), 'error: --midi "": found no name; allowed: `default`'),
+        (("--midi", "."), "error: --output out lies in --midi ., and what is written there would"),
+        (("--min_bars", "abc"), "error: --min_bars: found 'abc', allowed a whole number"),
+        (("--midi", "a", "b"), "error: found b, which follows no flag"),
         (("--num_workers", "0"), "error: --num_workers 0: allowed 1 or more"),
         (("--valid_share", "2"), "error: --valid_share 2.0: allowed"),
         (("--no_such_flag", "1"), "no_such_flag"),
@@ -84,3 +90,23 @@ def test_bad_input_gets_a_clear_line_and_exit_code_2(
     assert message in refused.stderr
     assert "Traceback" not in refused.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_all_rejected_end_in_a_table_of_reasons(tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "[x].mid").write_bytes(b"x")
+    refused = shard_data("--midi", "bad", "--output", "out", "--num_workers", 1, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: no usable MIDI in bad: all 1 files were rejected (1 ")
+    assert re.search(r"unreadable +│ +1 │ \[x\]\.mid +│ found no", refused.stdout)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+def test_the_pace_is_that_of_this_try(midi_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "shards"
+    made = ("--midi", midi_folder, "--output", output, "--num_workers", 1)
+    kill_after(start_build(midi_folder, output), output, 6)
+    flags = ("--valid_share", 0.2, "--test_share", 0.2, "--pieces_per_shard", 4)
+    went_on = shard_data(*made, *flags, cwd=tmp_path)
+    assert went_on.returncode == 0, went_on.stderr
+    assert went_on.stdout.splitlines()[-1].endswith("s; all files had been converted before")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from meloformer.errors import ShardError
+from meloformer.errors import ConfigError, ShardError
 from meloformer.midi.default_corpus import chorale_paths, default_corpus_paths
 from meloformer.shards.sources.files import MidiFile
 from meloformer.shards.sources.kinds import ALLOWED, Kind, kind_of
@@ -17,6 +17,9 @@ from meloformer.shards.sources.walk import check_list, leaf_of, walk_folder, wal
 DEFAULT = "default"
 CHORALES = "chorales"
 
+_ALLOWED = (
+    f"`{DEFAULT}`, `{CHORALES}`, a folder, .zip, .tar(.gz), .parquet, .arrow or a list of paths"
+)
 _CONTAINED = frozenset({Kind.ZIP, Kind.TAR})
 
 
@@ -125,6 +128,8 @@ def open_source(midi: str) -> Source:
         return score_source(default_corpus_paths())
     if midi == CHORALES:
         return score_source(chorale_paths(), CHORALES)
+    if not midi:
+        raise ConfigError(f'--midi "": found no name; allowed: {_ALLOWED}')
     # Workers on other machines stand in other folders.
     given, midi = midi, os.path.abspath(midi)
     path = Path(midi)
@@ -132,8 +137,7 @@ def open_source(midi: str) -> Source:
         return Source(path.resolve().name, lambda: walk_folder(midi, ""))
     if not path.is_file():
         raise ShardError(
-            f"--midi {given}: no such file or folder; allowed: `{DEFAULT}`, `{CHORALES}`, a "
-            "folder, .zip, .tar(.gz), .parquet, .arrow or a list of paths"
+            f"--midi {given}: no such file or folder (looked for {midi}); allowed: {_ALLOWED}"
         )
     kind = kind_of(path.name)
     if kind not in (Kind.OTHER, Kind.LICENCE):

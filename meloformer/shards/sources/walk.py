@@ -218,12 +218,17 @@ def walk_list(path: str) -> Iterator[Leaf]:
 
 
 def _lines(path: str) -> Iterator[str]:
+    """Lines that name something: a `#` begins a comment where no file is called so."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             while line := file.readline(_MAX_LINE_CHARACTERS + 1):
                 if len(line) > _MAX_LINE_CHARACTERS:
                     raise ValueError(f"a line of more than {_MAX_LINE_CHARACTERS} characters")
-                if stripped := line.strip():
+                stripped = line.strip()
+                is_comment = stripped.startswith("#") and not os.path.lexists(
+                    os.path.join(os.path.dirname(path), stripped)
+                )
+                if stripped and not is_comment:
                     yield stripped
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise ShardError(

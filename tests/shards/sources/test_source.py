@@ -120,7 +120,8 @@ def test_an_archive_without_midi_is_refused_with_what_it_holds(tmp_path: Path) -
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ShardError, match="no such file or folder; allowed: `default`, `chorales`, a folder"
+        ShardError,
+        match=r"no such file or folder \(looked for /.*allowed: `default`, `chorales`, a folder",
     ):
         open_source(str(tmp_path / "nowhere"))
 

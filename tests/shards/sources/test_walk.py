@@ -174,3 +174,12 @@ def test_a_list_is_read_line_by_line(tmp_path: Path, chorales: list[bytes]) -> N
     assert [next(files).name for _ in range(1000)] == ["a.mid"] * 1000
     with pytest.raises(ShardError, match="a line of more than"):
         next(files)
+
+
+def test_comments_and_empty_lines_of_a_list_name_nothing(
+    tmp_path: Path, chorales: list[bytes]
+) -> None:
+    for name in ("a.mid", "#1 hit.mid"):
+        (tmp_path / name).write_bytes(chorales[0])
+    (tmp_path / "list").write_text("# mine\n\n  # and yours\na.mid\n#1 hit.mid\n")
+    assert list(outcomes(tmp_path / "list")) == ["a.mid", "#1 hit.mid"]
