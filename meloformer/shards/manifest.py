@@ -297,6 +297,9 @@ def _shard_from_json(data: dict[str, Any]) -> ShardEntry:
         value = getattr(entry, item.name)
         if type(value) is not item.type or (isinstance(value, int) and value < 0):
             raise TypeError(f"{item.name} of {entry.file}: found {value!r}")
+    for name, _, _ in entry.files():
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"file {name!r} leads out of the folder")
     return entry
 
 

@@ -246,6 +246,19 @@ def test_a_number_of_the_manifest_that_is_none_is_refused_in_one_line(
     assert "pieces of train/shard-000000.tar: found 'many'" in refused.stderr
 
 
+@pytest.mark.parametrize("name", ["../secret.tar", "/secret.tar", "train/../../secret.tar"])
+def test_a_manifest_that_names_files_outside_its_folder_is_refused(
+    inspect: Callable[..., Outcome], shards: Path, name: str
+) -> None:
+    def edit(data: dict[str, Any]) -> None:
+        data["splits"]["train"]["shards"][0]["file"] = name
+
+    edit_manifest(shards, edit)
+    refused = inspect(shards, "--verify")
+    assert refused.returncode == 2
+    assert f"file '{name}' leads out of the folder" in refused.stderr
+
+
 @pytest.mark.parametrize("verify", [(), ("--verify",)])
 def test_counts_that_do_not_add_up_end_with_1(
     inspect: Callable[..., Outcome], shards: Path, verify: tuple[str, ...]

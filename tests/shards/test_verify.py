@@ -323,6 +323,25 @@ def test_a_piece_that_cannot_be_read_hides_none_behind_it(shards: Path) -> None:
     assert any(f"piece {second}: fact key: found F# minor" in fault for fault in faults)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "found"),
+    [(".npy", ": can be read up to piece 2 of 8"), (".json", ", without its facts")],
+)
+def test_a_header_that_ends_a_tar_early_is_one_fault_and_not_one_of_each_sum(
+    shards: Path, suffix: str, found: str
+) -> None:
+    tar = shards / f"{SHARD}.tar"
+    with tarfile.open(tar) as opened:
+        [_, _, third] = [member for member in opened if member.name.endswith(suffix)][:3]
+    flip_a_byte(tar, third.offset)
+    assert load_manifest(shards).splits["train"][1].pieces == 8
+    damaged, ends, not_compared = faults_of(shards)
+    assert f"{SHARD}.tar: found sha256" in damaged
+    assert f"{SHARD}.tar" in ends
+    assert found in ends
+    assert "not compared" in not_compared
+
+
 def test_what_is_missing_in_a_shard_is_not_told_again_of_what_leans_on_it(shards: Path) -> None:
     with (shards / f"{SHARD}.tar").open("r+b") as file:
         file.truncate(10_000)
