@@ -39,7 +39,9 @@ class TrainConfig:
         data: shard folders, or their URLs: http(s)://, s3://, gs:// or hf://; the newest of
             data_shards/ if none is given.
         data_weights: passes over each folder of --data in an epoch: 2 takes each piece twice, 0.5
-            half of them, and the other half in the next epoch; one pass each if not given.
+            half of them, and the other half in the next epoch; one pass each if not given. What one
+            folder holds out for validation or test is not trained on from another: exact copies
+            are left out and counted; near copies across folders are not looked for.
         output: run folder; runs/<size>-<UTC time> if not given.
         model_size: small on CUDA and tiny elsewhere if not given.
         batch_size: rows per rank and micro-step.
