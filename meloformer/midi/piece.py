@@ -353,7 +353,10 @@ def build_pedal(ticks: np.ndarray, values: np.ndarray) -> Pedal:
     Pedal(start_ticks=array([5]), end_ticks=array([9]))
     """
     is_down = values >= PEDAL_DOWN
-    turns = np.flatnonzero(np.concatenate([is_down[:1], is_down[1:] != is_down[:-1]]))
+    turns = np.ones(len(is_down), bool)
+    turns[:1] = is_down[:1]
+    np.not_equal(is_down[1:], is_down[:-1], out=turns[1:])
     # Down and up by turns; the last down has no up where the pedal is never released.
-    pairs = ticks[turns[: len(turns) // 2 * 2]].astype(np.int64).reshape(-1, 2)
-    return Pedal(start_ticks=pairs[:, 0], end_ticks=pairs[:, 1])
+    turn_ticks = ticks[turns].astype(np.int64)
+    num_pairs = len(turn_ticks) // 2
+    return Pedal(start_ticks=turn_ticks[: 2 * num_pairs : 2], end_ticks=turn_ticks[1::2])
