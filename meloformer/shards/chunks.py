@@ -21,8 +21,8 @@ FILES_PER_CHUNK = 128
 BYTES_PER_CHUNK = 16 << 20
 # Files that are converted in one pass: enough that a call costs little, few enough that their
 # notes stay in the processor's cache.
-FILES_TOGETHER = 16
-_BYTES_TOGETHER = 1 << 19
+FILES_TOGETHER = 32
+_BYTES_TOGETHER = 1 << 20
 
 
 @dataclass(frozen=True)

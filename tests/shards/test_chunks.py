@@ -113,7 +113,7 @@ def test_files_too_big_to_be_held_together_are_converted_all_the_same(
     chorales: list[bytes], tmp_path: Path
 ) -> None:
     # What follows the last track does not matter.
-    big = [data + bytes(200_000 * (number % 3)) for number, data in enumerate(chorales)]
+    big = [data + bytes(400_000 * (number % 3)) for number, data in enumerate(chorales)]
     for name, all_data in (("small", chorales), ("big", big)):
         files = [file_of(f"{number}.mid", data) for number, data in enumerate(all_data)]
         files.insert(3, RefusedFile("refused.mid", "too_big"))
