@@ -12,6 +12,10 @@ from meloformer.model.masks import num_summaries
 
 # Free lengths tried per window where tokens fit and bars do not; past that a new row is opened.
 _MAX_TRIES = 16
+# A row with less free than this part of it is full: to fill it would cut crumbs off pieces.
+_GAP_PART = 128
+# Windows looked at for one that fills a row: the best of 16 leaves a tenth of what the first does.
+_LOOK_AHEAD = 16
 
 
 class Row(NamedTuple):
@@ -140,13 +144,78 @@ def best_fit(windows: Windows, max_tokens: int, max_bars: int) -> tuple[Windows,
     return windows[order[row_after_row]], np.concatenate([[0], np.cumsum(sizes)])
 
 
+class _Queue:
+    """Windows that wait for a row, in plain lists: they are taken one at a time.
+
+    Args:
+        windows: in their order.
+
+    Attributes:
+        columns: pieces, first bars, last bars and tokens.
+    """
+
+    def __init__(self, windows: Windows) -> None:
+        self.columns: list[list[int]] = windows.table.tolist()
+        # What stands before each window, to find where a row is full without walking there.
+        self._tokens = [0, *np.cumsum(windows.tokens).tolist()]
+        self._bars = [0, *np.cumsum(windows.bars).tolist()]
+
+    def fill(self, start: int, max_tokens: int, max_bars: int) -> tuple[int, int, int]:
+        """Where a row that begins with `start` is full (exclusive), and what it has free there."""
+        end_tokens, end_bars = self._tokens[start] + max_tokens, self._bars[start] + max_bars
+        end = bisect_right(self._tokens, end_tokens, lo=start) - 1
+        if self._bars[end] > end_bars:
+            end = bisect_right(self._bars, end_bars, lo=start) - 1
+        return end, end_tokens - self._tokens[end], end_bars - self._bars[end]
+
+    def best_cut(
+        self, index: PieceIndex, number: int, free: int, free_bars: int, max_gap: int
+    ) -> tuple[int, int, int, int]:
+        """The window from `number` on that leaves no more than the gap, or of a few the least.
+
+        Returns:
+            Its number, the bar where it is cut, its tokens up to there, 0 if no bar fits, and
+            those of its rest, 0 if there is none.
+        """
+        pieces, firsts, ends, sizes = self.columns
+        chosen, best_cut, most, best_lines = number, firsts[number], 0, None
+        for candidate in range(number, min(number + _LOOK_AHEAD, len(pieces))):
+            first, end, tokens, lines = firsts[candidate], ends[candidate], sizes[candidate], None
+            cut = end
+            if tokens > free or end - first > free_bars:
+                lines = bar_lines(index, pieces[candidate])
+                cut = min(end, lines.fit(first, free, free_bars))
+                tokens = lines.tokens(first, cut) if cut > first else 0
+            if tokens > most:
+                chosen, best_cut, most, best_lines = candidate, cut, tokens, lines
+                if free - tokens <= max_gap:
+                    break
+        rest = best_lines.tokens(best_cut, ends[chosen]) if best_lines else 0
+        return chosen, best_cut, most, rest
+
+    def bring_forward(self, number: int, place: int) -> None:
+        """Let a window go before those from `place` on."""
+        for column in self.columns:
+            column[place : number + 1] = [column[number], *column[place:number]]
+        for before in (self._tokens, self._bars):
+            size = before[number + 1] - before[number]
+            before[place + 1 : number + 1] = [other + size for other in before[place:number]]
+
+    def shorten(self, number: int, first_bar: int, tokens: int) -> None:
+        """Keep of a window the bars from `first_bar` on; those before it are done with."""
+        _, firsts, ends, sizes = self.columns
+        firsts[number], sizes[number] = first_bar, tokens
+        self._tokens[number] = self._tokens[number + 1] - tokens
+        self._bars[number] = self._bars[number + 1] - (ends[number] - first_bar)
+
+
 def next_fit(
     index: PieceIndex, windows: Windows, max_tokens: int, max_bars: int
 ) -> tuple[Windows, np.ndarray]:
-    """Fill rows in the order given; a window that does not fit goes on, cut at a bar line.
+    """Fill rows in the order given; a window that does not fit is cut at a bar line and goes on.
 
-    Every bar is in exactly one row. Fed with the windows of its own last rows first, it makes
-    those rows again, so that a stream may be stopped and continued.
+    Where the bar lines of the window whose turn it is leave a gap, one of the next few that fills
+    the row better goes first. Every bar is in exactly one row.
 
     Returns:
         The windows row after row, and (R + 1,) where those of each row begin.
@@ -154,42 +223,28 @@ def next_fit(
     Raises:
         BatchError: a single bar is longer than a row.
     """
-    # Tokens and bars before each window, to find where a row is full without walking there.
-    tokens_before = [0, *np.cumsum(windows.tokens).tolist()]
-    bars_before = [0, *np.cumsum(windows.bars).tolist()]
-    columns = windows.table.tolist()
-    of_piece, of_first, of_end, _ = columns
+    queue, max_gap = _Queue(windows), max_tokens // _GAP_PART
+    pieces, firsts, _, _ = queue.columns
     placed: list[list[int]] = [[], [], [], []]
-    edges, num_windows = [0], len(windows)
-    # The window to go on with; where it was cut, the bar where its rest begins, and its tokens.
-    number, rest, rest_tokens = 0, 0, 0
+    edges, number, num_windows = [0], 0, len(windows)
     while number < num_windows:
-        free, free_bars, start = max_tokens, max_bars, number
-        if rest and rest_tokens <= free and of_end[number] - rest <= free_bars:
-            _place(placed, of_piece[number], rest, of_end[number], rest_tokens)
-            free, free_bars = free - rest_tokens, free_bars - (of_end[number] - rest)
-            start, rest = number + 1, 0
-        if not rest:
-            number = bisect_right(tokens_before, tokens_before[start] + free, lo=start) - 1
-            if bars_before[number] - bars_before[start] > free_bars:
-                number = bisect_right(bars_before, bars_before[start] + free_bars, lo=start) - 1
-            if number > start:
-                for column, values in zip(placed, columns, strict=True):
-                    column += values[start:number]
-            if number == num_windows:
-                break
-            free -= tokens_before[number] - tokens_before[start]
-            free_bars -= bars_before[number] - bars_before[start]
-        first, end = rest or of_first[number], of_end[number]
-        lines = bar_lines(index, of_piece[number])
-        cut = min(end, lines.fit(first, free, free_bars))
-        if cut > first:
-            _place(placed, of_piece[number], first, cut, lines.tokens(first, cut))
-            rest, rest_tokens = cut, lines.tokens(cut, end)
-        elif len(placed[0]) == edges[-1]:
-            raise bar_too_long(index, of_piece[number], first, max_tokens)
-        edges.append(len(placed[0]))
-    if len(placed[0]) > edges[-1]:
+        start = number
+        number, free, free_bars = queue.fill(start, max_tokens, max_bars)
+        if number > start:
+            for column, values in zip(placed, queue.columns, strict=True):
+                column += values[start:number]
+        if number < num_windows and free > max_gap and free_bars:
+            chosen, cut, tokens, rest = queue.best_cut(index, number, free, free_bars, max_gap)
+            if tokens:
+                if chosen > number:
+                    queue.bring_forward(chosen, number)
+                _place(placed, pieces[number], firsts[number], cut, tokens)
+                if rest:
+                    queue.shorten(number, cut, rest)
+                else:
+                    number += 1
+            elif number == start:
+                raise bar_too_long(index, pieces[number], firsts[number], max_tokens)
         edges.append(len(placed[0]))
     return Windows(np.array(placed, dtype=np.int64)), np.array(edges)
 

@@ -4,7 +4,8 @@ Nothing is read here: lengths follow from the index of the shards, as upper boun
 that the collator will produce (attributes still in, header of a first bar restated).
 """
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -98,7 +99,7 @@ class BarLines(NamedTuple):
             without EOS.
     """
 
-    starts: np.ndarray
+    starts: Sequence[int]
 
     @property
     def num_bars(self) -> int:
@@ -107,22 +108,23 @@ class BarLines(NamedTuple):
     def tokens(self, first: int, last: int) -> int:
         """Most tokens of bars first..last - 1: `tokens.windows.window_length` in plain integers.
 
-        >>> BarLines(np.array([10, 30, 40])).tokens(1, 2)
+        >>> BarLines([10, 30, 40]).tokens(1, 2)
         23
         """
-        length = self.starts.item(0) + self.starts.item(last) - self.starts.item(first)
-        return length + (2 if first > 0 else 0) + (last == len(self.starts) - 1)
+        starts = self.starts
+        length = starts[0] + starts[last] - starts[first]
+        return length + (2 if first > 0 else 0) + (last == len(starts) - 1)
 
     def fit(self, first: int, max_tokens: int, max_bars: int) -> int:
         """Where the longest window from `first` on ends (exclusive); `first` if no bar fits.
 
-        >>> BarLines(np.array([3, 10, 20, 30])).fit(0, max_tokens=24, max_bars=9)
+        >>> BarLines([3, 10, 20, 30]).fit(0, max_tokens=24, max_bars=9)
         2
         """
         starts = self.starts
-        end = starts.item(first) + max_tokens - starts.item(0) - (2 if first else 0)
-        last = int(starts.searchsorted(end, side="right")) - 1
-        if last == len(starts) - 1 and starts.item(last) == end:
+        end = starts[first] + max_tokens - starts[0] - (2 if first else 0)
+        last = bisect_right(starts, end) - 1
+        if last == len(starts) - 1 and starts[last] == end:
             last -= 1  # EOS, which only the last bar brings, is the one token too many
         return max(first, min(last, first + max_bars))
 
@@ -133,7 +135,8 @@ class BarLines(NamedTuple):
 
 def bar_lines(index: PieceIndex, piece: int) -> BarLines:
     """Bar lines of a piece of the index."""
-    return BarLines(index.bar_starts(piece))
+    # Single entries of a view are plain integers, and cost half of what those of an array do.
+    return BarLines(index.bar_starts(piece).data)
 
 
 def whole_pieces(index: PieceIndex, shard: int, rows: np.ndarray | None = None) -> Windows:

@@ -216,7 +216,7 @@ def test_settings_outside_their_range_are_refused(wrong):
         PlanConfig(**wrong)
 
 
-@pytest.mark.parametrize("damaged", [{}, {"format": 99}, {"format": 1}, {"format": 2, "epoch": 0}])
+@pytest.mark.parametrize("damaged", [{}, {"format": 99}, {"format": 2}, {"format": 3, "epoch": 0}])
 def test_a_damaged_cursor_is_refused(damaged):
     with pytest.raises(BatchError, match="cursor"):
         Cursor.from_json(damaged)
