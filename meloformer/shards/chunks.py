@@ -184,7 +184,8 @@ def _convert(
     except InputLostError:
         raise
     except (Exception, TimeIsUp):
-        return [_convert_alone(file, settings, guard) for file in files]
+        pass  # and with the exception goes what its frames hold: a file alone needs the room
+    return [_convert_alone(file, settings, guard) for file in files]
 
 
 def _convert_together(

@@ -98,7 +98,7 @@ def convert_files(
         try:
             pieces.append(read_midi(file.data))
         except MidiError as error:
-            outcomes.append(error)
+            outcomes.append(_without_frames(error))
         else:
             at.append(len(outcomes))
             outcomes.append(_NOT_YET)
@@ -108,7 +108,7 @@ def convert_files(
         joined, counts = quantise_pieces(pieces, pedal=settings.pedal == "on")
     except MidiError as error:
         if len(files) == 1:
-            return [error]
+            return [_without_frames(error)]
         return [outcome for file in files for outcome in convert_files([file], settings)]
     kept: list[int] = []
     for index, fault in enumerate(quality_errors(joined, settings.filters)):
@@ -155,7 +155,7 @@ def _describe_and_store(
         try:
             check_bar_tokens(tokens.bar_starts, settings)
         except MidiError as error:
-            yield error
+            yield _without_frames(error)
             continue
         flat_counts = _flat(own_counts)
         facts |= {
@@ -224,6 +224,11 @@ def describe_pieces(
             strict=True,
         )
     ]
+
+
+def _without_frames(error: MidiError) -> MidiError:
+    """An error to be kept: its traceback would keep all notes of the pass that met it."""
+    return error.with_traceback(None)
 
 
 def _flat(counts: QuantiseCounts) -> dict[str, int]:

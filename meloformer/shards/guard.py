@@ -10,13 +10,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
+
+import numpy as np
 
 from meloformer.errors import ConfigError
 
 _REARM_SECONDS = 1.0
 _MEGABYTE = 1 << 20
+_PRODUCT_SIDE = 256  # of matrices too large for products that need no memory
 _MOST_SECONDS = 86_400
 _MOST_MEGABYTES = 1 << 24
 
@@ -59,6 +63,7 @@ class Guard:
         self._previous = signal.signal(signal.SIGALRM, self._on_alarm)
         self._null = open(os.devnull, "w")  # closed in __exit__
         self._memory = resource.getrlimit(resource.RLIMIT_DATA)
+        _let_products_take_memory()
         if sys.platform == "linux":
             soft = _data_bytes() + self.limits.file_megabytes * _MEGABYTE
             hard = self._memory[1]
@@ -95,6 +100,13 @@ class Guard:
     @staticmethod
     def _on_alarm(number: int, frame: FrameType | None) -> None:
         raise TimeIsUp
+
+
+@cache
+def _let_products_take_memory() -> None:
+    """Multiply matrices: OpenBLAS takes its memory then, once, and dies where there is none."""
+    square = np.ones((_PRODUCT_SIDE, _PRODUCT_SIDE))
+    square @ square
 
 
 def _data_bytes() -> int:

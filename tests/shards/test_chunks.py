@@ -149,6 +149,12 @@ def test_what_is_wrong_with_a_file_is_a_reason_and_the_others_pass(
     assert table.rejected.total() == len(found)
 
 
+def test_files_that_together_take_too_much_memory_have_each_all_of_it(tmp_path: Path) -> None:
+    files = tuple(file_that(f"{number}.mid", partial(bytes, 300 << 20)) for number in range(3))
+    table = convert(files, tmp_path, file_megabytes=500)
+    assert table.rejected == {"file_too_big": 3}
+
+
 def test_a_fault_of_ours_is_written_down_with_its_place(tmp_path: Path) -> None:
     table = convert((file_that("x.mid", partial(int, "no number")),), tmp_path)
     [line] = table.rejected_lines

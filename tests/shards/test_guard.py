@@ -1,7 +1,10 @@
 """Limits of one file, as a worker feels them."""
 
+import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -32,6 +35,20 @@ def test_a_process_has_its_own_limits_back_afterwards():
         pass
     after = (resource.getrlimit(resource.RLIMIT_DATA), signal.getsignal(signal.SIGALRM))
     assert after == before
+
+
+def test_a_product_of_matrices_does_not_end_a_process_of_little_memory():
+    code = """
+import numpy as np
+from meloformer.shards.guard import FileLimits, Guard
+
+with Guard(FileLimits(file_megabytes=16)) as guard, guard.limited():
+    square = np.ones((512, 512))
+    assert (square @ square == 512).all()
+"""
+    # As a worker: with more threads each takes memory of its own.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 @pytest.mark.parametrize("limits", [{"file_seconds": 0}, {"file_megabytes": -1}])
