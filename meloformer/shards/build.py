@@ -263,7 +263,7 @@ def _convert(
 ) -> tuple[Callable[[], Iterator[ChunkTable]], tuple[str, ...]]:
     """Convert what is not converted yet; a walk through all chunks, and the licences met."""
     done_path = spill / "done.json"
-    if (done := _read_done(done_path)) is None:
+    if (done := _read_done(done_path)) is None or not _are_whole(spill, done[0]):
         num_done = num_found = 0
         options.on_progress(CONVERTING, 0, survey.num_files)
 
@@ -311,6 +311,15 @@ def _read_done(path: Path) -> tuple[int, tuple[str, ...]] | None:
         case [int(num_chunks), list(licences)]:
             return num_chunks, tuple(licences)
     return None
+
+
+def _are_whole(spill: Path, num_chunks: int) -> bool:
+    """Nothing of an earlier try's chunks is lost: a note may outlive a loss of power, and not they.
+
+    Their files are not synced one by one, which would take longer than to read them again.
+    """
+    chunks = (load_chunk(spill, chunk, verify=True) for chunk in range(num_chunks))
+    return all(chunk is not None for chunk in chunks)
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,20 @@ def test_notes_that_a_loss_of_power_cut_short_are_done_again(
     assert all_bytes(output) == all_bytes(built)
 
 
+def test_pieces_that_a_loss_of_power_emptied_are_converted_again(
+    midi_folder: Path, built: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "shards"
+    staging = stop_before_the_end(midi_folder, output)
+    for path in (staging / "manifest.json", *staging.glob("work/entries/*.json")):
+        path.unlink()
+    pieces = next(staging.glob("work/spill/*.pieces"))
+    pieces.write_bytes(bytes(pieces.stat().st_size))
+    assert (staging / "work/spill/done.json").is_file()
+    build(midi_folder, output)
+    assert all_bytes(output) == all_bytes(built)
+
+
 @pytest.mark.parametrize(
     "name",
     [
