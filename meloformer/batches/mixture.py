@@ -104,18 +104,25 @@ class Mixture:
 
     @property
     def num_pieces(self) -> int:
-        """Numbers of pieces; a piece of weight 2 has two."""
+        """Numbers of pieces; a piece has one in each slice of each pass over its split."""
         return self._first_piece[-1]
 
     @property
     def num_shards(self) -> int:
-        """Shards, those of weight 2 counted twice."""
+        """Turns of shards: each has one in each slice of each pass over its split."""
         return self._first_shard[-1]
 
     @property
     def num_tokens(self) -> int:
         """About what an epoch takes."""
-        return round(sum(copy.index.num_tokens * (copy.end - copy.begin) for copy in self._copies))
+        return round(
+            sum(
+                copy.index.num_tokens
+                * (copy.end - copy.begin)
+                * (1 - len(copy.left_out) / max(copy.index.num_pieces, 1))
+                for copy in self._copies
+            )
+        )
 
     def order_shards(self, random: np.random.Generator) -> np.ndarray:
         """Shards of each slice shuffled, and the slices spread evenly over each other."""

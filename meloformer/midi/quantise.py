@@ -36,8 +36,10 @@ _TIME_BITS = (MAX_QUARTERS * STEPS_PER_QUARTER).bit_length()  # inside a piece
 _PIECE_SHIFT = _INSTRUMENT_BITS + _PITCH_BITS + _TIME_BITS + _SOUND_BITS
 _TRACK_SHIFT = 33  # a note ends at most twice the last tick after the start
 
-# Pieces that are quantised in one pass.
-MAX_PIECES = 1 << 12
+# Pieces that are quantised in one pass: what comes after counts the steps of all of them together
+# in 32 bits.
+MAX_PIECES = 1 << 10
+assert MAX_PIECES * MAX_QUARTERS * STEPS_PER_QUARTER < 1 << 31
 
 # Halfway between neighbours; the tempo at an edge belongs to the slower one.
 _TEMPO_EDGES = (TEMPOS_BPM[1:] + TEMPOS_BPM[:-1]) / 2
@@ -122,7 +124,7 @@ def quantise_pieces(
     Raises:
         MidiError: a piece has too many bars, or a metre finer than the grid.
     """
-    assert len(pieces) <= MAX_PIECES, "a piece's index has a few bits"
+    assert len(pieces) <= MAX_PIECES, "all of them lie on one time line"
     onset_ticks = _joined_column(pieces, "onset_ticks")
     duration_ticks = _joined_column(pieces, "duration_ticks")
     is_longer = np.zeros(len(onset_ticks), bool)

@@ -126,7 +126,12 @@ class TrainData:
         if self.config.max_steps is not None:
             return self.config.max_steps, None
         first, epochs = self.epoch(0), self.config.epochs
-        if first.counted < 1 or epochs * self.split("train").num_pieces > _MAX_COUNTED:
+        # Not those of the mixture, in which a piece may have many numbers.
+        num_pieces = sum(
+            folder.manifest.total("train", "pieces") * weight
+            for folder, weight in zip(self.folders, self.config.weights, strict=True)
+        )
+        if first.counted < 1 or epochs * num_pieces > _MAX_COUNTED:
             num_steps = first.num_steps * epochs
             return num_steps, (
                 f"--epochs {epochs}: {num_steps:,} steps, extrapolated from the first "

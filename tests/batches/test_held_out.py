@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meloformer.batches.facts import epoch_facts
 from meloformer.batches.held_out import held_out_elsewhere
 from meloformer.batches.mixture import Mixture
 from meloformer.batches.plan import Cursor, PlanConfig, iterate_steps, plan_fingerprint
@@ -57,6 +58,12 @@ def test_no_epoch_takes_what_is_left_out_and_each_takes_all_else_as_before(weigh
         for piece in out[0].tolist():
             del expected[f"{piece:08x}"]
         assert taken(mixture, epoch) == expected
+
+
+def test_a_mixture_counts_no_tokens_of_what_is_left_out() -> None:
+    parts = [split_of(list(range(30))), split_of(list(range(100, 110)))]
+    mixture = Mixture(parts, [1, 1], 0, [np.arange(20), np.array([], dtype=np.int64)])
+    assert mixture.num_tokens == pytest.approx(epoch_facts(mixture, CONFIG).num_tokens, rel=0.2)
 
 
 def test_a_plan_changes_with_what_is_left_out_and_with_nothing_else() -> None:

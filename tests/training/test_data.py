@@ -106,6 +106,18 @@ def test_the_outlook_says_the_weight_of_each_folder_and_its_share_of_an_epoch(
     assert "weight" not in alone.split("model")[0]
 
 
+def test_steps_of_a_mixture_are_counted_as_long_as_its_epochs_take_few_pieces(
+    chorale_shards: Path, other_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("--data_weights", "0.5", "0.5", "--epochs", "2")
+    run = prepared(tmp_path, chorale_shards, other_shards, more=more)
+    num_pieces = len(keys(chorale_shards, "train")) + len(keys(other_shards, "train"))
+    monkeypatch.setattr("meloformer.training.data._MAX_COUNTED", num_pieces)
+    assert run.data.count_steps()[1] is None
+    monkeypatch.setattr("meloformer.training.data._MAX_COUNTED", num_pieces - 1)
+    assert "extrapolated" in str(run.data.count_steps()[1])
+
+
 def test_a_bar_that_no_row_takes_is_named_with_folder_key_source_and_both_remedies(
     chorale_shards: Path, tmp_path: Path
 ) -> None:
