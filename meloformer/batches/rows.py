@@ -14,8 +14,10 @@ from meloformer.model.masks import num_summaries
 _MAX_TRIES = 16
 # A row with less free than this part of it is full: to fill it would cut crumbs off pieces.
 _GAP_PART = 128
-# Windows looked at for one that fills a row: the best of 16 leaves a tenth of what the first does.
+# Windows looked at for one whose bar lines fill a row.
 _LOOK_AHEAD = 16
+# Where none does: bars by which the cut of the best may come earlier, so that two of them do.
+_BARS_EARLIER = 8
 
 
 class Row(NamedTuple):
@@ -144,69 +146,114 @@ def best_fit(windows: Windows, max_tokens: int, max_bars: int) -> tuple[Windows,
     return windows[order[row_after_row]], np.concatenate([[0], np.cumsum(sizes)])
 
 
+class _Cut(NamedTuple):
+    """Bars that a row takes of a window.
+
+    Args:
+        number: of the window in its queue.
+        bar: where they end (exclusive).
+        tokens: what they take; 0 where no bar fits.
+        rest: what the bars behind them take; 0 where there are none.
+    """
+
+    number: int
+    bar: int
+    tokens: int
+    rest: int
+
+
 class _Queue:
     """Windows that wait for a row, in plain lists: they are taken one at a time.
 
     Args:
+        index: their pieces.
         windows: in their order.
+        max_gap: tokens that a full row may have free.
 
     Attributes:
         columns: pieces, first bars, last bars and tokens.
     """
 
-    def __init__(self, windows: Windows) -> None:
+    def __init__(self, index: PieceIndex, windows: Windows, max_gap: int) -> None:
+        self._index, self._max_gap = index, max_gap
         self.columns: list[list[int]] = windows.table.tolist()
         # What stands before each window, to find where a row is full without walking there.
-        self._tokens = [0, *np.cumsum(windows.tokens).tolist()]
-        self._bars = [0, *np.cumsum(windows.bars).tolist()]
+        self.tokens_before = [0, *np.cumsum(windows.tokens).tolist()]
+        self.bars_before = [0, *np.cumsum(windows.bars).tolist()]
 
-    def fill(self, start: int, max_tokens: int, max_bars: int) -> tuple[int, int, int]:
-        """Where a row that begins with `start` is full (exclusive), and what it has free there."""
-        end_tokens, end_bars = self._tokens[start] + max_tokens, self._bars[start] + max_bars
-        end = bisect_right(self._tokens, end_tokens, lo=start) - 1
-        if self._bars[end] > end_bars:
-            end = bisect_right(self._bars, end_bars, lo=start) - 1
-        return end, end_tokens - self._tokens[end], end_bars - self._bars[end]
+    def cuts(self, start: int, free: int, free_bars: int) -> tuple[_Cut, ...]:
+        """What fills the rest of a row: a cut, or two where one would leave a wide gap."""
+        best = self._best_cut(start, free, free_bars)
+        gap = free - best.tokens
+        if not best.tokens:
+            return ()
+        if gap <= 2 * self._max_gap:
+            return (best,)
+        self._bring_forward(best.number, start)
+        best = best._replace(number=start)
+        first, end = self.columns[1][start], self.columns[2][start]
+        lines = bar_lines(self._index, self.columns[0][start])
+        chosen: tuple[_Cut, ...] = (best,)
+        gap -= self._max_gap  # a second cut repeats a prefix: it has to win more than that takes
+        for bar in range(best.bar - 1, max(first, best.bar - 1 - _BARS_EARLIER), -1):
+            tokens = lines.tokens(first, bar)
+            other = self._best_cut(start + 1, free - tokens, free_bars - (bar - first))
+            left = free - tokens - other.tokens
+            if other.tokens and left < gap:
+                gap = left
+                chosen = (_Cut(start, bar, tokens, lines.tokens(bar, end)), other)
+                if gap <= self._max_gap:
+                    break
+        return chosen
 
-    def best_cut(
-        self, index: PieceIndex, number: int, free: int, free_bars: int, max_gap: int
-    ) -> tuple[int, int, int, int]:
-        """The window from `number` on that leaves no more than the gap, or of a few the least.
+    def take(
+        self, number: int, bar: int, tokens: int, rest: int, place: int, taken: list[list[int]]
+    ) -> int:
+        """Add a cut to the columns of what is taken, and let its rest wait at `place`.
 
         Returns:
-            Its number, the bar where it is cut, its tokens up to there, 0 if no bar fits, and
-            those of its rest, 0 if there is none.
+            The window that is next.
         """
+        if number > place:
+            self._bring_forward(number, place)
         pieces, firsts, ends, sizes = self.columns
-        chosen, best_cut, most, best_lines = number, firsts[number], 0, None
-        for candidate in range(number, min(number + _LOOK_AHEAD, len(pieces))):
+        taken[0].append(pieces[place])
+        taken[1].append(firsts[place])
+        taken[2].append(bar)
+        taken[3].append(tokens)
+        if not rest:
+            return place + 1
+        firsts[place], sizes[place] = bar, rest
+        # What stands before it is asked for no more.
+        self.tokens_before[place] = self.tokens_before[place + 1] - rest
+        self.bars_before[place] = self.bars_before[place + 1] - (ends[place] - bar)
+        return place
+
+    def _best_cut(self, start: int, free: int, free_bars: int) -> _Cut:
+        """The first of a few windows that leaves no more than the gap, or the one with least."""
+        pieces, firsts, ends, sizes = self.columns
+        number, bar, most, most_lines = start, 0, 0, None
+        for candidate in range(start, min(start + _LOOK_AHEAD, len(pieces))):
             first, end, tokens, lines = firsts[candidate], ends[candidate], sizes[candidate], None
             cut = end
             if tokens > free or end - first > free_bars:
-                lines = bar_lines(index, pieces[candidate])
+                lines = bar_lines(self._index, pieces[candidate])
                 cut = min(end, lines.fit(first, free, free_bars))
                 tokens = lines.tokens(first, cut) if cut > first else 0
             if tokens > most:
-                chosen, best_cut, most, best_lines = candidate, cut, tokens, lines
-                if free - tokens <= max_gap:
+                number, bar, most, most_lines = candidate, cut, tokens, lines
+                if free - tokens <= self._max_gap:
                     break
-        rest = best_lines.tokens(best_cut, ends[chosen]) if best_lines else 0
-        return chosen, best_cut, most, rest
+        rest = most_lines.tokens(bar, ends[number]) if most_lines else 0
+        return _Cut(number, bar, most, rest)
 
-    def bring_forward(self, number: int, place: int) -> None:
+    def _bring_forward(self, number: int, place: int) -> None:
         """Let a window go before those from `place` on."""
         for column in self.columns:
             column[place : number + 1] = [column[number], *column[place:number]]
-        for before in (self._tokens, self._bars):
+        for before in (self.tokens_before, self.bars_before):
             size = before[number + 1] - before[number]
             before[place + 1 : number + 1] = [other + size for other in before[place:number]]
-
-    def shorten(self, number: int, first_bar: int, tokens: int) -> None:
-        """Keep of a window the bars from `first_bar` on; those before it are done with."""
-        _, firsts, ends, sizes = self.columns
-        firsts[number], sizes[number] = first_bar, tokens
-        self._tokens[number] = self._tokens[number + 1] - tokens
-        self._bars[number] = self._bars[number + 1] - (ends[number] - first_bar)
 
 
 def next_fit(
@@ -214,8 +261,8 @@ def next_fit(
 ) -> tuple[Windows, np.ndarray]:
     """Fill rows in the order given; a window that does not fit is cut at a bar line and goes on.
 
-    Where the bar lines of the window whose turn it is leave a gap, one of the next few that fills
-    the row better goes first. Every bar is in exactly one row.
+    Where the bar lines of the window whose turn it is leave a gap, one of the next few goes first,
+    or two of them share what is free. Every bar is in exactly one row.
 
     Returns:
         The windows row after row, and (R + 1,) where those of each row begin.
@@ -223,34 +270,35 @@ def next_fit(
     Raises:
         BatchError: a single bar is longer than a row.
     """
-    queue, max_gap = _Queue(windows), max_tokens // _GAP_PART
-    pieces, firsts, _, _ = queue.columns
+    max_gap = max_tokens // _GAP_PART
+    queue = _Queue(index, windows, max_gap)
+    tokens_before, bars_before = queue.tokens_before, queue.bars_before
+    pieces, firsts, ends, _ = queue.columns
     placed: list[list[int]] = [[], [], [], []]
     edges, number, num_windows = [0], 0, len(windows)
     while number < num_windows:
         start = number
-        number, free, free_bars = queue.fill(start, max_tokens, max_bars)
+        free, free_bars = tokens_before[start] + max_tokens, bars_before[start] + max_bars
+        number = bisect_right(tokens_before, free, lo=start) - 1
+        if bars_before[number] > free_bars:
+            number = bisect_right(bars_before, free_bars, lo=start) - 1
         if number > start:
             for column, values in zip(placed, queue.columns, strict=True):
                 column += values[start:number]
+        free, free_bars = free - tokens_before[number], free_bars - bars_before[number]
         if number < num_windows and free > max_gap and free_bars:
-            chosen, cut, tokens, rest = queue.best_cut(index, number, free, free_bars, max_gap)
-            if tokens:
-                if chosen > number:
-                    queue.bring_forward(chosen, number)
-                _place(placed, pieces[number], firsts[number], cut, tokens)
-                if rest:
-                    queue.shorten(number, cut, rest)
-                else:
-                    number += 1
-            elif number == start:
-                raise bar_too_long(index, pieces[number], firsts[number], max_tokens)
-        edges.append(len(placed[0]))
+            # Most often the window whose turn it is will do, so that this is what has to be quick.
+            first, end, lines = firsts[number], ends[number], bar_lines(index, pieces[number])
+            bar = min(end, lines.fit(first, free, free_bars))
+            tokens = lines.tokens(first, bar)
+            if free - tokens <= max_gap and bar > first:
+                rest = lines.tokens(bar, end)
+                number = queue.take(number, bar, tokens, rest, number, placed)
+            else:
+                for cut in queue.cuts(number, free, free_bars):
+                    number = queue.take(*cut, number, placed)
+        num_placed = len(placed[0])
+        if num_placed == edges[-1]:
+            raise bar_too_long(index, pieces[start], firsts[start], max_tokens)
+        edges.append(num_placed)
     return Windows(np.array(placed, dtype=np.int64)), np.array(edges)
-
-
-def _place(placed: list[list[int]], piece: int, first: int, last: int, tokens: int) -> None:
-    placed[0].append(piece)
-    placed[1].append(first)
-    placed[2].append(last)
-    placed[3].append(tokens)

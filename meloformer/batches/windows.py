@@ -111,7 +111,8 @@ class BarLines(NamedTuple):
         >>> BarLines(np.array([10, 30, 40])).tokens(1, 2)
         23
         """
-        length = self.starts.item(0) + self.starts.item(last) - self.starts.item(first)
+        start_of = self.starts.item
+        length: int = start_of(0) + start_of(last) - start_of(first)
         return length + (2 if first > 0 else 0) + (last == len(self.starts) - 1)
 
     def fit(self, first: int, max_tokens: int, max_bars: int) -> int:
@@ -120,13 +121,15 @@ class BarLines(NamedTuple):
         >>> BarLines(np.array([3, 10, 20, 30])).fit(0, max_tokens=24, max_bars=9)
         2
         """
-        starts = self.starts
-        end = starts.item(first) + max_tokens - starts.item(0) - (2 if first else 0)
-        # A piece has few bars: this takes a third of the time of a call of numpy.
-        last = bisect_right(starts, end) - 1
-        if last == len(starts) - 1 and starts.item(last) == end:
+        starts, start_of = self.starts, self.starts.item
+        end = start_of(first) + max_tokens - start_of(0) - (2 if first else 0)
+        # Few entries: this takes a third of the time of a call of numpy.
+        last = bisect_right(starts, end, first) - 1
+        if last == len(starts) - 1 and start_of(last) == end:
             last -= 1  # EOS, which only the last bar brings, is the one token too many
-        return max(first, min(last, first + max_bars))
+        if last > first + max_bars:
+            return first + max_bars
+        return last if last > first else first
 
     def window(self, piece: int, first: int, last: int) -> SizedWindow:
         """Bars first..last - 1, with what they take."""

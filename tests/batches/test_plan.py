@@ -139,6 +139,23 @@ def test_padding_of_many_pieces_is_small(simulated, collate, allowed):
     assert epoch_facts(index, config).padding < allowed
 
 
+@pytest.mark.parametrize("num_pieces", [30, 300])
+def test_padding_of_packed_rows_is_small_where_bars_are_long_and_rows_few(simulated, num_pieces):
+    index = simulated(4, num_pieces, 2, 60.0, 100.0)
+    assert index.longest_bar(0) > 300
+    config = PlanConfig(max_seq_len=2048, collate="pack", global_batch=2)
+    assert epoch_facts(index, config).padding < 0.02
+
+
+def test_the_open_row_of_an_epoch_is_in_its_last_step(simulated):
+    index = simulated(6, 40, 1, 20.0, 12.0)
+    for seed in range(5):
+        config = PlanConfig(max_seq_len=1024, collate="pack", global_batch=1, seed=seed)
+        *full, last = [step.rows[0].tokens for step in iterate_steps(index, config)]
+        assert min(full) > 0.98 * 1024
+        assert last < 0.98 * 1024
+
+
 def test_epoch_facts_count_what_the_plan_holds(simulated):
     index = simulated(7, 50, 2, 6.0, 4.0)
     config = PlanConfig(max_seq_len=100, global_batch=3)
