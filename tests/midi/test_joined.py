@@ -1,7 +1,7 @@
 """Pieces laid end to end come apart again as they were."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meloformer.midi.joined import JoinedPieces
@@ -9,9 +9,11 @@ from meloformer.midi.quantised import QuantisedPiece
 from tests.midi.pieces import canonical_pieces
 
 _several = st.lists(canonical_pieces(), min_size=1, max_size=4)
+_few = settings(max_examples=25)  # to draw pieces takes long
 
 
 @given(_several)
+@_few
 def test_joined_pieces_come_apart_as_they_were(pieces: list[QuantisedPiece]):
     joined = JoinedPieces.join(pieces)
     assert [joined.piece(index) for index in range(len(joined))] == pieces
@@ -20,6 +22,7 @@ def test_joined_pieces_come_apart_as_they_were(pieces: list[QuantisedPiece]):
 
 
 @given(_several)
+@_few
 def test_a_piece_starts_on_the_common_time_line_where_the_one_before_ends(
     pieces: list[QuantisedPiece],
 ):
@@ -29,6 +32,7 @@ def test_a_piece_starts_on_the_common_time_line_where_the_one_before_ends(
 
 
 @given(_several)
+@_few
 def test_selected_pieces_are_those_and_no_others(pieces: list[QuantisedPiece]):
     joined = JoinedPieces.join(pieces)
     kept = list(range(len(pieces)))[::2]

@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meloformer.midi import limits
@@ -295,6 +295,7 @@ def test_any_resolution_gives_the_same_quarters(ticks_per_quarter: int):
 
 
 @given(st.lists(pieces_in_ticks(), min_size=2, max_size=5), st.booleans())
+@settings(max_examples=40)
 def test_pieces_quantised_together_are_as_each_alone(pieces: list[Piece], pedal: bool):
     joined, counts = quantise_pieces(pieces, pedal=pedal)
     together = [(joined.piece(index), counts[index]) for index in range(len(joined))]
