@@ -245,7 +245,7 @@ def parse_manifest(text: bytes, path: str, *, counts_must_fit: bool = True) -> M
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(
             f"{path} cannot be read as JSON ({error}); make the shards again with `make shard-data`"
         ) from error

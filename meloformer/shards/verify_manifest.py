@@ -105,7 +105,7 @@ def check_rejected(
             for number, line in enumerate(lines, 1):
                 try:
                     reason, key = _reason_and_key(line)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     wrong.append(f"line {number} ({type(error).__name__}: {error})")
                     continue
                 reasons[reason] += 1

@@ -100,7 +100,7 @@ def _pieces_or_faults(path: Path, place: str) -> Iterator[PlainPiece | ShardErro
                 ids_npy, facts_json = _content(tar, ids_member), _content(tar, facts_member)
                 try:
                     yield _plain_piece(key, ids_npy, facts_json)
-                except (EOFError, ValueError) as error:
+                except (EOFError, ValueError, RecursionError) as error:
                     yield ShardError(f"{place}: piece {key} cannot be read ({error})")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise ShardError(f"{place} cannot be read as a shard ({error})") from error

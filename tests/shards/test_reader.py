@@ -249,6 +249,12 @@ def test_a_manifest_that_was_meddled_with_is_refused(
         ShardFolder.open(folder)
 
 
+def test_a_manifest_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(ShardError, match="cannot be read as JSON"):
+        ShardFolder.open(tmp_path)
+
+
 def test_a_folder_that_is_none_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"is no shard folder: found no manifest.json.*make shard"):
         ShardFolder.open(tmp_path / "nowhere")

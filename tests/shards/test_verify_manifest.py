@@ -159,7 +159,14 @@ def test_a_copy_of_a_piece_that_is_nowhere_is_found(shards: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["no json\n", "[1]\n", '{"path": "x"}\n', '{"path": "x", "reason": "duplicate", "key": "z"}\n'],
+    [
+        "no json\n",
+        "[" * 100_000 + "\n",
+        "[1]\n",
+        '{"path": "x"}\n',
+        '{"path": "x", "reason": "duplicate", "key": "z"}\n',
+    ],
+    ids=range(5),
 )
 def test_a_line_that_is_no_rejection_is_named_and_the_others_are_read(
     shards: Path, text: str
