@@ -39,6 +39,10 @@ _NO_HANDSHAKE = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "RECORD_LA
 # Failures in a row that are no longer the ordinary life of a network.
 _WORTH_A_WARNING = 3
 
+# A forked process that let go of its parent's file system would close connections, and so take
+# them from the poll that both share: a request of the parent would wait in vain for its answer.
+_kept_for_ever: dict[int, Any] = {}
+
 _log = logging.getLogger(__name__)
 # Not the module's own generator: retries would change what a run's seed decides, and processes
 # forked together would come back together.
@@ -256,7 +260,9 @@ class Download:
         # Asked for each time: fsspec keeps one per process, and a forked one must not be used.
         from fsspec.core import url_to_fs
 
-        return url_to_fs(url or self._url)
+        filesystem, path = url_to_fs(url or self._url)
+        _kept_for_ever[id(filesystem)] = filesystem
+        return filesystem, path
 
     def _after_failure(self, url: str, failures: int, error: Exception, *, is_last: bool) -> None:
         """Wait, or give up.

@@ -1,9 +1,13 @@
 """A file arrives whole and right whatever the server does, or one message says what it did."""
 
+import gc
 import hashlib
 import io
 import logging
+import os
 import pickle
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -177,3 +181,26 @@ def test_a_url_is_said_without_its_credentials(typed: str, said: str) -> None:
 def test_a_download_passes_into_another_process(server: FaultyServer) -> None:
     files = pickle.loads(pickle.dumps(Download(server.url, QUICK)))
     assert files.read_bytes("train/shard") == content(server)
+
+
+def test_a_forked_process_takes_no_connection_from_its_parent(server: FaultyServer) -> None:
+    download(server)  # leaves a connection that the next request will use
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(told, 1)
+        Download(server.url, QUICK)  # as a data worker does, with connections of its own
+        gc.collect()
+        os._exit(0)
+    server.faults.bytes_per_second = NUM_BYTES // 2  # longer than the child takes to let go
+    server.sent_bytes = 0
+    arrived: list[bytes] = []
+    thread = threading.Thread(target=lambda: arrived.append(download(server)))
+    thread.start()
+    while not server.sent_bytes:
+        time.sleep(0.001)
+    os.write(tell, b".")
+    os.waitpid(child, 0)
+    thread.join()
+    assert arrived == [content(server)]
+    assert server.sent_bytes == NUM_BYTES, "no request is asked twice"
