@@ -59,7 +59,7 @@ def joined_bar_chords(joined: JoinedPieces) -> np.ndarray:
     """
     bar, pitch, steps = _sounding_by_bar(joined)
     num_bars = joined.music.num_bars
-    chroma = np.bincount(bar * 12 + _PITCH_CLASS[pitch], steps, minlength=num_bars * 12)
+    chroma = np.bincount(bar * 12 + _PITCH_CLASS.take(pitch), steps, minlength=num_bars * 12)
     chroma = chroma.reshape(num_bars, 12)
     bass = np.full(num_bars, 127, pitch.dtype)
     np.minimum.at(bass, bar, pitch)
@@ -100,7 +100,9 @@ def estimate_keys(joined: JoinedPieces) -> list[int | None]:
     if len(pitch) == 0:
         return keys
     chroma = np.bincount(
-        piece * 12 + _PITCH_CLASS[pitch], music.duration_steps[melodic], minlength=12 * len(joined)
+        piece * 12 + _PITCH_CLASS.take(pitch),
+        music.duration_steps[melodic],
+        minlength=12 * len(joined),
     ).reshape(-1, 12)
     chroma -= chroma.mean(axis=1, keepdims=True)
     spread = np.maximum(np.sqrt((chroma * chroma).sum(axis=1, keepdims=True)), 1.0)
@@ -129,7 +131,7 @@ def _sounding_by_bar(joined: JoinedPieces) -> tuple[np.ndarray, np.ndarray, np.n
     bar, pitch, onset = music.bar[melodic], music.pitch[melodic], music.start_steps[melodic]
     end = onset + music.duration_steps[melodic]
     starts = music.bar_start_steps.astype(np.int32)
-    next_line = starts[1:][bar]
+    next_line = starts[1:].take(bar)
     steps = np.minimum(end, next_line) - onset
 
     held = np.flatnonzero(end > next_line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -142,6 +142,7 @@ class Piece:
         tempos: tempo changes.
         time_signatures: metre changes, none after the last onset.
         recovered: what had to be mended in the file, joined by `+`; "" where nothing.
+        joined_notes: the notes of all tracks, where they are joined already.
 
     Raises:
         MidiError: an impossible value or a size beyond midi/limits.py.
@@ -152,8 +153,11 @@ class Piece:
     tempos: Tempos
     time_signatures: TimeSignatures
     recovered: str = ""
+    joined_notes: InitVar[Notes | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, joined_notes: Notes | None) -> None:
+        if joined_notes is not None:
+            self.__dict__["notes"] = joined_notes
         limits.check_piece(self)
 
     @cached_property
@@ -294,6 +298,7 @@ def build_piece(
     tempos: tuple[np.ndarray, np.ndarray],
     time_signatures: tuple[np.ndarray, np.ndarray, np.ndarray],
     recovered: str = "",
+    joined_notes: Notes | None = None,
 ) -> Piece:
     """A piece from raw columns: of several events at one tick the last wins.
 
@@ -305,6 +310,7 @@ def build_piece(
         tempos: onset ticks and quarters per minute, in file order.
         time_signatures: onset ticks, numerator, denominator, in file order.
         recovered: what had to be mended in the file.
+        joined_notes: the notes of all tracks, where they are joined already.
     """
     tracks = tuple(tracks)
     tempo_ticks, bpm = _last_of_each_tick(*tempos)
@@ -324,6 +330,7 @@ def build_piece(
             denominator=denominator[:num_metres].astype(np.int32),
         ),
         recovered=recovered,
+        joined_notes=joined_notes,
     )
 
 

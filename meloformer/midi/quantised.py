@@ -54,7 +54,7 @@ class QuantisedPiece:
     @cached_property
     def start_steps(self) -> np.ndarray:
         """(num_notes,) int32 onset of each note from the start of the piece."""
-        return self.bar_start_steps.astype(np.int32)[self.bar] + self.onset_steps
+        return self.bar_start_steps.astype(np.int32).take(self.bar) + self.onset_steps
 
     @cached_property
     def melodic(self) -> np.ndarray | slice:

@@ -102,14 +102,14 @@ def encode_bars(quantised: QuantisedPiece, chords: np.ndarray) -> np.ndarray:
 
 
 def _encode_bars(joined: JoinedPieces, chords: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of all bars, and (num_bars + 1,) int32 where each starts; the last entry is the end."""
+    """Tokens of all bars, and (num_bars + 1,) int32 where each starts, the last entry the end."""
     q = joined.music
     tokens = np.empty((q.num_notes, len(_NOTE_COLUMNS)), np.uint16)
     tokens[:, 0] = q.instrument + OFFSET[Kind.INSTRUMENT]
     tokens[:, 1] = q.onset_steps + OFFSET[Kind.ONSET]
     tokens[:, 2] = q.pitch + OFFSET[Kind.PITCH]
-    tokens[:, 3] = _DURATION_TOKEN[q.duration_steps]
-    tokens[:, 4] = _VELOCITY_TOKEN[q.velocity]
+    tokens[:, 3] = _DURATION_TOKEN.take(q.duration_steps)
+    tokens[:, 4] = _VELOCITY_TOKEN.take(q.velocity)
     starts_segment = _changes(q.bar) | _changes(q.instrument)
     is_said = np.ones(tokens.shape, bool)
     is_said[:, 0] = starts_segment
