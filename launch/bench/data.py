@@ -53,6 +53,8 @@ class BenchDataConfig:
     """Numbers of processes to try, with commas between."""
     against: Literal["miditok", "nothing"] = "nothing"
     """Also let this library turn the same files into REMI tokens, tokens only."""
+    passes: int = 3
+    """Times that each rate is measured; the table shows the median."""
     simulate: int | None = None
     """Made-up pieces to sort, place and write, for their memory."""
     json: Path | None = None
@@ -61,6 +63,8 @@ class BenchDataConfig:
     def __post_init__(self) -> None:
         if self.midi is None and self.simulate is None:
             raise ConfigError("nothing to measure: give --midi, --simulate or both")
+        if self.passes < 1:
+            raise ConfigError(f"--passes {self.passes}: allowed from 1")
         if not self.workers:
             raise ConfigError(f"--num_workers {self.num_workers!r}: allowed e.g. 1,2")
 
@@ -98,9 +102,11 @@ def bench_data(config: BenchDataConfig) -> None:
     if config.midi is not None:
         rates = []
         for num_workers in config.workers:
-            rates.append(rate_of_build(config.midi, num_workers))
+            rates.append(_median(partial(rate_of_build, config.midi, num_workers), config.passes))
             if config.against == "miditok":
-                rates.append(rate_of_miditok(config.midi, num_workers))
+                rates.append(
+                    _median(partial(rate_of_miditok, config.midi, num_workers), config.passes)
+                )
         console.print(rates_table(config.midi, rates))
         figures["rates"] = [
             asdict(rate) | {"files_per_second_and_core": rate.files_per_second_and_core}
@@ -112,6 +118,11 @@ def bench_data(config: BenchDataConfig) -> None:
         figures["memory"] = found
     if config.json is not None:
         config.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _median(measure: Callable[[], Rate], passes: int) -> Rate:
+    rates = sorted((measure() for _ in range(passes)), key=lambda r: r.files_per_second_and_core)
+    return rates[passes // 2]
 
 
 def rate_of_build(midi: str, num_workers: int) -> Rate:
