@@ -16,7 +16,7 @@ from meloformer.shards.sources import InputLostError, MidiFile, RefusedFile, car
 from meloformer.shards.spill import SpillWriter, load_chunk
 from meloformer.shards.staging import BuildStoppedError
 
-FILES_PER_CHUNK = 128
+FILES_PER_CHUNK = 64
 # Members of a compressed tar travel to the workers with their bytes.
 BYTES_PER_CHUNK = 16 << 20
 # Files that are converted in one pass: enough that a call costs little, few enough that their

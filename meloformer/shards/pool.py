@@ -126,10 +126,12 @@ def _hand_out(
 
 
 def _new_pool(num_workers: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: the parent may hold threads and their locks.
+    # Not forked from the parent, which may hold threads and their locks.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["meloformer.shards.build"])
     return ProcessPoolExecutor(
         num_workers,
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=context,
         initializer=_start_worker,
     )
 
