@@ -10,6 +10,8 @@ from meloformer.errors import CheckpointError, ConfigError
 from meloformer.model import masks
 
 Precision = Literal["auto", "bf16", "fp32"]
+# How a run trains and not what the weights compute: no part of config.json.
+Checkpointing = Literal["none", "ffn", "layer"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from meloformer.batches.mixture import check_weights
 from meloformer.batches.plan import Collate
 from meloformer.errors import ConfigError
 from meloformer.midi import grid
-from meloformer.model.config import SIZES, MuseFormerConfig, Precision
+from meloformer.model.config import SIZES, Checkpointing, MuseFormerConfig, Precision
 from meloformer.model.device import DeviceName
 from meloformer.shards.disk_cache import CacheConfig
 from meloformer.shards.download import without_credentials
@@ -55,6 +55,9 @@ class TrainConfig:
         collate: whole pieces in rows of few lengths, or full rows of one length.
         attention: which tokens a token reads.
         attention_precision: dtype of the attention call; auto probes the device.
+        checkpointing: what the backward pass computes again instead of keeping it: nothing, the
+            feed-forward networks, or whole layers. Less memory, more time, the same result.
+        memory_headroom: share of the device's memory above which a peak is warned of.
         shard_cache: most shards of a folder that stay mapped in each rank and each data worker.
         phases: start with small micro-batches; on in bucket mode on CUDA if not given.
         save_every: optimizer steps between checkpoints; 0 saves at the end only.
@@ -87,6 +90,8 @@ class TrainConfig:
     collate: Collate = "bucket"
     attention: Attention = "halves"
     attention_precision: Precision = "auto"
+    checkpointing: Checkpointing = "none"
+    memory_headroom: float = 0.9
     shard_cache: int = SHARD_CACHE
     phases: OnOff | None = None
     save_every: int = 500
@@ -121,6 +126,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < allowed:
                 raise ConfigError(f"--{name} {value}: allowed: {allowed} or more")
+        if not 0 < self.memory_headroom <= 1:
+            raise ConfigError(
+                f"--memory_headroom {self.memory_headroom:g}: allowed: above 0, up to 1"
+            )
         if self.data_weights:
             check_weights(len(self.data), self.data_weights)
 

@@ -21,7 +21,8 @@ CONTRACT = """--config --data --output --model_size tiny|small|base|large --batc
 --gradient_accumulation_steps --max_seq_len --num_workers --epochs --max_steps --learning_rate
 --warmup_steps --seed --collate bucket|pack --attention museformer|hid|halves|full
 --attention_precision auto|bf16|fp32 --phases on|off --save_every --validate_every --keep_last
---resume auto|none|PATH --init_from --dry_run --device auto|cuda|mps|cpu"""
+--resume auto|none|PATH --init_from --dry_run --device auto|cuda|mps|cpu
+--checkpointing none|ffn|layer"""
 
 
 def contract_flags() -> list[list[str]]:
@@ -93,6 +94,12 @@ def test_ungiven_data_are_the_shards_made_last_and_without_any_the_remedy_is_nam
         (tmp_path / name / "manifest.json").touch()
         os.utime(tmp_path / name / "manifest.json", (0, {"oldest": 0}.get(name, 1 + seconds)))
     assert newest_shards(tmp_path) == tmp_path / "newer"
+
+
+@pytest.mark.parametrize("share", ["0", "1.1", "-0.5"])
+def test_a_headroom_that_is_no_share_of_the_memory_is_refused(share: str) -> None:
+    with pytest.raises(ConfigError, match="--memory_headroom .* above 0, up to 1"):
+        parse_flags(TrainConfig, ["--memory_headroom", share])
 
 
 def test_more_ranks_than_gpus_are_refused_with_the_command_that_fits() -> None:
