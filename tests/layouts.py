@@ -1,5 +1,6 @@
 """Random layouts for the rules, apart from the encoder and the collator."""
 
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,8 @@ def as_torch(value: Any) -> Any:
         return torch.from_numpy(value)
     if isinstance(value, tuple):
         return tuple(map(as_torch, value))
+    if not is_dataclass(value):
+        return value
     return type(value)(**{name: as_torch(field) for name, field in vars(value).items()})
 
 

@@ -48,7 +48,7 @@ def build_blocks(layout: Layout, rule: Rule, block_size: int = BLOCK_SIZE) -> Bl
         _stage([row[stage] for row in rows], np.diff(queries), key_sizes, block_size)
         for stage, queries in enumerate([slots] + [tokens] * len(rule))
     ]
-    return Blocks(summarize=stages[0], update=tuple(stages[1:]))
+    return Blocks(summarize=stages[0] if num_slots else None, update=tuple(stages[1:]))
 
 
 def _row_counts(layout: Layout, row: int, rule: Rule, block_size: int) -> list[np.ndarray]:

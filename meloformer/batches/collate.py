@@ -1,7 +1,7 @@
 """Collation: windows of pieces to the tensors of a micro-batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,8 @@ def _as_tensors(value: Any) -> Any:
         return torch.from_numpy(value)
     if isinstance(value, tuple):
         return tuple(map(_as_tensors, value))
-    return type(value)(
-        **{item.name: _as_tensors(getattr(value, item.name)) for item in fields(value)}
-    )
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(
+            **{item.name: _as_tensors(getattr(value, item.name)) for item in fields(value)}
+        )
+    return value

@@ -26,21 +26,25 @@ class CallPlan:
     """One attention call: which pairs count, and the storage order of its tokens.
 
     Args:
-        mask: (B, 1, Q, N) bool, or 0 and -inf in the dtype of the call; or a BlockMask.
+        mask: (B, 1, Q, N) bool, or 0 and -inf in the dtype of the call; or a BlockMask; None is
+            plain causal attention over the tokens in time, pieces not told apart.
         order_BT: time index of the token stored at each place; None where that is time itself.
         inverse_BT: place of each token in that order.
     """
 
-    mask: Tensor | BlockMask
+    mask: Tensor | BlockMask | None
     order_BT: Tensor | None = None
     inverse_BT: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """The calls of every layer: one SUMMARIZE, one UPDATE per head group of the rule."""
+    """The calls of every layer: one SUMMARIZE, one UPDATE per head group of the rule.
 
-    summarize: CallPlan
+    `summarize` is None where there are no summaries: then keys are tokens alone.
+    """
+
+    summarize: CallPlan | None
     update: tuple[CallPlan, ...]
     rule: Rule
     precision: torch.dtype | None = None
@@ -50,14 +54,27 @@ class AttentionPlan:
         dtype = self.precision or dtype
 
         def additive(call: CallPlan) -> CallPlan:
-            if isinstance(call.mask, BlockMask):
+            if not isinstance(call.mask, Tensor):
                 return call
             numbers = torch.zeros_like(call.mask, dtype=dtype)
             return replace(call, mask=numbers.masked_fill_(~call.mask, -torch.inf))
 
         return replace(
-            self, summarize=additive(self.summarize), update=tuple(map(additive, self.update))
+            self,
+            summarize=self.summarize and additive(self.summarize),
+            update=tuple(map(additive, self.update)),
         )
+
+
+def causal_plan(precision: torch.dtype | None = None) -> AttentionPlan:
+    """Plain causal attention over whole rows, without summaries, by torch's fastest dense kernel.
+
+    The dense twin of a speed comparison: no mask is read, so pieces packed into a row meet.
+
+    Args:
+        precision: dtype to run the call in; None keeps that of the inputs.
+    """
+    return AttentionPlan(None, (CallPlan(None),), masks.RULES["full"], precision)
 
 
 def build_plan(
@@ -79,10 +96,11 @@ def build_plan(
     if backend == "flex" and blocks is None:
         raise ConfigError("the flex backend needs the block lists of its batch; found none")
     tokens, summaries = labels_of(layout)
-    summarize_keys = _concatenate(summaries, tokens)
-    summarize = CallPlan(
-        _mask(masks.summary_reads, summaries, summarize_keys, blocks.summarize if blocks else None)
-    )
+    summarize = None
+    if layout.piece_BS.shape[1]:
+        keys = _concatenate(summaries, tokens)
+        stage = blocks.summarize if blocks else None
+        summarize = CallPlan(_mask(masks.summary_reads, summaries, keys, stage))
     update = []
     for index, group in enumerate(rule):
         order_BT = inverse_BT = None
@@ -100,6 +118,7 @@ def build_plan(
 
 def summarize(q_BHSK: Tensor, k_BGNK: Tensor, v_BGNK: Tensor, plan: AttentionPlan) -> Tensor:
     """Summaries read summaries and tokens; N = S + T, summaries first. Returns (B, H, S, K)."""
+    assert plan.summarize is not None, "a plan without summaries has no SUMMARIZE"
     return _attend(q_BHSK, k_BGNK, v_BGNK, plan.summarize.mask, plan.precision)
 
 
@@ -122,7 +141,7 @@ def update(q_BHTK: Tensor, k_BGNK: Tensor, v_BGNK: Tensor, plan: AttentionPlan) 
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask, precision: torch.dtype | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None, precision: torch.dtype | None
 ) -> Tensor:
     dtype = v.dtype
     # Norms and rotary may hand over another dtype than the projections; one kernel needs one.
@@ -134,7 +153,9 @@ def _attend(
                 "flex attention has no backward on the CPU; use the dense backend, or no_grad"
             )
         return compiled_flex()(q, k, v, block_mask=mask, enable_gqa=grouped).to(dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).to(dtype)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+    ).to(dtype)
 
 
 @functools.cache

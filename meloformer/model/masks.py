@@ -10,7 +10,7 @@ Sources: the bar distances of `museformer` are those of Museformer (Yu et al. 20
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -44,6 +44,10 @@ class Layout:
     index_BT: Any
     piece_BS: Any
     bar_BS: Any
+
+    def without_summaries(self) -> "Layout":
+        """The same tokens with no slot for summaries (S = 0), for a model that has none."""
+        return replace(self, piece_BS=self.piece_BS[:, :0], bar_BS=self.bar_BS[:, :0])
 
 
 class Label(NamedTuple):
@@ -195,7 +199,10 @@ class StageBlocks:
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Block lists of a batch: one call for SUMMARIZE, one per head group for UPDATE."""
+    """Block lists of a batch: one call for SUMMARIZE, one per head group for UPDATE.
 
-    summarize: StageBlocks
+    `summarize` is None where the layout has no summaries.
+    """
+
+    summarize: StageBlocks | None
     update: tuple[StageBlocks, ...]

@@ -45,3 +45,11 @@ def test_block_plans_equal_the_dense_rule_block_by_block(rule, length) -> None:
         check_stage(blocks.summarize, plan.summarize.mask.numpy())
         for stage, call in zip(blocks.update, plan.update, strict=True):
             check_stage(stage, call.mask.numpy())
+
+
+def test_block_plans_without_summaries_hold_tokens_alone() -> None:
+    layout = random_layout(seed=2, rows=3, length=600).without_summaries()
+    blocks = build_blocks(layout, RULES["full"])
+    plan = attention.build_plan(as_torch(layout), RULES["full"])
+    assert blocks.summarize is None
+    check_stage(blocks.update[0], plan.update[0].mask.numpy())
