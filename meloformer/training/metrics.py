@@ -27,18 +27,6 @@ BYTES_PER_GIB = 1 << 30
 
 logger = logging.getLogger("meloformer")
 
-# Dense bf16 operations per second, without sparsity, from the vendors' data sheets.
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "H800": 989e12,
-    "H20": 148e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
@@ -260,14 +248,6 @@ def drop_lines_after(path: Path, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(f"{line}\n" for line in kept))
     temporary.replace(path)
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Operations per second of a device's data sheet; None where it is unknown."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
 
 
 def device_memory(device: torch.device) -> int | None:

@@ -5,8 +5,9 @@ from rich.table import Table
 
 from meloformer.model.counts import StepPairs, num_parameters, training_flops
 from meloformer.model.masks import num_summaries
+from meloformer.training.cards import peak_flops
 from meloformer.training.data import TrainData
-from meloformer.training.metrics import BYTES_PER_GIB, duration, peak_flops
+from meloformer.training.metrics import BYTES_PER_GIB, duration
 from meloformer.training.prepare import Prepared
 
 # Share of the data sheet's peak that the estimate of the hours counts on.

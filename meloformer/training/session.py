@@ -17,6 +17,7 @@ from meloformer.model.museformer import MuseFormer
 from meloformer.model.precision import attention_dtype
 from meloformer.model.weights import check_state, find_model_folder, load_weights
 from meloformer.tokens.vocabulary import fingerprint
+from meloformer.training.cards import peak_flops
 from meloformer.training.checkpoint import TrainingState
 from meloformer.training.engine import Engine
 from meloformer.training.graphs import declare_shapes, limit_graphs, warm_up
@@ -29,7 +30,6 @@ from meloformer.training.metrics import (
     gpu_utilisation,
     host_memory,
     num_graphs,
-    peak_flops,
 )
 from meloformer.training.prepare import Prepared
 from meloformer.training.run_folder import lock_run
