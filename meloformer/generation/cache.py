@@ -113,7 +113,7 @@ class DecodeCache:
             rows_R: rows whose newest bar ends.
             bar_R: its number, which is also its summary slot.
         """
-        if not len(rows_R):
+        if not len(rows_R) or not self.model.config.summaries:
             return
         self._reserve(self.num_tokens, int(bar_R.max()) + 1)
         self._slot_piece_BS[rows_R, bar_R] = 0

@@ -25,6 +25,8 @@ class MuseFormerConfig:
         max_seq_len: context length in tokens that the model was trained for.
         rule: name of the attention rule, a key of masks.RULES.
         rotary_base: wave-length base of both halves of the rotary pairs.
+        summaries: False is the dense twin that the others are measured against: no summary stream,
+            tokens read tokens alone; its rule is `full`.
     """
 
     num_layers: int
@@ -38,6 +40,7 @@ class MuseFormerConfig:
     max_seq_len: int = 8192
     rule: str = "halves"
     rotary_base: float = 10_000.0
+    summaries: bool = True
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.head_width % 4:
@@ -51,7 +54,13 @@ class MuseFormerConfig:
                 f"{self.num_heads} query heads over {self.num_kv_heads} key/value heads: allowed "
                 "are divisors of the query heads"
             )
-        masks.split_heads(masks.rule_of(self.rule), self.num_kv_heads)
+        rule = masks.rule_of(self.rule)
+        masks.split_heads(rule, self.num_kv_heads)
+        if not self.summaries and rule != masks.RULES["full"]:
+            raise ConfigError(
+                f"a model without summaries under rule {self.rule!r}: allowed is full, since what "
+                "a sparse rule leaves out would be out of reach; keep the summaries, or take full"
+            )
 
     @property
     def head_width(self) -> int:

@@ -1,6 +1,6 @@
 """Parameters and floating-point operations by formula, of any configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meloformer.model.config import MuseFormerConfig
 
@@ -9,13 +9,17 @@ def num_parameters(config: MuseFormerConfig) -> int:
     """Trainable parameters; equals the sum over the module's tensors exactly.
 
     Per layer: queries and output (D x D each), keys and values, K2 and V2 (D x 2GK each), SwiGLU
-    (3 D F), three norms of width D and three of width K.
+    (3 D F), three norms of width D and three of width K. Without summaries no K2 and V2, neither
+    of their norms, and no start of the summary stream.
     """
     D, K, F = config.width, config.head_width, config.ffn_width
     kv_width = config.num_kv_heads * K
     layer = 2 * D * D + 2 * (D * 2 * kv_width) + 3 * D * F + 3 * D + 3 * K
     embeddings = config.vocab_size + config.num_onsets + config.num_instruments + 2
-    return config.num_layers * layer + embeddings * D + D + D
+    parameters = config.num_layers * layer + embeddings * D + D + D
+    if not config.summaries:
+        parameters -= config.num_layers * (D * 2 * kv_width + D + K) + D
+    return parameters
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,15 @@ def forward_flops(
     Args:
         config: the model.
         num_tokens: tokens of all rows.
-        num_summaries: summaries of all rows.
+        num_summaries: summaries of all rows; a model without summaries has none, whatever this
+            says.
         pairs: allowed pairs of all rows.
 
     Source: 2 operations per weight and token (Kaplan et al. 2020), 4 K per head and pair
     (scores, then values).
     """
+    if not config.summaries:
+        num_summaries, pairs = 0, replace(pairs, summarize=0)
     D, F = config.width, config.ffn_width
     kv_width = config.num_kv_heads * config.head_width
     attention_weights = 2 * D * D + D * 2 * kv_width

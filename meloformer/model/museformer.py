@@ -6,13 +6,17 @@ prefix and their own bar token, rules are data, positions are rotary, weights ar
 the streams except the keys and values that tokens read from summaries.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from meloformer.model import attention
 from meloformer.model.attention import AttentionPlan
-from meloformer.model.config import MuseFormerConfig
+from meloformer.model.config import Checkpointing, MuseFormerConfig
 from meloformer.model.masks import Layout
 from meloformer.model.rotary import rotary_angles, rotate
 
@@ -20,8 +24,11 @@ from meloformer.model.rotary import rotary_angles, rotate
 class Layer(nn.Module):
     """SUMMARIZE, then UPDATE, then the feed-forward network on both streams."""
 
-    def __init__(self, config: MuseFormerConfig, *, is_last: bool) -> None:
+    def __init__(
+        self, config: MuseFormerConfig, *, is_last: bool, checkpointing: Checkpointing = "none"
+    ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_width = config.head_width
         self.is_last = is_last
@@ -34,10 +41,11 @@ class Layer(nn.Module):
         self.key_norm = nn.RMSNorm(config.head_width)
         self.attention_out = nn.Linear(config.width, config.width, bias=False)
 
-        # K2, V2: what tokens read of the summaries of finished bars.
-        self.coarse_norm = nn.RMSNorm(config.width)
-        self.coarse_key_value = nn.Linear(config.width, 2 * kv_width, bias=False)
-        self.coarse_key_norm = nn.RMSNorm(config.head_width)
+        if config.summaries:
+            # K2, V2: what tokens read of the summaries of finished bars.
+            self.coarse_norm = nn.RMSNorm(config.width)
+            self.coarse_key_value = nn.Linear(config.width, 2 * kv_width, bias=False)
+            self.coarse_key_norm = nn.RMSNorm(config.head_width)
 
         self.ffn_norm = nn.RMSNorm(config.width)
         self.ffn_in = nn.Linear(config.width, 2 * config.ffn_width, bias=False)
@@ -70,22 +78,28 @@ class Layer(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        s_BSD: Tensor,
+        s_BSD: Tensor | None,
         token_angles: Tensor,
         summary_angles: Tensor,
         plan: AttentionPlan,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """One layer of both streams.
 
         Args:
             x_BTD: token stream.
-            s_BSD: summary stream.
+            s_BSD: summary stream; None in a model without summaries.
             token_angles: (B, 1, T, K/2).
             summary_angles: (B, 1, S, K/2).
             plan: who reads whom.
         """
-        normed_BTD, normed_BSD = self.attention_norm(x_BTD), self.attention_norm(s_BSD)
+        normed_BTD = self.attention_norm(x_BTD)
+        q_BHTK = self.queries(normed_BTD, token_angles)
         k_BGTK, v_BGTK = self.keys_values(normed_BTD, token_angles)
+        if s_BSD is None:
+            read_BHTK = attention.update(q_BHTK, k_BGTK, v_BGTK, plan)
+            return self.add_ffn(self.add_attention(x_BTD, read_BHTK)), None
+
+        normed_BSD = self.attention_norm(s_BSD)
         k_BGSK, v_BGSK = self.keys_values(normed_BSD, summary_angles)
         gathered_BHSK = attention.summarize(
             self.queries(normed_BSD, summary_angles),
@@ -97,14 +111,19 @@ class Layer(nn.Module):
 
         k2_BGSK, v2_BGSK = self.coarse_keys_values(s_BSD, summary_angles)
         read_BHTK = attention.update(
-            self.queries(normed_BTD, token_angles),
+            q_BHTK,
             torch.cat([k2_BGSK, k_BGTK], dim=2),
             torch.cat([v2_BGSK, v_BGTK], dim=2),
             plan,
         )
-        x_BTD = self.add_ffn(self.add_attention(x_BTD, read_BHTK))
+        x_BTD = self._ffn(self.add_attention(x_BTD, read_BHTK))
         # Nobody reads the summaries after the last layer's UPDATE.
-        return x_BTD, s_BSD if self.is_last else self.add_ffn(s_BSD)
+        return x_BTD, s_BSD if self.is_last else self._ffn(s_BSD)
+
+    def _ffn(self, x_BND: Tensor) -> Tensor:
+        if self.checkpointing == "ffn" and torch.is_grad_enabled():
+            return _computed_again(self.add_ffn, x_BND)
+        return self.add_ffn(x_BND)
 
     def _split(self, kv_BNE: Tensor) -> tuple[Tensor, Tensor]:
         k, v = kv_BNE.unflatten(-1, (2, self.num_kv_heads, self.head_width)).unbind(2)
@@ -112,18 +131,26 @@ class Layer(nn.Module):
 
 
 class MuseFormer(nn.Module):
-    """The language model: ids and their layout in, logits of the next token out."""
+    """The language model: ids and their layout in, logits of the next token out.
 
-    def __init__(self, config: MuseFormerConfig) -> None:
+    Args:
+        config: what the weights compute.
+        checkpointing: what a backward pass computes again instead of keeping it. Results are the
+            same; without gradients nothing is computed twice.
+    """
+
+    def __init__(self, config: MuseFormerConfig, *, checkpointing: Checkpointing = "none") -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = checkpointing
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.onset_embedding = nn.Embedding(config.num_onsets, config.width)
         # Prefix and padding (-1) first, header tokens (0) next, then the instruments.
         self.instrument_embedding = nn.Embedding(config.num_instruments + 2, config.width)
-        self.summary_start = nn.Parameter(torch.empty(config.width))
+        if config.summaries:
+            self.summary_start = nn.Parameter(torch.empty(config.width))
         self.layers = nn.ModuleList(
-            Layer(config, is_last=index == config.num_layers - 1)
+            Layer(config, is_last=index == config.num_layers - 1, checkpointing=checkpointing)
             for index in range(config.num_layers)
         )
         self.final_norm = nn.RMSNorm(config.width)
@@ -163,13 +190,28 @@ class MuseFormer(nn.Module):
         Args:
             ids_BT: token ids, int64.
             layout: where each token and summary stands, torch int32.
-            plan: `attention.build_plan(layout, rule, ...)`.
+            plan: `attention.build_plan(layout, rule, ...)`; without summaries, of
+                `layout.without_summaries()`.
         """
         x_BTD = self.embed(ids_BT, layout.onset_BT, layout.instrument_BT)
         plan = plan.for_dtype(x_BTD.dtype)
-        s_BSD = self.summary_start.expand(*layout.piece_BS.shape, -1)
+        s_BSD = None
+        if self.config.summaries:
+            s_BSD = self.summary_start.expand(*layout.piece_BS.shape, -1)
         token_angles = self.angles(layout.bar_BT, layout.index_BT)
         summary_angles = self.angles(layout.bar_BS, torch.zeros_like(layout.bar_BS))
+        again = self.checkpointing == "layer" and torch.is_grad_enabled()
         for layer in self.layers:
-            x_BTD, s_BSD = layer(x_BTD, s_BSD, token_angles, summary_angles, plan)
+            inputs = (x_BTD, s_BSD, token_angles, summary_angles, plan)
+            x_BTD, s_BSD = _computed_again(layer, *inputs) if again else layer(*inputs)
         return self.unembed(x_BTD)
+
+
+def _computed_again(function: Callable[..., Any], *inputs: Any) -> Any:
+    """Keep the inputs alone for the backward pass, which calls the function again.
+
+    Whole functions, never a policy on single operations: under such a policy torch runs
+    FlexAttention uncompiled, which is dense attention.
+    """
+    # Nothing in the model is drawn at random, so no generator has to be put back.
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)

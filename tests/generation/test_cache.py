@@ -69,6 +69,19 @@ def test_a_batch_step_by_step_equals_each_piece_in_parallel(rule, num_kv_heads) 
         assert torch.allclose(found, expected, atol=1e-12, rtol=0)
 
 
+def test_a_model_without_summaries_step_by_step_equals_each_piece_in_parallel() -> None:
+    model = a_model("full", summaries=False)
+    pieces = some_pieces(2)
+    for piece, found in zip(pieces, step_by_step(model, pieces), strict=True):
+        layout = layout_of(piece)
+        plan = attention.build_plan(layout.without_summaries(), RULES["full"])
+        with torch.no_grad():
+            expected = model(torch.from_numpy(piece)[None], layout, plan)[0]
+            causal = model(torch.from_numpy(piece)[None], layout, attention.causal_plan())[0]
+        assert torch.allclose(found, expected, atol=1e-12, rtol=0)
+        assert torch.allclose(causal, expected, atol=1e-12, rtol=0), "one piece a row: no mask"
+
+
 def test_labels_that_come_one_by_one_are_those_of_the_whole() -> None:
     (piece,) = some_pieces(1)
     expected = token_labels(piece)

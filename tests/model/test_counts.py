@@ -28,8 +28,9 @@ def meta_layout(rows: int, length: int, slots: int) -> Layout:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_parameters_are_counted_exactly_by_formula(size) -> None:
-    config = tiny_config(**vars(SIZES[size]))
+@pytest.mark.parametrize("summaries", [True, False])
+def test_parameters_are_counted_exactly_by_formula(size, summaries) -> None:
+    config = tiny_config(**vars(SIZES[size]), rule="full", summaries=summaries)
     with torch.device("meta"):
         model = MuseFormer(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters(config)
@@ -59,3 +60,17 @@ def test_operations_of_a_forward_pass_are_those_that_torch_counts(size) -> None:
     expected = forward_flops(config, rows * length, rows * slots, pairs)
     assert counter.get_total_flops() == expected
     assert training_flops(config, rows * length, rows * slots, pairs) == 3 * expected
+
+
+def test_operations_without_summaries_are_those_that_torch_counts() -> None:
+    rows, length, slots = 2, 256, 128
+    config = tiny_config(rule="full", summaries=False)
+    with torch.device("meta"):
+        model = MuseFormer(config)
+    layout = meta_layout(rows, length, slots)
+    plan = attention.build_plan(layout.without_summaries(), RULES["full"])
+    ids = torch.empty((rows, length), dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(ids, layout, plan)
+    pairs = StepPairs(update=rows * length**2, summarize=rows * slots * (slots + length))
+    assert counter.get_total_flops() == forward_flops(config, rows * length, rows * slots, pairs)

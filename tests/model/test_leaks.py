@@ -48,12 +48,11 @@ def windows(chorale_shards) -> list[np.ndarray]:
     return sorted(cut[:3], key=len) + sorted(cut[3:], key=len)
 
 
-@pytest.fixture(scope="module")
-def model() -> MuseFormer:
+def a_model(**changes) -> MuseFormer:
     torch.manual_seed(0)
     # Narrow: who reads whom does not depend on the width. Two layers, so that what a summary has
     # read in the first travels on in the second.
-    model = MuseFormer(tiny_config(num_layers=2, width=32, ffn_width=64))
+    model = MuseFormer(tiny_config(num_layers=2, width=32, ffn_width=64, **changes))
     # Weights far from zero: attention that is nearly uniform would hide small leaks.
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -61,9 +60,15 @@ def model() -> MuseFormer:
     return model.double().eval()
 
 
+@pytest.fixture(scope="module")
+def model() -> MuseFormer:
+    return a_model()
+
+
 def logits(model: MuseFormer, batch: Batch, rule: Rule) -> torch.Tensor:
+    layout = batch.layout if model.config.summaries else batch.layout.without_summaries()
     with torch.no_grad():
-        return model(batch.ids_BT, batch.layout, attention.build_plan(batch.layout, rule))
+        return model(batch.ids_BT, layout, attention.build_plan(layout, rule))
 
 
 def row_logits(model: MuseFormer, row: list[np.ndarray], rule: Rule) -> torch.Tensor:
@@ -159,6 +164,14 @@ def test_every_row_has_its_own_mask(rule, windows, model) -> None:
         assert torch.allclose(found[:length], alone[:length], atol=TOLERANCE, rtol=0)
 
 
+def test_without_summaries_neither_the_future_nor_a_neighbour_is_seen(windows) -> None:
+    full, twin = RULES["full"], a_model(rule="full", summaries=False)
+    test_changing_a_later_token_leaves_every_earlier_logit_unchanged(full, windows, twin)
+    test_a_packed_piece_has_the_logits_it_has_alone(full, windows, twin)
+    test_changing_a_packed_neighbour_leaves_all_logits_unchanged(full, windows, twin)
+    test_every_row_has_its_own_mask(full, windows, twin)
+
+
 def test_what_stands_at_padding_reaches_no_logit(windows, model) -> None:
     rule = RULES["halves"]
     batch = collate_rows([[windows[2]]], SEQ_LEN)
@@ -188,12 +201,15 @@ def test_zeroing_the_summaries_changes_the_bars_that_read_them_and_no_other(
     assert (found[second_bar : len(ids)] - expected[second_bar : len(ids)]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_every_parameter_gets_a_gradient_from_real_pieces(rule, windows) -> None:
+@pytest.mark.parametrize(
+    ("rule", "summaries"), [*((rule, True) for rule in RULES), ("full", False)]
+)
+def test_every_parameter_gets_a_gradient_from_real_pieces(rule, summaries, windows) -> None:
     torch.manual_seed(0)
-    model = MuseFormer(tiny_config(rule=rule))
+    model = MuseFormer(tiny_config(rule=rule, summaries=summaries))
     batch = collate_rows([[windows[0], windows[3]], [windows[2]]], SEQ_LEN)
-    out = model(batch.ids_BT, batch.layout, attention.build_plan(batch.layout, RULES[rule]))
+    layout = batch.layout if summaries else batch.layout.without_summaries()
+    out = model(batch.ids_BT, layout, attention.build_plan(layout, RULES[rule]))
     torch.nn.functional.cross_entropy(out.flatten(0, 1), batch.targets_BT.flatten()).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []

@@ -37,6 +37,24 @@ def test_a_model_folder_comes_back_bit_for_bit(tmp_path) -> None:
     assert model_metadata(tmp_path)["tokenizer"] == "abc"
 
 
+def test_a_model_without_summaries_comes_back_bit_for_bit(tmp_path) -> None:
+    model = MuseFormer(tiny_config(rule="full", summaries=False))
+    save(tmp_path, model)
+    loaded = load_model(tmp_path)
+    assert loaded.config == model.config and not loaded.config.summaries
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_settings_written_before_there_was_a_choice_of_summaries_have_them(tmp_path) -> None:
+    save(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["summaries"]
+    path.write_text(json.dumps(values))
+    assert load_model(tmp_path).config.summaries
+
+
 def test_run_step_and_model_folders_lead_to_the_model(tmp_path) -> None:
     run = tmp_path / "run"
     save(run / "checkpoints" / "step-9" / "model")
