@@ -97,7 +97,7 @@ class Layer(nn.Module):
         k_BGTK, v_BGTK = self.keys_values(normed_BTD, token_angles)
         if s_BSD is None:
             read_BHTK = attention.update(q_BHTK, k_BGTK, v_BGTK, plan)
-            return self.add_ffn(self.add_attention(x_BTD, read_BHTK)), None
+            return self._ffn(self.add_attention(x_BTD, read_BHTK)), None
 
         normed_BSD = self.attention_norm(s_BSD)
         k_BGSK, v_BGSK = self.keys_values(normed_BSD, summary_angles)

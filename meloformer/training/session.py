@@ -55,7 +55,7 @@ class Session:
         self._ds_config, self._data = prepared.ds_config, prepared.data
         self._backend = prepared.backend
         self._precision = attention_dtype(self.config.attention_precision, self.ranks.device)
-        self._rule = rule_of(self.config.attention)
+        self._rule = rule_of(self.model_config.rule)
 
         self.engine = Engine(
             self._build_model(), self.ranks, prepared.ds_config, self.config.optimizer
@@ -96,7 +96,7 @@ class Session:
 
     def _build_model(self) -> MuseFormer:
         torch.manual_seed(self.config.seed)
-        model = MuseFormer(self.model_config)
+        model = MuseFormer(self.model_config, checkpointing=self.config.checkpointing)
         if self.config.init_from:
             folder = find_model_folder(self.config.init_from)
             check_tokenizer(folder)

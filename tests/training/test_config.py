@@ -98,7 +98,7 @@ def test_ungiven_data_are_the_shards_made_last_and_without_any_the_remedy_is_nam
 
 @pytest.mark.parametrize("share", ["0", "1.1", "-0.5"])
 def test_a_headroom_that_is_no_share_of_the_memory_is_refused(share: str) -> None:
-    with pytest.raises(ConfigError, match="--memory_headroom .* above 0, up to 1"):
+    with pytest.raises(ConfigError, match=r"--memory_headroom .* above 0, up to 1"):
         parse_flags(TrainConfig, ["--memory_headroom", share])
 
 
