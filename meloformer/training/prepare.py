@@ -19,6 +19,7 @@ from meloformer.model.masks import rule_of
 from meloformer.training.checkpoint import TrainingState
 from meloformer.training.config import ResolvedConfig, TrainConfig, model_config, resolve
 from meloformer.training.data import TrainData, open_data
+from meloformer.training.devices import check_architecture, check_bf16, read_facts
 from meloformer.training.ds_config import RunFacts, load_ds_config, resolve_ds_config
 from meloformer.training.ranks import Ranks, start_ranks
 from meloformer.training.run_folder import (
@@ -86,6 +87,9 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
         MeloFormerError: anything that a user can get wrong.
     """
     ranks = start_ranks(flags.device)
+    device_facts = read_facts(ranks.device)
+    if device_facts:
+        check_architecture(device_facts)
     check_restart(flags.output)
     time_utc = ranks.on_first(lambda: time.strftime("%Y%m%d-%H%M%S", time.gmtime()))
     config, notes = ranks.on_first(partial(resolve, flags, ranks.device.type, time_utc=time_utc))
