@@ -122,6 +122,8 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
         ),
         source=str(config.config),
     )
+    if device_facts and ds_config["bf16"]["enabled"]:
+        check_bf16(device_facts)
 
     blocks_rule = rule_of(config.attention) if backend_of(ranks.device) == "flex" else None
     data = open_data(config, global_batch, blocks_rule)
