@@ -146,6 +146,10 @@ def _attend(
     dtype = v.dtype
     # Norms and rotary may hand over another dtype than the projections; one kernel needs one.
     q, k, v = (x.to(precision or dtype) for x in (q, k, v))
+    if precision is not None and torch.is_autocast_enabled(q.device.type):
+        # Autocast has casts of its own, which would hand the kernel bf16 again.
+        with torch.autocast(q.device.type, enabled=False):
+            return _attend(q, k, v, mask, precision).to(dtype)
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
         if q.device.type == "cpu" and q.requires_grad:
