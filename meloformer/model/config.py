@@ -8,6 +8,7 @@ from typing import Literal
 
 from meloformer.errors import CheckpointError, ConfigError
 from meloformer.model import masks
+from meloformer.model.rules import describe_rule, parse_rule, rule_to_json
 
 Precision = Literal["auto", "bf16", "fp32"]
 # How a run trains and not what the weights compute: no part of config.json.
@@ -23,7 +24,8 @@ class MuseFormerConfig:
         num_onsets: grid steps in the longest bar, plus nothing: onset 0 serves tokens without one.
         num_instruments: instruments of the grid; header tokens and the prefix come on top.
         max_seq_len: context length in tokens that the model was trained for.
-        rule: name of the attention rule, a key of masks.RULES.
+        rule: who reads whom: the name of a preset of masks.RULES, or the head groups of another
+            rule (see model/rules.py).
         rotary_base: wave-length base of both halves of the rotary pairs.
         summaries: False is the dense twin that the others are measured against: no summary stream,
             tokens read tokens alone; its rule is `full`.
@@ -38,7 +40,7 @@ class MuseFormerConfig:
     num_onsets: int
     num_instruments: int
     max_seq_len: int = 8192
-    rule: str = "halves"
+    rule: str | masks.Rule = "halves"
     rotary_base: float = 10_000.0
     summaries: bool = True
 
@@ -58,8 +60,8 @@ class MuseFormerConfig:
         masks.split_heads(rule, self.num_kv_heads)
         if not self.summaries and rule != masks.RULES["full"]:
             raise ConfigError(
-                f"a model without summaries under rule {self.rule!r}: allowed is full, since what "
-                "a sparse rule leaves out would be out of reach; keep the summaries, or take full"
+                f"a model without summaries under rule {describe_rule(self.rule)}: allowed: full, "
+                "since what a sparse rule leaves out would be out of reach; keep the summaries"
             )
 
     @property
@@ -67,10 +69,9 @@ class MuseFormerConfig:
         return self.width // self.num_heads
 
     def save(self, folder: Path) -> None:
-        """Write config.json."""
-        text = json.dumps(
-            {"model_type": "museformer", **dataclasses.asdict(self)}, indent=2, sort_keys=True
-        )
+        """Write config.json; it holds the rule itself where that is no preset."""
+        values = {**dataclasses.asdict(self), "rule": rule_to_json(self.rule)}
+        text = json.dumps({"model_type": "museformer", **values}, indent=2, sort_keys=True)
         (folder / "config.json").write_text(text + "\n")
 
     @classmethod
@@ -100,7 +101,10 @@ class MuseFormerConfig:
                 "was it written by a newer version?"
             )
         try:
+            values["rule"] = parse_rule(values.get("rule", cls.rule), f"{path}, rule")
             return cls(**values)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
         except TypeError as error:
             raise CheckpointError(
                 f"{path}: settings are missing ({error}); take another checkpoint"

@@ -94,8 +94,10 @@ RULES: dict[str, Rule] = {
 }
 
 
-def rule_of(name: str) -> Rule:
-    """The rule of a preset name."""
+def rule_of(name: str | Rule) -> Rule:
+    """The rule of a preset name; head groups are a rule already."""
+    if isinstance(name, tuple):
+        return name
     if name not in RULES:
         raise ConfigError(f"attention rule {name!r} is unknown; allowed: {', '.join(RULES)}")
     return RULES[name]
@@ -111,7 +113,7 @@ def split_heads(rule: Rule, num_kv_heads: int) -> tuple[slice, ...]:
     if num_kv_heads % shares:
         raise ConfigError(
             f"{num_kv_heads} key/value heads cannot be shared out over {shares} parts of the rule; "
-            f"allowed: multiples of {shares}"
+            f"allowed: multiples of {shares}; take another size, or a rule of other shares"
         )
     edges = np.cumsum([0] + [group.share * num_kv_heads // shares for group in rule])
     return tuple(slice(int(a), int(b)) for a, b in itertools.pairwise(edges))

@@ -11,6 +11,8 @@ from meloformer.errors import ConfigError
 from meloformer.midi import grid
 from meloformer.model.config import SIZES, Checkpointing, MuseFormerConfig, Precision
 from meloformer.model.device import DeviceName
+from meloformer.model.masks import Rule
+from meloformer.model.rules import load_rule, rule_to_json
 from meloformer.shards.disk_cache import CacheConfig
 from meloformer.shards.download import without_credentials
 from meloformer.shards.reader import SHARD_CACHE
@@ -20,7 +22,6 @@ from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.schedule import ScheduleConfig
 
 ModelSize = Literal["tiny", "small", "base", "large"]
-Attention = Literal["museformer", "hid", "halves", "full"]
 OnOff = Literal["on", "off"]
 
 SHARDS_FOLDER = Path("data_shards")
@@ -53,7 +54,8 @@ class TrainConfig:
         max_steps: optimizer steps; beats --epochs.
         seed: of weights, plan and attribute dropout.
         collate: whole pieces in rows of few lengths, or full rows of one length.
-        attention: which tokens a token reads.
+        attention: which tokens a token reads: museformer, hid, halves, full, or the path of a .json
+            file with head groups (model/rules.py says how to write one).
         attention_precision: dtype of the attention call; auto probes the device.
         checkpointing: what the backward pass computes again instead of keeping it: nothing, the
             feed-forward networks, or whole layers. Less memory, more time, the same result.
@@ -88,7 +90,7 @@ class TrainConfig:
     max_steps: int | None = None
     seed: int = 0
     collate: Collate = "bucket"
-    attention: Attention = "halves"
+    attention: str = "halves"
     attention_precision: Precision = "auto"
     checkpointing: Checkpointing = "none"
     memory_headroom: float = 0.9
@@ -136,12 +138,17 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig(TrainConfig):
-    """Flags with nothing left open; same fields as `TrainConfig`."""
+    """Flags with nothing left open: the fields of `TrainConfig`, and what --attention names.
+
+    Args:
+        rule: name of a preset, or the head groups that a file holds.
+    """
 
     output: Path
     model_size: ModelSize
     max_seq_len: int
     phases: OnOff
+    rule: str | Rule
 
     @property
     def data_name(self) -> str:
@@ -154,12 +161,14 @@ class ResolvedConfig(TrainConfig):
         return self.data_weights or (1.0,) * len(self.data)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, paths as they were typed, no credentials."""
+        """Plain data, paths as they were typed, no credentials; the rule itself, not its file."""
 
         def plain(facts: list[tuple[str, Any]]) -> dict[str, Any]:
             return {key: str(value) if isinstance(value, Path) else value for key, value in facts}
 
-        return asdict(self, dict_factory=plain) | {"data": self.data_name}
+        settings = asdict(self, dict_factory=plain)
+        del settings["rule"]
+        return settings | {"data": self.data_name, "attention": rule_to_json(self.rule)}
 
 
 def resolve(
@@ -176,7 +185,7 @@ def resolve(
         The settled flags, and a line for each choice that the user should know of.
 
     Raises:
-        ConfigError: no data.
+        ConfigError: no data, or no such rule.
     """
     lines = []
     ungiven = UNGIVEN["cuda" if device_type == "cuda" else "cpu"]
@@ -193,7 +202,8 @@ def resolve(
     data = flags.data or (str(newest_shards()),)
     output = flags.output or Path("runs") / f"{flags.model_size}-{time_utc}"
     values: dict[str, Any] = {item.name: getattr(flags, item.name) for item in fields(flags)}
-    return ResolvedConfig(**{**values, "data": data, "output": output}), lines
+    values |= {"data": data, "output": output, "rule": load_rule(flags.attention)}
+    return ResolvedConfig(**values), lines
 
 
 def newest_shards(folder: Path = SHARDS_FOLDER) -> Path:
@@ -220,5 +230,5 @@ def model_config(config: ResolvedConfig) -> MuseFormerConfig:
         num_onsets=grid.MAX_BAR_STEPS,
         num_instruments=grid.NUM_INSTRUMENTS,
         max_seq_len=config.max_seq_len,
-        rule=config.attention,
+        rule=config.rule,
     )

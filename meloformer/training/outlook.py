@@ -5,6 +5,7 @@ from rich.table import Table
 
 from meloformer.model.counts import StepPairs, num_parameters, training_flops
 from meloformer.model.masks import num_summaries
+from meloformer.model.rules import describe_rule
 from meloformer.training.cards import peak_flops
 from meloformer.training.data import TrainData
 from meloformer.training.metrics import BYTES_PER_GIB, duration
@@ -23,8 +24,8 @@ def outlook(prepared: Prepared) -> Table:
     table = Table(title=f"{config.output}", show_header=False, title_justify="left")
     rows = {
         "shards": "\n".join(describe_folders(prepared.data)),
-        "model": f"{config.model_size}, {parameters:,} parameters, rule {config.attention}, "
-        f"{prepared.backend} attention",
+        "model": f"{config.model_size}, {parameters:,} parameters, rule "
+        f"{describe_rule(config.rule)}, {prepared.backend} attention",
         "ranks": f"{ranks.world_size} on {ranks.device.type}, ZeRO stage "
         f"{prepared.ds_config['zero_optimization']['stage']}, "
         f"{'bf16' if prepared.ds_config['bf16']['enabled'] else 'fp32'}",

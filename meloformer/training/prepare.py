@@ -125,7 +125,7 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
     if device_facts and ds_config["bf16"]["enabled"]:
         check_bf16(device_facts)
 
-    blocks_rule = rule_of(config.attention) if backend_of(ranks.device) == "flex" else None
+    blocks_rule = rule_of(model.rule) if backend_of(ranks.device) == "flex" else None
     data = open_data(config, global_batch, blocks_rule)
     manifest_sha256 = ranks.on_first(lambda: data.manifest_sum)
     if data.manifest_sum != manifest_sha256:

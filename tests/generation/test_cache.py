@@ -9,13 +9,13 @@ from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import Labeller, generate
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.model import attention
-from meloformer.model.masks import RULES
+from meloformer.model.masks import RULES, HeadGroup, Rule, rule_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.labels import token_labels
 from tests.layouts import layout_of, tiny_config
 
 
-def a_model(rule: str = "halves", **changes) -> MuseFormer:
+def a_model(rule: str | Rule = "halves", **changes) -> MuseFormer:
     torch.manual_seed(0)
     return MuseFormer(tiny_config(rule=rule, num_layers=3, **changes)).eval().double()
 
@@ -54,8 +54,14 @@ def step_by_step(model: MuseFormer, pieces: list[np.ndarray]) -> list[torch.Tens
     return [torch.stack(rows) for rows in logits]
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("num_kv_heads", [2, 4])
+# Of unequal shares, and with distances that no preset has.
+CUSTOM = (HeadGroup(True, (1,), "instrument", 3), HeadGroup(False, (0, 2)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "num_kv_heads"),
+    [*((name, heads) for name in RULES for heads in (2, 4)), (CUSTOM, 4)],
+)
 def test_a_batch_step_by_step_equals_each_piece_in_parallel(rule, num_kv_heads) -> None:
     model = a_model(rule, num_heads=4, num_kv_heads=num_kv_heads)
     pieces = some_pieces(3)
@@ -64,7 +70,7 @@ def test_a_batch_step_by_step_equals_each_piece_in_parallel(rule, num_kv_heads) 
         layout = layout_of(piece)
         with torch.no_grad():
             expected = model(
-                torch.from_numpy(piece)[None], layout, attention.build_plan(layout, RULES[rule])
+                torch.from_numpy(piece)[None], layout, attention.build_plan(layout, rule_of(rule))
             )[0]
         assert torch.allclose(found, expected, atol=1e-12, rtol=0)
 

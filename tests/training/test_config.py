@@ -12,9 +12,10 @@ from meloformer.command_line import parse_flags
 from meloformer.errors import ConfigError
 from meloformer.model.config import SIZES
 from meloformer.model.counts import num_parameters
+from meloformer.model.masks import HeadGroup
 from meloformer.training.config import TrainConfig, model_config, newest_shards, resolve
 from meloformer.training.ranks import check_gpus
-from meloformer.training.run_folder import start_facts
+from meloformer.training.run_folder import Run, check_same_run, start_facts
 
 # As the contract writes them.
 CONTRACT = """--config --data --output --model_size tiny|small|base|large --batch_size
@@ -113,6 +114,38 @@ def test_every_size_is_a_model(size: str, tmp_path: Path) -> None:
     flags = parse_flags(TrainConfig, ["--model_size", size, "--data", str(tmp_path)])
     config, _ = resolve(flags, "cuda", time_utc="now")
     assert num_parameters(model_config(config)) > 10**6
+
+
+def test_a_rule_from_a_file_becomes_the_models_and_stands_in_the_settings(tmp_path: Path) -> None:
+    path, groups = tmp_path / "rule.json", [{"same_instrument": True, "bar_distances": [0, 3]}]
+    path.write_text(json.dumps(groups))
+    flags = parse_flags(TrainConfig, ["--attention", str(path), "--data", str(tmp_path)])
+    config, _ = resolve(flags, "cpu", time_utc="now")
+    assert model_config(config).rule == (HeadGroup(True, (0, 3)),)
+    full = {"order": "bar", "share": 1}
+    settings = json.loads(json.dumps(config.to_json()))
+    assert settings["attention"] == [groups[0] | full]
+
+    known = Run(
+        run_id="id",
+        settings=settings,
+        global_batch=48,
+        num_steps=10,
+        manifest_sha256="sum",
+        starts=[],
+    )
+    check_same_run(known, config.to_json(), "sum")
+    path.write_text(json.dumps([{**groups[0], "share": 2}]))
+    changed, _ = resolve(flags, "cpu", time_utc="now")
+    with pytest.raises(
+        ConfigError, match=r"--attention .*share.: 2.* was started with .*share.: 1"
+    ):
+        check_same_run(known, changed.to_json(), "sum")
+
+
+def test_a_rule_that_is_none_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--attention sparse: .*allowed: museformer"):
+        resolve(TrainConfig(data=(str(tmp_path),), attention="sparse"), "cpu", time_utc="now")
 
 
 def test_urls_and_their_cache_are_flags_and_what_is_written_holds_no_credentials() -> None:
