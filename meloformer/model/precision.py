@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,11 @@ class PrecisionChoice:
     dtype: torch.dtype | None
     why: str
     errors: dict[str, float | str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The choice for a run's account of itself."""
+        dtype = str(self.dtype).removeprefix("torch.") if self.dtype else None
+        return {"dtype": dtype, "why": self.why, "errors": self.errors}
 
 
 def choose_precision(

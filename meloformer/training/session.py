@@ -3,24 +3,28 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import IO
 
 import torch
 from torch import Tensor
 
 from meloformer.batches.batch import Batch
-from meloformer.batches.phases import phase_at
+from meloformer.batches.phases import BatchShape, phase_at
 from meloformer.batches.stream import TrainStream
 from meloformer.model.attention import build_plan
-from meloformer.model.masks import rule_of
+from meloformer.model.masks import Rule, rule_of
 from meloformer.model.museformer import MuseFormer
-from meloformer.model.precision import attention_dtype
+from meloformer.model.precision import choose_precision
 from meloformer.model.weights import check_state, find_model_folder, load_weights
 from meloformer.tokens.vocabulary import fingerprint
 from meloformer.training.cards import peak_flops
 from meloformer.training.checkpoint import TrainingState
+from meloformer.training.compile_cache import found_in_cache, use_compile_cache
 from meloformer.training.engine import Engine
-from meloformer.training.graphs import declare_shapes, limit_graphs, warm_up
+from meloformer.training.graphs import GraphBudget, declare_shapes, limit_graphs, warm_up
 from meloformer.training.metrics import (
     STEPS_PER_LINE,
     Metrics,
@@ -29,8 +33,9 @@ from meloformer.training.metrics import (
     duration,
     gpu_utilisation,
     host_memory,
-    num_graphs,
 )
+from meloformer.training.out_of_memory import describe, explain_out_of_memory
+from meloformer.training.preflight import is_cheap, try_largest
 from meloformer.training.prepare import Prepared
 from meloformer.training.run_folder import lock_run
 from meloformer.training.saving import check_tokenizer, restore, save_checkpoint
@@ -50,11 +55,15 @@ class Session:
     """
 
     def __init__(self, prepared: Prepared) -> None:
+        self._began: float | None = time.perf_counter()
         self.config, self.ranks, self.run = prepared.config, prepared.ranks, prepared.run
         self.num_steps, self.model_config = prepared.num_steps, prepared.model
         self._ds_config, self._data = prepared.ds_config, prepared.data
         self._backend = prepared.backend
-        self._precision = attention_dtype(self.config.attention_precision, self.ranks.device)
+        notes = []
+        if self._backend == "flex":
+            notes.append(use_compile_cache(self.config.compile_cache, self.ranks.device))
+        self._precision = self._choose_precision()
         self._rule = rule_of(self.model_config.rule)
 
         self.engine = Engine(
@@ -82,14 +91,30 @@ class Session:
             num_steps=self.num_steps,
             is_first=self.ranks.is_first,
         )
-        for note in self.run.notes:
+        for note in [*self.run.notes, *notes]:
             self.metrics.say(note)
         self._pair_rates = PairRates(self._rule)
-        self._shapes = declare_shapes(self._data.plan, self._data.phases)
+        shapes = declare_shapes(self._data.plan, self._data.phases)
+        num_graphs = shapes.num_graphs(self._rule, summaries=self.model_config.summaries)
+        is_compiled = self._backend == "flex"
+        if is_compiled:
+            limit_graphs(num_graphs)
+        self.graphs = GraphBudget(shapes, num_graphs if is_compiled else None)
         self._warm_rows: set[int] = set()
-        if self._backend == "flex":
-            limit_graphs(self._shapes.num_graphs(self._rule))
         self.clock = Clock()
+
+    def _choose_precision(self) -> torch.dtype | None:
+        # One rank tries it for all: hosts of a run hold the same cards.
+        choice = self.ranks.on_first(
+            lambda: choose_precision(
+                self.config.attention_precision,
+                self.ranks.device,
+                head_width=self.model_config.head_width,
+            )
+        )
+        self.run.notes.append(choice.why)
+        self.run.starts[-1]["attention_precision"] = choice.to_json()
+        return choice.dtype
 
     def _hold_folder(self) -> None:
         self._lock = lock_run(self.config.output)
@@ -105,26 +130,92 @@ class Session:
             model.load_state_dict(weights)
         return model
 
+    def try_largest(self) -> None:
+        """Before the first step of a start: does the largest batch fit, on every rank?
+
+        Raises:
+            OutOfMemoryError: it does not.
+        """
+        first, last = self.progress.step + 1, self.num_steps
+        if first > last:
+            return
+        rows = max(phase_at(s, self._data.phases).micro_batch_rows for s in (first, last))
+        shape = self.graphs.shapes.of_rows(rows).largest
+        if not is_cheap(self.model_config, shape, self.ranks.device):
+            self.metrics.say(
+                f"the largest batch, {describe(shape)}, is not tried before the first step: "
+                "on a CPU that would take more than seconds"
+            )
+            return
+        trial = try_largest(
+            self.engine,
+            self.predict,
+            shape,
+            self._blocks_rule,
+            accumulates=self.config.gradient_accumulation_steps > 1
+            or rows < self.config.batch_size,
+            watch=lambda batch: self.watch("the trial before the first step", batch),
+        )
+        for line in trial.lines(self.config.memory_headroom):
+            self.metrics.say(line)
+        self.clock.pause()
+
     def warm_up(self, step: int) -> None:
         """Compile what a phase will meet before its first step; at other steps do nothing."""
         rows = phase_at(step, self._data.phases).micro_batch_rows
         if self._backend != "flex" or rows in self._warm_rows:
             return
         self._warm_rows.add(rows)
-        shapes = self._shapes.of_rows(rows)
+        shapes = self.graphs.shapes.of_rows(rows)
         began = time.perf_counter()
-        warm_up(self.engine, self.predict, shapes, self._rule)
+        warm_up(
+            self.engine,
+            self.predict,
+            shapes,
+            self._blocks_rule,
+            watch=lambda batch: self.watch(f"the warm-up before step {step}", batch),
+        )
         self.metrics.say(
-            f"compiled attention for {len(shapes.train)} shapes: {num_graphs(self.ranks.device)} "
-            f"graphs of {self._shapes.num_graphs(self._rule)} declared, in "
+            f"compiled attention for {len(shapes.train)} shapes: {self.graphs.num_compiled} "
+            f"graphs of {self.graphs.num_graphs} declared, in "
             f"{duration(time.perf_counter() - began)}"
         )
         self.clock.pause()
+
+    @contextmanager
+    def watch(self, moment: str, batch: Batch | None = None) -> Iterator[None]:
+        """Held around what needs memory: says what has run out, and of which graph too many came.
+
+        Args:
+            moment: what is done, for messages.
+            batch: whose forward and backward pass it is; None for what is no pass of a batch.
+
+        Raises:
+            OutOfMemoryError: out of memory.
+            TrainingError: the batch does not keep to the graph budget.
+        """
+        shape = None
+        if batch is not None:
+            shape = BatchShape(*batch.ids_BT.shape, batch.layout.piece_BS.shape[1])
+        budget = nullcontext() if batch is None else self.graphs.watch(batch)
+        with explain_out_of_memory(self.ranks, moment, shape, self._remedy), budget:
+            yield
+
+    def _remedy(self) -> str:
+        return (
+            "start again with a smaller --batch_size (an optimizer step keeps its rows), with "
+            "--checkpointing ffn or layer, or with a shorter --max_seq_len; "
+            "launch/tools/max_seqlen.py finds the longest row that fits; the checkpoints stand"
+        )
 
     def predict(self, batch: Batch) -> Tensor:
         """(B, T, V) logits of a batch on this rank's device."""
         plan = build_plan(batch.layout, self._rule, self._backend, batch.blocks, self._precision)
         return self.engine(batch.ids_BT, batch.layout, plan)
+
+    @property
+    def _blocks_rule(self) -> Rule | None:
+        return self._rule if self._backend == "flex" else None
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether something happens after this step: every so often, and after the last."""
@@ -159,13 +250,32 @@ class Session:
                 mfu=self._mfu(progress.step, micro_batches, counts),
                 padding=counts.padding,
                 data_wait=min(counts.wait_seconds / seconds, 1.0),
-                graphs=num_graphs(device),
+                graphs=self.graphs.num_compiled if self._backend == "flex" else None,
                 memory=device_memory(device),
                 memory_host=host_memory(),
                 gpu_utilisation=gpu_utilisation(device),
                 skipped=progress.skipped,
                 eta_seconds=self.clock.pace_seconds * (self.num_steps - progress.step),
             )
+        )
+        if self._began is not None:
+            self._note_first_step(time.perf_counter() - self._began)
+            self._began = None
+
+    def _note_first_step(self, seconds: float) -> None:
+        """What the first step of this start took, and whether its code was compiled before."""
+        found = found_in_cache() if self._backend == "flex" else None
+        times = {
+            "first_step_s": seconds,
+            "cold_s": seconds if found == "cold" else None,
+            "warm_s": seconds if found == "warm" else None,
+        }
+        self.run = replace(self.run, starts=[*self.run.starts[:-1], self.run.starts[-1] | times])
+        self.ranks.on_first(lambda: self.run.save(self.config.output))
+        words = {"cold": ", code compiled anew", "warm": ", compiled code from the cache"}
+        self.metrics.say(
+            f"the first step ended {seconds:.1f} s after the start of the session"
+            + (words[found] if found else "")
         )
 
     def _mfu(self, step: int, micro_batches: Sequence[Batch], counts: StepCounts) -> float | None:
@@ -177,13 +287,17 @@ class Session:
         flops = step_flops(self.model_config, counts, rate)
         return flops / (self.clock.step_seconds * peak * self.ranks.world_size)
 
+    def _score(self, step: int, batch: Batch) -> Tensor:
+        with self.watch(f"the validation after step {step}", batch):
+            return self.predict(batch)
+
     def validate(self, step: int) -> None:
         """Score the validation pieces with all attributes and with none."""
         self.engine.module.eval()
         num_batches = sum(map(len, self._validation.values()))
         with self.metrics.watch_validation(step, num_batches) as advance:
             scores = {
-                told: validate(self.predict, _announced(stream, advance), self.ranks)
+                told: validate(partial(self._score, step), _announced(stream, advance), self.ranks)
                 for told, stream in self._validation.items()
             }
         self.engine.module.train()

@@ -88,6 +88,9 @@ def test_run_json_says_what_is_needed_to_repeat_the_run(finished: Path) -> None:
     assert run["global_batch"] == 4
     assert re.fullmatch("[0-9a-f]{64}", run["manifest_sha256"])
     (start,) = run["starts"]
+    choice = start["attention_precision"]
+    assert choice["why"] in run["notes"]
+    assert choice["why"] in (finished / "train.log").read_text()
     assert start["world_size"] == 1
     assert start["versions"]["torch"] == torch.__version__
 
@@ -342,7 +345,7 @@ def test_each_phase_compiles_its_own_shapes_before_its_first_step(
     compiled = []
     monkeypatch.setattr(
         "meloformer.training.session.warm_up",
-        lambda engine, predict, shapes, rule: compiled.append((step, shapes)),
+        lambda engine, predict, shapes, rule, watch: compiled.append((step, shapes)),
     )
     session._backend = "flex"
     for step in range(1, 110):
