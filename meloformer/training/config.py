@@ -60,6 +60,8 @@ class TrainConfig:
         checkpointing: what the backward pass computes again instead of keeping it: nothing, the
             feed-forward networks, or whole layers. Less memory, more time, the same result.
         memory_headroom: share of the device's memory above which a peak is warned of.
+        compile_cache: folder for compiled attention code, kept for later runs and other ranks;
+            meloformer/compiled in the user's cache folder if not given.
         shard_cache: most shards of a folder that stay mapped in each rank and each data worker.
         phases: start with small micro-batches; on in bucket mode on CUDA if not given.
         save_every: optimizer steps between checkpoints; 0 saves at the end only.
@@ -94,6 +96,7 @@ class TrainConfig:
     attention_precision: Precision = "auto"
     checkpointing: Checkpointing = "none"
     memory_headroom: float = 0.9
+    compile_cache: Path | None = None
     shard_cache: int = SHARD_CACHE
     phases: OnOff | None = None
     save_every: int = 500

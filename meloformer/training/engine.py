@@ -21,6 +21,13 @@ from meloformer.training.ranks import Ranks
 
 CHECKPOINT_TAG = "state"
 
+# Where each optimizer of DeepSpeed keeps this rank's part of the weights that AdamW moves.
+_MASTER_WEIGHTS = (
+    "single_partition_of_fp32_groups",
+    "fp32_groups_flat_partition",
+    "fp32_partitioned_groups_flat",
+)
+
 
 class Engine:
     """A model whose gradients and optimizer state are partitioned over the ranks.
@@ -112,6 +119,20 @@ class Engine:
     def drop_gradients(self) -> None:
         """Forget every gradient since the last update: weights and moments stay as they are."""
         self._gradients.clear()
+
+    def state_to_come(self) -> int:
+        """Bytes that the first update adds to this rank's device for good: AdamW's two moments.
+
+        0 after it, after a checkpoint was loaded, and where the state is kept on the host.
+        """
+        zero = self._deepspeed.optimizer
+        name = next(name for name in _MASTER_WEIGHTS if hasattr(zero, name))
+        return sum(
+            2 * weights.numel() * weights.element_size()
+            for weights in getattr(zero, name)
+            if not zero.optimizer.state.get(weights)
+            and weights.device.type == self.ranks.device.type
+        )
 
     def full_gradients(self) -> dict[str, torch.Tensor]:
         """Gradient of every parameter, whole, on every rank; for tests and checks.

@@ -4,19 +4,25 @@ One more than declared means that something captures a value which changes from 
 and then every batch compiles anew: a run 100 times too slow, and nothing else to see.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from meloformer.batches.batch import Batch
 from meloformer.batches.collate import collate_rows
 from meloformer.batches.phases import BatchShape, PhaseConfig, batch_shapes
 from meloformer.batches.plan import PlanConfig
+from meloformer.errors import TrainingError
 from meloformer.model.masks import Rule
 from meloformer.training.engine import Engine
 from meloformer.training.loss import step_loss
+
+# Around the forward and backward pass of a batch: looks at it, and at what went wrong with it.
+Watch = Callable[[Batch], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +44,21 @@ class Shapes:
             score=tuple(shape for shape in self.score if shape.rows == rows),
         )
 
-    def num_graphs(self, rule: Rule) -> int:
-        """One graph for SUMMARIZE and one per head group for UPDATE, per shape and mode."""
-        return (len(self.train) + len(self.score)) * (1 + len(rule))
+    def num_graphs(self, rule: Rule, *, summaries: bool = True) -> int:
+        """One graph for SUMMARIZE and one per head group for UPDATE, per shape and mode.
+
+        Computing layers again in the backward pass adds none: it calls the graphs of training.
+
+        Args:
+            rule: head groups.
+            summaries: whether the model has them; without, there is no SUMMARIZE.
+        """
+        return (len(self.train) + len(self.score)) * (summaries + len(rule))
+
+    @property
+    def largest(self) -> BatchShape:
+        """The one that needs most memory."""
+        return max(self.train, key=lambda shape: (shape.rows * shape.tokens, shape.tokens))
 
 
 def declare_shapes(plan: PlanConfig, phases: PhaseConfig) -> Shapes:
@@ -68,8 +86,70 @@ def limit_graphs(num_graphs: int) -> None:
     config.fail_on_recompile_limit_hit = True
 
 
+class GraphBudget:
+    """What may be compiled, and what has been.
+
+    Only graphs that come while a batch is watched count: a callback that makes music compiles for
+    itself.
+
+    Args:
+        shapes: all that the run can meet.
+        num_graphs: that they may compile; None where nothing is compiled.
+
+    Attributes:
+        num_compiled: graphs so far.
+    """
+
+    def __init__(self, shapes: Shapes, num_graphs: int | None) -> None:
+        self.shapes, self.num_graphs = shapes, num_graphs
+        self.num_compiled = 0
+
+    @contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """Hold the forward and backward pass of a batch to what was declared.
+
+        Raises:
+            TrainingError: a shape that was not declared, before anything is compiled for it; or
+                one graph more than declared.
+        """
+        mode = "training" if torch.is_grad_enabled() else "validation"
+        declared = self.shapes.train if torch.is_grad_enabled() else self.shapes.score
+        rows, tokens = batch.ids_BT.shape
+        if (rows, tokens) not in {(shape.rows, shape.tokens) for shape in declared}:
+            raise TrainingError(
+                f"found a batch of {rows} x {tokens:,} tokens in {mode}; allowed: what was "
+                f"declared before the first step, {_listed(declared)}; go on with the flags that "
+                "the run was started with (--resume auto), and if it comes again, report it with "
+                "the run's run.json"
+            )
+        before = _num_compiled()
+        try:
+            yield
+        except FailOnRecompileLimitHit as error:
+            self.num_compiled += _num_compiled() - before
+            raise self._exceeded(rows, tokens, mode) from error
+        self.num_compiled += _num_compiled() - before
+        if self.num_graphs is not None and self.num_compiled > self.num_graphs:
+            raise self._exceeded(rows, tokens, mode)
+
+    def _exceeded(self, rows: int, tokens: int, mode: str) -> TrainingError:
+        shapes = {"training": self.shapes.train, "validation": self.shapes.score}
+        listed = ", ".join(f"{name} {_listed(declared)}" for name, declared in shapes.items())
+        return TrainingError(
+            f"a batch of {rows} x {tokens:,} tokens in {mode} wants one more graph than the "
+            f"{self.num_graphs} declared ({self.num_compiled} compiled; {listed}): a value that "
+            "changes from batch to batch is compiled in, and each batch would compile anew; start "
+            "with TORCH_LOGS=recompiles to see which"
+        )
+
+
 def warm_up(
-    engine: Engine, predict: Callable[[Batch], Tensor], shapes: Shapes, blocks_rule: Rule | None
+    engine: Engine,
+    predict: Callable[[Batch], Tensor],
+    shapes: Shapes,
+    blocks_rule: Rule | None,
+    *,
+    watch: Watch = lambda batch: nullcontext(),
 ) -> None:
     """Compile shapes on all ranks before a step; leaves no trace in the weights.
 
@@ -81,17 +161,33 @@ def warm_up(
         predict: logits of a batch.
         shapes: what to compile.
         blocks_rule: rule to build block lists for; None builds none.
+        watch: held around each batch.
     """
     ranks = engine.ranks
     for shape in sorted(shapes.train, key=lambda shape: -shape.rows * shape.tokens):
-        batch = _padding(shape, blocks_rule).to(ranks.device)
-        loss = step_loss(predict(batch), batch.targets_BT, 1, ranks.world_size)
-        engine.backward(loss)
+        batch = padding(shape, blocks_rule).to(ranks.device)
+        with watch(batch):
+            loss = step_loss(predict(batch), batch.targets_BT, 1, ranks.world_size)
+            engine.backward(loss)
         engine.drop_gradients()
     for shape in shapes.score:
-        with torch.no_grad():
-            predict(_padding(shape, blocks_rule).to(ranks.device))
+        batch = padding(shape, blocks_rule).to(ranks.device)
+        with torch.no_grad(), watch(batch):
+            predict(batch)
 
 
-def _padding(shape: BatchShape, blocks_rule: Rule | None) -> Batch:
+def padding(shape: BatchShape, blocks_rule: Rule | None) -> Batch:
+    """A batch of a shape without a single token: it computes as any other and weighs nothing."""
     return collate_rows([[] for _ in range(shape.rows)], shape.tokens, blocks_rule)
+
+
+def _num_compiled() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def _listed(shapes: tuple[BatchShape, ...]) -> str:
+    """Lengths by number of rows: "6 x 512, 1,024 tokens"."""
+    lengths: dict[int, list[str]] = {}
+    for shape in shapes:
+        lengths.setdefault(shape.rows, []).append(f"{shape.tokens:,}")
+    return " and ".join(f"{rows} x {', '.join(found)} tokens" for rows, found in lengths.items())

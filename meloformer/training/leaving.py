@@ -6,6 +6,7 @@ Before the process group is up there is nobody to agree with, and each process s
 import hashlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,22 @@ from meloformer.command_line import EXIT_REFUSED
 from meloformer.errors import MeloFormerError, TrainingError
 
 GRACE_SECONDS = 2.0  # for the other ranks to refuse too
+# Without the store no rank can say why it ends; a process that goes on so long waits for nobody.
+ORPHAN_SECONDS = 60.0
+_POLL_SECONDS = 0.5
 _REFUSED = "meloformer/refused"
 
 _is_refusing = False
+_watcher: threading.Thread | None = None
+_is_over = threading.Event()
 
 
 class FirstRankError(TrainingError):
     """The first rank has failed and shows its own traceback; no refusal."""
+
+
+class OutOfMemoryError(TrainingError):
+    """A device has no room for what a rank wants to compute."""
 
 
 @contextmanager
@@ -42,7 +52,9 @@ def leave_together() -> Iterator[None]:
         raise
     except MeloFormerError as error:
         if not _is_alone():
-            _end_unless_first_to_say(str(error))
+            # Ranks that run out of memory together say so with other numbers each: one suffices.
+            is_memory = isinstance(error, OutOfMemoryError)
+            _end_unless_first_to_say("out of memory" if is_memory else str(error))
         raise
     except RuntimeError as error:
         # What a collective raises when the process at the other end has gone.
@@ -51,12 +63,46 @@ def leave_together() -> Iterator[None]:
         raise
 
 
+def watch_others() -> None:
+    """Start to look, beside all else, whether another rank has ended with a message.
+
+    A collective over sockets breaks when the process at its other end is gone; one on GPUs waits
+    until its timeout, and half an hour of an idle cluster with it.
+    """
+    global _watcher
+    if not _is_alone():
+        # A connection of its own: the other one may be held by a call that waits for a rank.
+        store = _store().clone()  # type: ignore[attr-defined]  # absent from torch's stubs
+        _watcher = threading.Thread(target=_end_after_others, args=(store,), daemon=True)
+        _watcher.start()
+
+
+def _end_after_others(store: dist.Store) -> None:
+    orphaned_at = None
+    while not (_is_refusing or _is_over.wait(_POLL_SECONDS)):
+        try:
+            has_refused = store.add(_REFUSED, 0) > 0
+        except RuntimeError:
+            orphaned_at = orphaned_at or time.monotonic()
+            if time.monotonic() - orphaned_at > ORPHAN_SECONDS:
+                sys.stderr.write("error: the first rank has ended; its own message says why\n")
+                _end(store)
+            continue
+        # This rank may have a message too, or be about to end by itself.
+        if has_refused and not _is_over.wait(GRACE_SECONDS / 4) and not _is_refusing:
+            _end(store)
+
+
 def leave() -> None:
     """Leave the process group at the end of the process, unless it ends in an error.
 
     Not earlier: DeepSpeed keeps groups of its own, and a second run in the same process (a test,
     a notebook) goes on with them. Not after an error: the others may no longer answer.
     """
+    _is_over.set()
+    if _watcher:
+        # A thread that comes back from the store while Python shuts down would abort the process.
+        _watcher.join(_POLL_SECONDS)
     if _is_refusing:
         _end()
     if dist.is_initialized() and not hasattr(sys, "last_value"):
@@ -86,16 +132,17 @@ def _end_if_others_refused(error: RuntimeError) -> None:
         _end()
 
 
-def _end() -> None:
+def _end(store: dist.Store | None = None) -> None:
     """Say that this rank refuses, give the others a moment to do the same, and end.
 
     Without the usual clean-up, which waits for ranks that no longer answer. Whoever has a message
     has written it by now: the launcher kills every rank as soon as one has ended.
     """
     deadline = time.monotonic() + GRACE_SECONDS
+    store = store or _store()
     try:
-        _store().add(_REFUSED, 1)
-        while _store().add(_REFUSED, 0) < dist.get_world_size() and time.monotonic() < deadline:
+        store.add(_REFUSED, 1)
+        while store.add(_REFUSED, 0) < dist.get_world_size() and time.monotonic() < deadline:
             time.sleep(0.05)
     except RuntimeError:
         pass  # the store has ended, and with it whoever could be waited for

@@ -27,6 +27,7 @@ def train(session: Session, sample: Sample | None = None) -> None:
     """
     config, ranks, engine = session.config, session.ranks, session.engine
     progress = session.progress
+    session.try_largest()
     for step in range(progress.step + 1, session.num_steps + 1):
         session.warm_up(step)
         rate = learning_rate(step, session.num_steps, config.schedule)
@@ -38,17 +39,19 @@ def train(session: Session, sample: Sample | None = None) -> None:
         counts = count_step(micro_batches, session.clock.wait_seconds, ranks)
         losses = []
         for batch in (batch.to(ranks.device) for batch in micro_batches):
-            logits_BTV = session.predict(batch)
-            share = step_loss(logits_BTV, batch.targets_BT, counts.targets, ranks.world_size)
-            losses.append(engine.backward(share))
+            with session.watch(f"step {step}", batch):
+                logits_BTV = session.predict(batch)
+                share = step_loss(logits_BTV, batch.targets_BT, counts.targets, ranks.world_size)
+                losses.append(engine.backward(share))
 
         # All ranks decide together: one rank stopping alone leaves the others waiting.
-        loss, grad_norm = ranks.mean_of_sums(losses), engine.grad_norm()
-        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if is_finite:
-            engine.update()
-        else:
-            engine.drop_gradients()
+        with session.watch(f"the update of step {step}"):
+            loss, grad_norm = ranks.mean_of_sums(losses), engine.grad_norm()
+            is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
+            if is_finite:
+                engine.update()
+            else:
+                engine.drop_gradients()
         progress = progress.after(counts, is_finite=is_finite)
         session.report(
             progress, micro_batches, counts, loss=loss, grad_norm=grad_norm, learning_rate=rate

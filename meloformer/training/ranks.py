@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from meloformer.errors import ConfigError, MeloFormerError
 from meloformer.model.device import DeviceName, choose_device
-from meloformer.training.leaving import FirstRankError, leave
+from meloformer.training.leaving import FirstRankError, leave, watch_others
 
 Result = TypeVar("Result")
 
@@ -134,6 +134,7 @@ def start_ranks(wanted: DeviceName, environment: MutableMapping[str, str] = os.e
             timeout=COLLECTIVE_TIMEOUT,
         )
         atexit.register(leave)
+        watch_others()
     return Ranks(
         rank=rank, local_rank=local_rank, world_size=world_size, device=torch.device(device)
     )

@@ -196,7 +196,8 @@ class Session:
         """
         shape = None
         if batch is not None:
-            shape = BatchShape(*batch.ids_BT.shape, batch.layout.piece_BS.shape[1])
+            rows, tokens = batch.ids_BT.shape
+            shape = BatchShape(rows, tokens, batch.layout.piece_BS.shape[1])
         budget = nullcontext() if batch is None else self.graphs.watch(batch)
         with explain_out_of_memory(self.ranks, moment, shape, self._remedy), budget:
             yield
