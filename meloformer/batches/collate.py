@@ -103,22 +103,22 @@ def collate_rows(
     return Batch(
         ids_BT=torch.from_numpy(ids),
         targets_BT=torch.from_numpy(targets),
-        layout=_as_tensors(layout),
-        blocks=None if blocks_rule is None else _as_tensors(build_blocks(layout, blocks_rule)),
+        layout=as_tensors(layout),
+        blocks=None if blocks_rule is None else as_tensors(build_blocks(layout, blocks_rule)),
         num_rows=sum(bool(windows) for windows in rows),
         num_targets=int(is_target.sum()),
         num_notes=int((KIND_OF[targets[is_target]] == Kind.PITCH).sum()),
     )
 
 
-def _as_tensors(value: Any) -> Any:
+def as_tensors(value: Any) -> Any:
     """The same nested dataclasses and tuples, arrays as tensors that share their memory."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
     if isinstance(value, tuple):
-        return tuple(map(_as_tensors, value))
+        return tuple(map(as_tensors, value))
     if is_dataclass(value) and not isinstance(value, type):
         return type(value)(
-            **{item.name: _as_tensors(getattr(value, item.name)) for item in fields(value)}
+            **{item.name: as_tensors(getattr(value, item.name)) for item in fields(value)}
         )
     return value
