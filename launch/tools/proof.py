@@ -9,8 +9,6 @@ Run it alone on the machine. Rows that share a command are measured together. A 
 here says why, unless it was run before: then it stays as it was, with its commit and date.
 """
 
-import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -33,6 +31,7 @@ from rich.table import Table
 
 from meloformer.command_line import EXIT_REFUSED, run_recipe
 from meloformer.errors import ConfigError
+from meloformer.evaluation.circumstances import commit_of, versions
 from meloformer.evaluation.claims import CLAIMS
 from meloformer.evaluation.proof import (
     SCRATCH,
@@ -50,7 +49,6 @@ from meloformer.evaluation.proof import (
 
 ROOT = Path(__file__).resolve().parents[2]
 _CORPORA = Path("../shared/corpora")
-_LIBRARIES = ("torch", "numpy", "symusic", "miditok", "deepspeed")
 _LIMIT_SECONDS = 2 * 60 * 60
 # A recipe that refuses what it is given, and a shell that does not find it.
 _NO_FAULT_OF_THE_CLAIM = (EXIT_REFUSED, 126, 127)
@@ -216,13 +214,9 @@ def circumstances_of(root: Path) -> Circumstances:
     """The machine, what it runs, and the moment."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    libraries = []
-    for name in _LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            libraries.append(f"{name} {importlib.metadata.version(name)}")
     return Circumstances(
         device=f"{cores} CPU cores ({cpu_name()}), {gpu}",
-        versions=", ".join((f"Python {platform.python_version()}", *libraries)),
+        versions=versions(),
         commit=commit_of(root),
         date=time.strftime("%Y-%m-%d", time.gmtime()),
     )
@@ -232,23 +226,6 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else []
     return names[0] if names else platform.machine()
-
-
-def commit_of(root: Path) -> str:
-    """Short hash; `+` where files other than the proof's own have been changed since."""
-    try:
-        commit, changes = (
-            subprocess.run(
-                ["git", *words], cwd=root, capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for words in (
-                ("rev-parse", "--short", "HEAD"),
-                ("status", "--porcelain", "--", ".", ":!PROOF.json", ":!PROOF.md"),
-            )
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + ("+" if changes else "")
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
