@@ -66,9 +66,10 @@ class Session:
         self._precision = self._choose_precision()
         self._rule = rule_of(self.model_config.rule)
 
-        self.engine = Engine(
-            self._build_model(), self.ranks, prepared.ds_config, self.config.optimizer
-        )
+        with self.watch("the building of the model"):
+            self.engine = Engine(
+                self._build_model(), self.ranks, prepared.ds_config, self.config.optimizer
+            )
         # Before anything of the folder is changed, after everything that may still be refused.
         self._lock: IO[bytes] | None = None
         self.ranks.on_first(self._hold_folder)

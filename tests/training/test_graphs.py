@@ -1,18 +1,30 @@
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from meloformer.batches.batch import Batch
 from meloformer.batches.collate import collate_rows
-from meloformer.batches.phases import PhaseConfig
+from meloformer.batches.phases import BatchShape, PhaseConfig
 from meloformer.batches.plan import PlanConfig
+from meloformer.errors import TrainingError
 from meloformer.model.attention import build_plan
 from meloformer.model.masks import RULES
 from meloformer.model.museformer import MuseFormer
+from meloformer.shards.reader import ShardFolder
+from meloformer.tokens.vocabulary import VOCAB_SIZE
 from meloformer.training.ds_config import RunFacts, load_ds_config, resolve_ds_config
 from meloformer.training.engine import Engine
-from meloformer.training.graphs import declare_shapes, limit_graphs, warm_up
+from meloformer.training.graphs import (
+    GraphBudget,
+    Shapes,
+    declare_shapes,
+    limit_graphs,
+    padding,
+    warm_up,
+)
 from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.ranks import start_ranks
 from tests.layouts import tiny_config
@@ -71,11 +83,20 @@ def test_a_warm_up_leaves_no_trace_in_the_steps_after_it() -> None:
     assert all(torch.equal(warm[name], cold[name]) for name in cold)
 
 
-def test_one_graph_more_than_declared_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def dynamo() -> Iterator[None]:
+    """The compiler of torch as it was before, whatever a test asks of it."""
     config = torch._dynamo.config
-    for name in ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit"):
-        monkeypatch.setattr(config, name, getattr(config, name))
+    names = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
+    before = {name: getattr(config, name) for name in names}
     torch._dynamo.reset()
+    yield
+    for name, value in before.items():
+        setattr(config, name, value)
+    torch._dynamo.reset()
+
+
+def test_one_graph_more_than_declared_is_an_error(dynamo: None) -> None:
     double = torch.compile(lambda x: x * 2, dynamic=False, fullgraph=True, backend="eager")
     double(torch.ones(7))  # as the probe of the precision does before
     limit_graphs(2)
@@ -84,4 +105,121 @@ def test_one_graph_more_than_declared_is_an_error(monkeypatch: pytest.MonkeyPatc
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     with pytest.raises(Exception, match="recompile_limit"):
         double(torch.ones(9))
-    torch._dynamo.reset()
+
+
+ONE = BatchShape(2, 128, 128)
+SHAPES = Shapes(train=(ONE,), score=())
+
+
+def test_a_shape_that_was_not_declared_ends_the_run_by_name_before_it_is_computed() -> None:
+    budget = GraphBudget(SHAPES, 3)
+    with budget.watch(padding(ONE, None)):
+        pass
+    longer = budget.watch(padding(BatchShape(2, 256, 128), None))
+    message = r"2 x 256 tokens in training; .* 2 x 128 tokens"
+    with pytest.raises(TrainingError, match=message), longer:
+        pytest.fail("the batch was computed")
+    scored = budget.watch(padding(ONE, None))
+    message = "2 x 128 tokens in validation"
+    with torch.no_grad(), pytest.raises(TrainingError, match=message), scored:
+        pytest.fail("the batch was computed")
+
+
+@pytest.mark.parametrize("is_limited", [True, False], ids=["by torch", "by counting"])
+def test_a_value_compiled_in_is_one_graph_too_many_and_the_shape_is_named(
+    is_limited: bool, dynamo: None
+) -> None:
+    scale = torch.compile(lambda x, by: x * by, dynamic=False, fullgraph=True, backend="eager")
+    limit_graphs(1 if is_limited else 8)
+    budget, batch = GraphBudget(SHAPES, 1), padding(ONE, None)
+    with budget.watch(batch):
+        scale(batch.ids_BT, 2)
+    with budget.watch(batch):
+        scale(batch.ids_BT, 2)
+    assert budget.num_compiled == 1
+    message = r"2 x 128 tokens in training wants one more graph than the 1 declared.*TORCH_LOGS"
+    with pytest.raises(TrainingError, match=message), budget.watch(batch):
+        scale(batch.ids_BT, 3)
+
+
+def test_what_is_compiled_outside_the_batches_of_a_run_counts_for_nobody(dynamo: None) -> None:
+    limit_graphs(8)
+    double = torch.compile(lambda x: x * 2, dynamic=False, fullgraph=True, backend="eager")
+    budget, batch = GraphBudget(SHAPES, 1), padding(ONE, None)
+    double(torch.ones(3))
+    with budget.watch(batch):
+        double(batch.ids_BT)
+    double(torch.ones(4))
+    with budget.watch(batch):
+        double(batch.ids_BT)
+    assert budget.num_compiled == 1
+
+
+def test_computing_a_layer_again_in_the_backward_pass_adds_no_graph(dynamo: None) -> None:
+    attend = torch.compile(
+        lambda q, k: torch.softmax(q @ k.T, -1) @ k,
+        dynamic=False,
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    weight = torch.randn(8, 8, requires_grad=True)
+    calls = []
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        calls.append(torch.is_grad_enabled())
+        return x + attend(x @ weight, x)
+
+    def run(call: Callable[..., torch.Tensor]) -> torch.Tensor:
+        x = torch.ones(16, 8, requires_grad=True)
+        for _ in range(2):
+            x = call(x)
+        (gradient,) = torch.autograd.grad(x.square().sum(), weight)
+        return gradient
+
+    limit_graphs(8)
+    budget, batch = GraphBudget(SHAPES, 8), padding(ONE, None)
+    with budget.watch(batch):
+        expected = run(layer)
+    num_plain, num_calls = budget.num_compiled, len(calls)
+    with budget.watch(batch):
+        found = run(lambda x: checkpoint(layer, x, use_reentrant=False))
+    assert len(calls) == 3 * num_calls and all(calls), "each layer ran once more, with gradients"
+    assert budget.num_compiled == num_plain
+    assert torch.allclose(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["none", "layer"])
+def test_compiled_attention_takes_the_declared_graphs_whatever_the_music_and_not_one_more(
+    checkpointing: str, chorale_shards: Path, dynamo: None
+) -> None:
+    rule = RULES["halves"]
+    shape = BatchShape(1, 1024, 128)
+    shapes = Shapes(train=(), score=(shape,))
+    num_graphs = shapes.num_graphs(rule)
+    assert num_graphs == 3
+    torch.manual_seed(0)
+    config = tiny_config(num_layers=2, max_seq_len=1024, vocab_size=VOCAB_SIZE)
+    model = MuseFormer(config, checkpointing=checkpointing)  # type: ignore[arg-type]
+    split = ShardFolder.open(chorale_shards).split("train")
+    limit_graphs(num_graphs)
+    budget = GraphBudget(shapes, num_graphs)
+    with torch.no_grad():
+        for first in range(4):
+            pieces = [split.read(first)[:500], split.read(first + 4)[: 300 + first]]
+            batch = collate_rows([pieces], shape.tokens, rule)
+            with budget.watch(batch):
+                plan = build_plan(batch.layout, rule, "flex", batch.blocks)
+                found = model(batch.ids_BT, batch.layout, plan)
+            expected = model(batch.ids_BT, batch.layout, build_plan(batch.layout, rule))
+            there = batch.layout.piece_BT >= 0
+            assert torch.allclose(found[there], expected[there], atol=1e-4)
+            assert budget.num_compiled == num_graphs
+        longer = collate_rows([[]], 1152, rule)
+        with pytest.raises(TrainingError, match="1 x 1,152"), budget.watch(longer):
+            pytest.fail("the batch was computed")
+        # Past the declaration, torch itself refuses rather than run attention uncompiled.
+        smuggled = GraphBudget(Shapes(train=(), score=(BatchShape(1, 1152, 128),)), num_graphs)
+        with pytest.raises(TrainingError, match="one more graph than"), smuggled.watch(longer):
+            plan = build_plan(longer.layout, rule, "flex", longer.blocks)
+            model(longer.ids_BT, longer.layout, plan)
