@@ -120,7 +120,8 @@ CARDS: tuple[Card, ...] = (
     _card("L40S", "l40s", (8, 9), 48, 44.3, 362.05, 0.864),
     # RTX Blackwell GPU architecture whitepaper, appendix A (fp32 accumulation).
     _card("RTX 5090", "rtx 5090", (12, 0), 32, 31.3, 209.5, 1.79),
-    # RTX PRO Blackwell GPU architecture whitepaper, Workstation and Max-Q Edition.
+    # RTX PRO Blackwell GPU architecture whitepaper, Workstation and Max-Q Edition; the Server
+    # Edition, a little slower, is taken for the former.
     _card("RTX PRO 6000", "rtx pro 6000", (12, 0), 96, 94.9, 503.8, 1.79),
     _card("RTX PRO 6000 Max-Q", "rtx pro 6000 max q", (12, 0), 96, 94.9, 438.9, 1.79),
     # H200 Tensor Core GPU data sheet, columns SXM and NVL.

@@ -5,8 +5,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from meloformer.evaluation import flex_trial
 from meloformer.evaluation.flex_trial import FlexTrial, try_flex
 from meloformer.evaluation.gpu_findings import GpuFinding, absence, findings_table, look_at_gpus
+from meloformer.model import attention
 from meloformer.training.devices import DeviceFacts
 
 FACTS = DeviceFacts(
@@ -80,19 +82,34 @@ def test_the_trial_finds_the_compiled_kernel_right_on_the_cpu_forward() -> None:
     assert not trial.has_backward
 
 
-@pytest.mark.slow
-def test_the_trial_finds_a_wrong_kernel_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from meloformer.model import attention
+@pytest.mark.parametrize(("wrong", "error"), [(1.0, 0.0), (1.1, 0.1), (float("nan"), float("nan"))])
+def test_the_trial_judges_by_how_wrong_a_kernel_is(
+    wrong, error, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dense attention in fp32 stands for the kernel, which takes too long to compile."""
 
-    right = attention.update
-    monkeypatch.setattr(
-        attention,
-        "update",
-        lambda q, *more: right(q, *more) * (1.1 if q.dtype == torch.float32 else 1),
-    )
+    def update(q, k, v, plan):
+        return right(q, k, v, plan) * (wrong if q.dtype == torch.float32 else 1)
+
+    right, dense = attention.update, attention.build_plan
+    monkeypatch.setattr(attention, "update", update)
+    monkeypatch.setattr(flex_trial, "build_plan", lambda layout, rule, *flex: dense(layout, rule))
     trial = try_flex(torch.device("cpu"))
-    assert trial.error == pytest.approx(0.1, rel=0.01)
-    assert not trial.is_right
+    assert trial.error == pytest.approx(error, abs=1e-5, nan_ok=True)
+    assert trial.is_right is (wrong == 1)
+
+
+def test_what_a_kernel_raises_is_the_answer_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def update(q, k, v, plan):
+        if q.dtype == torch.float32:
+            raise RuntimeError("no kernel image\nand much more")
+        return right(q, k, v, plan)
+
+    right, dense = attention.update, attention.build_plan
+    monkeypatch.setattr(attention, "update", update)
+    monkeypatch.setattr(flex_trial, "build_plan", lambda layout, rule, *flex: dense(layout, rule))
+    trial = try_flex(torch.device("cpu"))
+    assert trial.failure == "RuntimeError: no kernel image" and not trial.is_right
 
 
 @pytest.mark.gpu
