@@ -1,0 +1,167 @@
+"""The formula of memory against what autograd keeps and what is alive.
+
+A dense mask is left out of the count: the block-sparse kernel has none, and all else is the same.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meloformer.model import attention, masks
+from meloformer.model.config import SIZES, Checkpointing, MuseFormerConfig
+from meloformer.model.memory import BatchSize, batch_bytes, kept_bytes, peak_bytes
+from meloformer.model.museformer import MuseFormer
+from tests.layouts import as_torch, random_layout, tiny_config
+from tests.model import live_bytes
+
+ROWS, LENGTH = 2, 256
+SLOTS = masks.num_summaries(LENGTH)
+
+
+class KernelNorm(torch.autograd.Function):
+    """RMSNorm that keeps what the one kernel of CUDA keeps: its input and the inverse means."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        inverse = (x.float().square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        ctx.save_for_backward(x, inverse, weight)
+        return (x * inverse).to(x.dtype) * weight
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, _, weight = ctx.saved_tensors
+        return gradient * weight, (gradient * x).flatten(0, -2).sum(0)
+
+
+@pytest.fixture
+def kernel_norm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def rms_norm(x: Tensor, shape: object, weight: Tensor, eps: float | None = None) -> Tensor:
+        found: Tensor = KernelNorm.apply(x, weight)
+        return found
+
+    monkeypatch.setattr(F, "rms_norm", rms_norm)
+    yield
+
+
+class Run:
+    """A model and a batch, ready for a forward pass up to the summed loss."""
+
+    def __init__(
+        self,
+        config: MuseFormerConfig,
+        dtype: torch.dtype = torch.float32,
+        checkpointing: Checkpointing = "none",
+        precision: torch.dtype | None = None,
+    ) -> None:
+        torch.manual_seed(0)
+        self.model = MuseFormer(config, checkpointing=checkpointing).to(dtype)
+        self.layout = as_torch(random_layout(3, rows=ROWS, length=LENGTH, slots=SLOTS))
+        if not config.summaries:
+            self.layout = self.layout.without_summaries()
+        self.ids = torch.randint(config.vocab_size, (ROWS, LENGTH))
+        rule = masks.rule_of(config.rule)
+        self.plan = attention.build_plan(self.layout, rule, precision=precision)
+        self.num_keys = LENGTH + (SLOTS if config.summaries else 0)
+        own = [*self.model.parameters(), self.ids, *vars(self.layout).values()]
+        own += [
+            x
+            for call in self.plan.update
+            for x in (call.order_BT, call.inverse_BT)
+            if x is not None
+        ]
+        self._own = {tensor.untyped_storage().data_ptr() for tensor in own}
+
+    def is_no_activation(self, tensor: Tensor) -> bool:
+        """Weights, the batch, and dense masks."""
+        is_mask = tensor.ndim == 4 and tensor.shape[-1] == self.num_keys
+        return is_mask or tensor.untyped_storage().data_ptr() in self._own
+
+    def loss(self) -> Tensor:
+        """As training/loss.py takes it: row by row, in fp32."""
+        logits_BTV = self.model(self.ids, self.layout, self.plan)
+        rows = [
+            F.cross_entropy(logits_TV.float(), ids_T, reduction="none")
+            for logits_TV, ids_T in zip(logits_BTV, self.ids, strict=True)
+        ]
+        return torch.stack(rows).sum()
+
+
+def size_of(run: Run, *, is_norm_fused: bool = False) -> BatchSize:
+    parameter = next(run.model.parameters())
+    precision = run.plan.precision
+    return BatchSize.of(
+        ROWS,
+        LENGTH,
+        element_bytes=parameter.element_size(),
+        attention_bytes=precision and precision.itemsize,
+        checkpointing=run.model.checkpointing,
+        is_norm_fused=is_norm_fused,
+    )
+
+
+def assert_kept(run: Run, *, is_norm_fused: bool = False) -> None:
+    found = live_bytes.kept_bytes(run.loss, run.is_no_activation)
+    predicted = kept_bytes(run.model.config, size_of(run, is_norm_fused=is_norm_fused))
+    assert predicted.total() == pytest.approx(found, rel=0.02), predicted
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "ffn", "layer"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", masks.RULES)
+def test_autograd_keeps_what_the_formula_says(
+    rule: str, dtype: torch.dtype, checkpointing: Checkpointing
+) -> None:
+    assert_kept(Run(tiny_config(rule=rule, num_layers=2), dtype, checkpointing))
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "ffn", "layer"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_of_one_kernel_keeps_its_input_alone(
+    kernel_norm: None, dtype: torch.dtype, checkpointing: Checkpointing
+) -> None:
+    run = Run(tiny_config(num_layers=2), dtype, checkpointing)
+    assert_kept(run, is_norm_fused=True)
+
+
+@pytest.mark.parametrize("rule", masks.RULES)
+def test_attention_in_fp32_inside_bf16_keeps_wide_copies(kernel_norm: None, rule: str) -> None:
+    run = Run(tiny_config(rule=rule, num_layers=2), torch.bfloat16, precision=torch.float32)
+    assert_kept(run, is_norm_fused=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_formula_knows_grouped_heads_other_widths_and_the_dense_twin(
+    kernel_norm: None, dtype: torch.dtype
+) -> None:
+    grouped = tiny_config(num_layers=3, num_heads=8, num_kv_heads=2, width=256, ffn_width=512)
+    twin = tiny_config(rule="full", summaries=False, num_layers=2)
+    small = MuseFormerConfig(
+        **{**vars(SIZES["small"]), "num_layers": 2},
+        vocab_size=976,
+        num_onsets=288,
+        num_instruments=129,
+    )
+    for config in (grouped, twin, small):
+        assert_kept(Run(config, dtype), is_norm_fused=True)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "ffn", "layer"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_layers", [2, 5])
+def test_the_peak_of_forward_and_backward_is_within_a_tenth_of_what_is_alive(
+    kernel_norm: None, num_layers: int, dtype: torch.dtype, checkpointing: Checkpointing
+) -> None:
+    run = Run(tiny_config(num_layers=num_layers), dtype, checkpointing)
+    # Additive masks of SUMMARIZE and of the two calls of UPDATE.
+    mask_bytes = dtype.itemsize * ROWS * (2 * LENGTH + SLOTS) * run.num_keys
+    for parameter in run.model.parameters():
+        # As the engine does, which counts them as its own.
+        parameter.register_post_accumulate_grad_hook(lambda found: setattr(found, "grad", None))
+    with live_bytes.LiveBytes(run.model.parameters()) as live:
+        run.loss().backward()
+    size = size_of(run, is_norm_fused=True)
+    predicted = peak_bytes(run.model.config, size) - batch_bytes(run.model.config, size)
+    assert predicted == pytest.approx(live.peak - mask_bytes, rel=0.1)
