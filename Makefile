@@ -13,7 +13,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format shard-data train generate bench proof tensorboard
+.PHONY: help setup demo test test-all test-torch lint format shard-data train generate bench proof tensorboard
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,23 @@ test: $(BIN)/.ready-dev ## all tests but the slow ones and those for a GPU (unde
 
 test-all: $(BIN)/.ready-all ## every test, slow ones and those for a GPU included
 	$(PYTEST) $(ARGS)
+
+# Another torch in an environment of its own, with the other pins; it brings the sympy that it wants.
+TORCH      ?=
+TORCH_VENV ?= .venv-torch-$(TORCH)
+
+$(TORCH_VENV)/.ready: constraints.txt
+	$(PYTHON) -m venv $(TORCH_VENV)
+	grep -vE '^(torch|sympy)==' constraints.txt > $(TORCH_VENV)/constraints.txt
+	$(TORCH_VENV)/bin/python -m pip install --quiet --no-compile --no-cache-dir \
+	    --disable-pip-version-check --constraint $(TORCH_VENV)/constraints.txt torch==$(TORCH) \
+	    numpy symusic miditoolkit safetensors pytest pytest-timeout hypothesis
+	@touch $@
+
+test-torch: ## TORCH=<version>: tests of masks, precision and generation under another torch (3-7 GB; rm -r .venv-torch-<version> frees it)
+	$(if $(TORCH),,$(error found no version of torch; allowed: any of the package index; say make test-torch TORCH=2.11.0))
+	$(MAKE) --no-print-directory $(TORCH_VENV)/.ready
+	$(TORCH_VENV)/bin/python -m pytest -m 'not gpu' tests/model tests/generation $(ARGS)
 
 lint: $(BIN)/.ready-dev ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# Rounding to bf16 costs a sound kernel less than half of this; a tenth too much of anything is above.
+# Rounding to bf16 costs a sound kernel less than half of this; a tenth too much is twice as large.
 TOLERANCE = 0.05
 # A smaller row of the output is judged against this share of the usual row.
 _SMALLEST_ROW = 0.1
