@@ -1,8 +1,14 @@
-"""One rank that refuses, or waits for one that does: python refusal_worker.py --who all|0|1."""
+"""One rank that refuses, or waits for one that does: python refusal_worker.py --who all|0|1.
+
+With --waits asleep the other rank waits for something that no broken connection ends, as a
+collective on GPUs does.
+"""
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -14,9 +20,10 @@ from meloformer.training.ranks import start_ranks
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Args: who: rank that refuses."""
+    """Args: who: rank that refuses; waits: how the other one waits."""
 
     who: str
+    waits: Literal["in a collective", "asleep"] = "in a collective"
 
 
 def main(flags: Flags) -> None:
@@ -24,6 +31,8 @@ def main(flags: Flags) -> None:
         ranks = start_ranks("cpu")
         if flags.who in ("all", str(ranks.rank)):
             raise ConfigError("found one thing, allowed another")
+        if flags.waits == "asleep":
+            time.sleep(600)
         ranks.sum([1.0])
 
 
