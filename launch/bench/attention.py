@@ -37,6 +37,7 @@ from meloformer.evaluation.bench_tables import TABLE_WIDTH
 from meloformer.evaluation.circumstances import circumstances
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.masks import Order, rule_of
+from meloformer.model.rules import load_rule
 from meloformer.training.config import ModelSize
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +59,7 @@ class BenchAttentionConfig:
     lengths: tuple[int, ...] = ()
     """Tokens of a row; 8192, 16384 and 32768 on CUDA, 512 and 1024 on a CPU if not given."""
     rules: tuple[str, ...] = ("halves", "museformer", "hid", "full")
-    """Attention rules to measure."""
+    """Attention rules to measure: presets, or .json files of head groups."""
     order: Order | None = None
     """Storage order of all head groups; that of the rule if not given."""
     levels: tuple[Level, ...] = ("attention", "model")
@@ -96,7 +97,7 @@ def bench_attention(config: BenchAttentionConfig) -> None:
     size = config.model_size or _UNGIVEN_SIZE[kind]
     bench = Bench(
         config=sized_config(size, max(lengths), config.head_width),
-        rules={name: in_order(rule_of(name), config.order) for name in config.rules},
+        rules={name: in_order(rule_of(load_rule(name)), config.order) for name in config.rules},
         device=device,
         dtype=_DTYPES[config.dtype or _UNGIVEN_DTYPE[kind]],
         rounds=config.rounds,

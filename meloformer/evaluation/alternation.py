@@ -89,7 +89,7 @@ def time_in_turns(
                 synchronise(device)
                 first[name] = time.perf_counter() - began
                 memory[name] = _memory_of(candidate.call, device)
-        except _REFUSALS as error:
+        except REFUSALS as error:
             outcomes[name] = Failure(reason_of(error))
         if name in outcomes:  # the error, which holds the frames that hold its tensors, is gone
             release(device)
@@ -115,7 +115,7 @@ def time_in_turns(
 
 # What a kernel says that is not for this device, dtype or shape, that is not installed or finds no
 # memory; and what the compiler says of it. Everything else is a fault of ours.
-_REFUSALS = (RuntimeError, NotImplementedError, ImportError, MeloFormerError)
+REFUSALS = (RuntimeError, NotImplementedError, ImportError, MeloFormerError)
 
 
 def reason_of(error: BaseException) -> str:

@@ -314,7 +314,7 @@ def _model_calls(bench: Bench, rows: BenchRows) -> dict[str, Candidate]:
 
         return step
 
-    kernel_name, kernel = _fastest_kernel(bench, rows)
+    kernel_name, kernel = fastest_kernel(bench, rows)
     causal = stepped(twin, attention.causal_plan())
     candidates = {f"{DENSE} {kernel_name}": Candidate(causal, kernel)}
     for name, rule in bench.rules.items():
@@ -322,8 +322,8 @@ def _model_calls(bench: Bench, rows: BenchRows) -> dict[str, Candidate]:
     return candidates
 
 
-def _fastest_kernel(bench: Bench, rows: BenchRows) -> tuple[str, Kernel]:
-    """The dense kernel that is fastest at these shapes, forward and backward."""
+def fastest_kernel(bench: Bench, rows: BenchRows) -> tuple[str, Kernel]:
+    """Name and context of the dense kernel that is fastest at these shapes, both ways."""
     kernels = dense_kernels(bench.device)
     calls = _attention_calls(replace(bench, rules={}), rows)
     timings = time_in_turns(calls, bench.device, bench.rounds)

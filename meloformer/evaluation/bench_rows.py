@@ -1,18 +1,21 @@
 """Rows for benches: packed from shards, or made up where there are none, and said to be so."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from meloformer.batches.batch import Batch
-from meloformer.batches.collate import Collator, collate_rows
+from meloformer.batches.block_plans import build_blocks
+from meloformer.batches.collate import Collator, as_tensors, collate_rows
+from meloformer.batches.piece_index import PieceIndex
 from meloformer.batches.plan import PlanConfig, iterate_steps
+from meloformer.batches.simulated import SimulatedSplit
 from meloformer.batches.windows import check_bars_fit
 from meloformer.errors import ConfigError
 from meloformer.midi.grid import METRE_INDEX
-from meloformer.model.masks import Rule
+from meloformer.model.masks import Layout, Rule
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.vocabulary import BOS, Kind, token_id
 from meloformer.training.config import newest_shards
@@ -22,6 +25,7 @@ RowKind = Literal["packed", "one_piece"]
 # A piece for many instruments, about as dense as the ones that sparse attention is for.
 _INSTRUMENTS, _NOTES_OF_AN_INSTRUMENT = 8, (4, 15)
 _PITCHES = (36, 84)
+_SIMULATED_PIECES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +54,11 @@ class BenchRows:
             blocks_rule: build block lists for this rule; None builds none.
             block_size: of the lists; the default of collation if not given.
         """
-        settings = {} if block_size is None else {"block_size": block_size}
-        return collate_rows(self.rows, self.seq_len, blocks_rule, **settings)
+        if blocks_rule is None or block_size is None:
+            return collate_rows(self.rows, self.seq_len, blocks_rule)
+        batch = collate_rows(self.rows, self.seq_len)
+        layout = Layout(**{name: field.numpy() for name, field in vars(batch.layout).items()})
+        return replace(batch, blocks=as_tensors(build_blocks(layout, blocks_rule, block_size)))
 
 
 def find_rows(
@@ -84,6 +91,25 @@ def find_rows(
         seq_len=seq_len,
         rows=tuple((made_up_piece(seq_len, rng),) for _ in range(num_rows)),
     )
+
+
+def find_pieces(data: str | None) -> tuple[PieceIndex, str]:
+    """Training pieces of a shard folder, and what to call them in tables.
+
+    Args:
+        data: shard folder; the newest of data_shards/ if not given, made up pieces if that is
+            empty.
+
+    Raises:
+        ShardError: `data` is no shard folder.
+    """
+    try:
+        data = data or str(newest_shards())
+    except ConfigError:
+        pieces = SimulatedSplit(_SIMULATED_PIECES)
+        return pieces, f"made up: {pieces.num_pieces:,} pieces for one instrument"
+    index = ShardFolder.open(data).split("train")
+    return index, f"{Path(data).name}: {index.num_pieces:,} pieces"
 
 
 def packed_rows(data: str, seq_len: int, num_rows: int, seed: int = 0) -> BenchRows:

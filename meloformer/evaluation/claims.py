@@ -9,6 +9,7 @@ from typing import Any
 from meloformer.evaluation.piece_edits import EDITS
 from meloformer.evaluation.planned_claims import PLANNED
 from meloformer.evaluation.proof import SCRATCH, Claim, Command, Goal, ReadFigure, named
+from meloformer.evaluation.speed_claims import SPEED
 
 _CORPORA = "../shared/corpora"
 _PROOF_SHARDS = f"{SCRATCH}/shards"
@@ -307,4 +308,4 @@ _README = (
 )
 
 
-CLAIMS = (*_DATA, *_STREAM, *_CLUSTERS, *_README, *PLANNED)
+CLAIMS = (*_DATA, *_STREAM, *_CLUSTERS, *SPEED, *_README, *PLANNED)

@@ -4,19 +4,6 @@ from typing import Any
 
 from meloformer.evaluation.proof import Claim, Command, Goal, named
 
-_TRAIN_LARGE = Command(
-    name="train-large",
-    line="python launch/bench/train.py --model_size large --max_seq_len 8192 --json {figures}",
-    needs=("gpu",),
-)
-_TRAIN_SMALL = Command(
-    name="train-small",
-    line="python launch/bench/train.py --model_size small --max_seq_len 8192 --json {figures}",
-    needs=("gpu",),
-)
-_ATTENTION = Command(
-    name="attention", line="python launch/bench/attention.py --json {figures}", needs=("gpu",)
-)
 _GENERATE = Command(
     name="generate",
     line="python launch/bench/generate.py --device cuda --json {figures}",
@@ -47,26 +34,6 @@ def _planned(
 
 
 PLANNED = (
-    _planned("train-tokens", "train large at 8,192", _TRAIN_LARGE, "tokens/s", ">=", 150_000),
-    _planned("train-mfu", "the same, unmasked attention only", _TRAIN_LARGE, "% MFU", ">=", 45),
-    _planned(
-        "train-wait", "share of a step that the GPU waits for data", _TRAIN_LARGE, "%", "<", 2
-    ),
-    _planned("graphs-beyond", "graphs beyond the declared number", _TRAIN_LARGE, "", "=", 0),
-    _planned("epochs-hours", "529,000 pieces x 3 epochs, small", _TRAIN_SMALL, "h", "<=", 6),
-    *(
-        _planned(
-            f"attention-{rule}-{length // 1024}k",
-            f"{rule} against the fastest dense causal attention, {length:,} tokens, one run",
-            _ATTENTION,
-            "times",
-            ">=",
-            times,
-        )
-        for rule, goals in (("halves", (1.4, 1.9, 3)), ("museformer", (1.2, 1.6, 2.4)))
-        for length, times in zip((8192, 16384, 32768), goals, strict=True)
-    ),
-    _planned("attention-memory", "memory at 32k beside 8k: linear", _ATTENTION, "times", "<=", 4),
     _planned("generate-gpu", "a 2-minute 8-track piece", _GENERATE, "s", "<=", 10),
     _planned(
         "generate-cpu", "the same beside a bare matmul loop", _GENERATE_CPU, "times", "<=", 1.5
