@@ -12,9 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from meloformer.batches.kernel_labels import LabelledRow, stack_labels
+from meloformer.errors import ConfigError
 from meloformer.model import masks
 from meloformer.model.masks import (
     BLOCK_SIZE,
+    BLOCK_SIZES,
     Blocks,
     HeadGroup,
     Label,
@@ -37,21 +40,60 @@ def build_blocks(layout: Layout, rule: Rule, block_size: int = BLOCK_SIZE) -> Bl
         block_size: tokens along each side of a block.
 
     Returns:
-        Blocks of numpy int32 arrays.
+        Blocks of numpy arrays.
+
+    Raises:
+        ConfigError: a block size that a kernel has no tiles for.
     """
-    rows = [_row_counts(layout, row, rule, block_size) for row in range(len(layout.piece_BT))]
+    if block_size not in BLOCK_SIZES:
+        raise ConfigError(
+            f"a block size of {block_size} tokens is not supported; "
+            f"allowed: {', '.join(map(str, BLOCK_SIZES))}"
+        )
+    num_rows = len(layout.piece_BT)
+    order_BT = inverse_BT = None
+    if any(group.order == "instrument" for group in rule):
+        order_BT = np.stack(
+            [
+                masks.instrument_order(layout.piece_BT[row], layout.instrument_BT[row])
+                for row in range(num_rows)
+            ]
+        ).astype(np.int64)
+        inverse_BT = np.empty_like(order_BT)
+        np.put_along_axis(inverse_BT, order_BT, np.arange(order_BT.shape[1])[None], axis=1)
+    rows = [
+        _row_counts(layout, row, rule, block_size, None if order_BT is None else order_BT[row])
+        for row in range(num_rows)
+    ]
     num_tokens, num_slots = layout.piece_BT.shape[1], layout.piece_BS.shape[1]
     tokens, slots = _edges(num_tokens, block_size), _edges(num_slots, block_size)
     # Summary capacity is a multiple of the block size, so no block holds both kinds of keys.
     key_sizes = np.concatenate([np.diff(slots), np.diff(tokens)])
     stages = [
-        _stage([row[stage] for row in rows], np.diff(queries), key_sizes, block_size)
+        _lists([row[stage] for row in rows], np.diff(queries), key_sizes, block_size)
         for stage, queries in enumerate([slots] + [tokens] * len(rule))
     ]
-    return Blocks(summarize=stages[0] if num_slots else None, update=tuple(stages[1:]))
+    labelled = [LabelledRow(layout, row) for row in range(num_rows)]
+    summarize = None
+    if num_slots:
+        labels = stack_labels([row.summarize_labels() for row in labelled])
+        summarize = StageBlocks(**stages[0], labels=labels)
+    update = []
+    for group, lists in zip(rule, stages[1:], strict=True):
+        stored = (order_BT, inverse_BT) if group.order == "instrument" else (None, None)
+        labels = stack_labels(
+            [
+                labelled[row].update_labels(group, None if stored[0] is None else stored[0][row])
+                for row in range(num_rows)
+            ]
+        )
+        update.append(StageBlocks(**lists, labels=labels, order_BT=stored[0], inverse_BT=stored[1]))
+    return Blocks(summarize=summarize, update=tuple(update), block_size=block_size)
 
 
-def _row_counts(layout: Layout, row: int, rule: Rule, block_size: int) -> list[np.ndarray]:
+def _row_counts(
+    layout: Layout, row: int, rule: Rule, block_size: int, order_T: np.ndarray | None
+) -> list[np.ndarray]:
     """Allowed pairs per block: (Q, N) for SUMMARIZE, then for each head group of UPDATE."""
     # Half as wide labels, half the time: the rules are bound by memory.
     narrow = np.int16 if layout.piece_BT.shape[1] <= np.iinfo(np.int16).max else np.int32
@@ -111,7 +153,7 @@ def _row_counts(layout: Layout, row: int, rule: Rule, block_size: int) -> list[n
     for group in rule:
         placed = in_time
         if group.order == "instrument":
-            order_T = masks.instrument_order(layout.piece_BT[row], layout.instrument_BT[row])
+            assert order_T is not None
             placed = _run_counts(run_T[order_T], len(first_R), token_edges)
         # Inside a run: does a token read an earlier one of its run?
         inside_R = masks.token_reads(group, runs, runs._replace(time=runs.time - 1))
@@ -155,25 +197,35 @@ def _pairs_of_runs(group: HeadGroup, runs: Label, placed: np.ndarray) -> np.ndar
     return _product(placed, read)
 
 
-def _stage(
+def _lists(
     counts: Sequence[np.ndarray], query_sizes: np.ndarray, key_sizes: np.ndarray, block_size: int
-) -> StageBlocks:
+) -> dict[str, np.ndarray]:
+    """Block lists of StageBlocks by query block and by key block, from allowed pairs per block."""
     counts_BQN = np.rint(np.stack(counts)).astype(np.int64)
     area_QN = query_sizes[:, None] * key_sizes[None, :]
     # A block cut short by the end of the row is never called full: the kernel would read past it.
     is_full = (counts_BQN == area_QN) & (area_QN == block_size**2)
     is_partial = (counts_BQN > 0) & ~is_full
-    kv_num, kv_index = _lists(is_partial)
-    full_num, full_index = _lists(is_full)
-    return StageBlocks(
-        kv_num_BQ=kv_num, kv_index_BQN=kv_index, full_num_BQ=full_num, full_index_BQN=full_index
-    )
+    kv_num, kv_index = _listed(is_partial)
+    full_num, full_index = _listed(is_full)
+    q_num, q_index = _listed(is_partial.swapaxes(1, 2))
+    full_q_num, full_q_index = _listed(is_full.swapaxes(1, 2))
+    return {
+        "kv_num_BQ": kv_num,
+        "kv_index_BQN": kv_index,
+        "full_num_BQ": full_num,
+        "full_index_BQN": full_index,
+        "q_num_BN": q_num,
+        "q_index_BNQ": q_index,
+        "full_q_num_BN": full_q_num,
+        "full_q_index_BNQ": full_q_index,
+    }
 
 
-def _lists(chosen_BQN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number of chosen blocks and their indices, chosen ones first in ascending order."""
-    index = np.argsort(~chosen_BQN, axis=-1, kind="stable")
-    return chosen_BQN.sum(axis=-1).astype(np.int32), index.astype(np.int32)
+def _listed(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number of chosen blocks along the last axis; their indices, ascending, then the others."""
+    index = np.argsort(~chosen, axis=-1, kind="stable")
+    return chosen.sum(axis=-1).astype(np.int32), index.astype(np.int32)
 
 
 def _edges(length: int, block_size: int) -> np.ndarray:

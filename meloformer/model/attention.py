@@ -12,11 +12,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask
 
 from meloformer.errors import ConfigError
 from meloformer.model import masks
-from meloformer.model.masks import Blocks, Label, Layout, Rule, StageBlocks
+from meloformer.model.kernel import attend_blocks, block_mask
+from meloformer.model.masks import Blocks, Label, Layout, Rule
 
 Backend = Literal["dense", "flex"]
 
@@ -95,14 +96,15 @@ def build_plan(
     """
     if backend == "flex" and blocks is None:
         raise ConfigError("the flex backend needs the block lists of its batch; found none")
+    if backend == "flex" and blocks is not None:
+        return _flex_plan(layout, rule, blocks, precision)
     tokens, summaries = labels_of(layout)
     summarize = None
     if layout.piece_BS.shape[1]:
         keys = _concatenate(summaries, tokens)
-        stage = blocks.summarize if blocks else None
-        summarize = CallPlan(_mask(masks.summary_reads, summaries, keys, stage))
+        summarize = CallPlan(_dense_mask(masks.summary_reads, summaries, keys))
     update = []
-    for index, group in enumerate(rule):
+    for group in rule:
         order_BT = inverse_BT = None
         queries = tokens
         if group.order == "instrument":
@@ -110,10 +112,25 @@ def build_plan(
             inverse_BT = torch.argsort(order_BT, dim=1)
             queries = Label(*(torch.gather(field, 1, order_BT) for field in tokens))
         reads = functools.partial(masks.token_reads, group)
-        keys = _concatenate(summaries, queries)
-        stage = blocks.update[index] if blocks else None
-        update.append(CallPlan(_mask(reads, queries, keys, stage), order_BT, inverse_BT))
+        mask = _dense_mask(reads, queries, _concatenate(summaries, queries))
+        update.append(CallPlan(mask, order_BT, inverse_BT))
     return AttentionPlan(summarize, tuple(update), rule, precision)
+
+
+def _flex_plan(
+    layout: Layout, rule: Rule, blocks: Blocks, precision: torch.dtype | None
+) -> AttentionPlan:
+    """All of it was made where the batch was: here it is put into torch's words."""
+    num_tokens, num_slots = layout.piece_BT.shape[1], layout.piece_BS.shape[1]
+    assert len(blocks.update) == len(rule) and (blocks.summarize is not None) == (num_slots > 0)
+    summarize = None
+    if blocks.summarize is not None:
+        summarize = CallPlan(block_mask(blocks.summarize, num_slots, blocks.block_size))
+    update = tuple(
+        CallPlan(block_mask(stage, num_tokens, blocks.block_size), stage.order_BT, stage.inverse_BT)
+        for stage in blocks.update
+    )
+    return AttentionPlan(summarize, update, rule, precision)
 
 
 def summarize(q_BHSK: Tensor, k_BGNK: Tensor, v_BGNK: Tensor, plan: AttentionPlan) -> Tensor:
@@ -152,23 +169,10 @@ def _attend(
             return _attend(q, k, v, mask, precision).to(dtype)
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
-        if q.device.type == "cpu" and q.requires_grad:
-            raise ConfigError(
-                "flex attention has no backward on the CPU; use the dense backend, or no_grad"
-            )
-        return compiled_flex()(q, k, v, block_mask=mask, enable_gqa=grouped).to(dtype)
+        return attend_blocks(q, k, v, mask).to(dtype)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
     ).to(dtype)
-
-
-@functools.cache
-def compiled_flex() -> Callable[..., Tensor]:
-    """The one compiled kernel of the process: an uncompiled call would be dense attention.
-
-    Static shapes: a length that was not declared compiles anew instead of falling back.
-    """
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 def _take(x_BHTK: Tensor, order_BT: Tensor) -> Tensor:
@@ -220,33 +224,10 @@ def _narrowed(field: Tensor, narrow: bool) -> Tensor:
     return field.to(torch.int16) if narrow and field.dtype != torch.bool else field
 
 
-def _mask(
-    reads: Callable[[Label, Label], Tensor], q: Label, k: Label, blocks: StageBlocks | None
-) -> Tensor | BlockMask:
-    if blocks is None:
-        # Pairs are many and labels small: halving their width nearly halves the time.
-        narrow = k.piece.shape[1] <= torch.iinfo(torch.int16).max
-        q, k = (Label(*(_narrowed(field, narrow) for field in label)) for label in (q, k))
-        rows = Label(*(field[:, None, :, None] for field in q))
-        columns = Label(*(field[:, None, None, :] for field in k))
-        return reads(rows, columns)
-
-    # The closure holds tensors alone: a captured Python number would compile anew at each value.
-    q_fields = [field.contiguous() for field in q]
-    k_fields = [field.contiguous() for field in k]
-
-    def mask_mod(b: Tensor, h: Tensor, q_index: Tensor, kv_index: Tensor) -> Tensor:
-        return reads(
-            Label(*(field[b, q_index] for field in q_fields)),
-            Label(*(field[b, kv_index] for field in k_fields)),
-        )
-
-    return BlockMask.from_kv_blocks(
-        blocks.kv_num_BQ.unsqueeze(1),
-        blocks.kv_index_BQN.unsqueeze(1),
-        blocks.full_num_BQ.unsqueeze(1),
-        blocks.full_index_BQN.unsqueeze(1),
-        BLOCK_SIZE=masks.BLOCK_SIZE,
-        mask_mod=mask_mod,
-        seq_lengths=(q.piece.shape[1], k.piece.shape[1]),
-    )
+def _dense_mask(reads: Callable[[Label, Label], Tensor], q: Label, k: Label) -> Tensor:
+    # Pairs are many and labels small: halving their width nearly halves the time.
+    narrow = k.piece.shape[1] <= torch.iinfo(torch.int16).max
+    q, k = (Label(*(_narrowed(field, narrow) for field in label)) for label in (q, k))
+    rows = Label(*(field[:, None, :, None] for field in q))
+    columns = Label(*(field[:, None, None, :] for field in k))
+    return reads(rows, columns)

@@ -19,8 +19,9 @@ from meloformer.errors import ConfigError
 
 Order = Literal["bar", "instrument"]
 
-# Queries and keys along each side of a block of the sparse kernel.
+# Queries and keys along each side of a block of the sparse kernel, unless others are asked for.
 BLOCK_SIZE = 128
+BLOCK_SIZES = (64, 128)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +179,41 @@ def instrument_order(piece_T: np.ndarray, instrument_T: np.ndarray) -> np.ndarra
     Returns:
         (T,) int32: entry i is the time index of the token stored at i.
     """
-    last = np.where(piece_T < 0, np.iinfo(np.int32).max, piece_T)
-    return np.lexsort((np.arange(len(piece_T)), instrument_T, last)).astype(np.int32)
+    num_pieces, num_instruments = piece_T.max(initial=-1) + 1, instrument_T.max(initial=-1) + 2
+    last = np.where(piece_T < 0, num_pieces, piece_T).astype(np.int64)
+    key_T = last * num_instruments + instrument_T + 1
+    if (num_pieces + 1) * num_instruments <= np.iinfo(np.int16).max:
+        key_T = key_T.astype(np.int16)  # sorted by radix, several times as quickly
+    return np.argsort(key_T, kind="stable").astype(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelLabels:
+    """What the mask function of one attention call compares; int32 arrays of either library.
+
+    A key is read from a first time to a last one, and that nearly says all: query q reads key k
+    where `first[k] <= time[q]` and one of these holds:
+
+    - `time[q] <= last[k]` and, where there are bits, the bit of q is among those of k;
+    - the codes of q and k are equal, in any of the pairs of code arrays.
+
+    Times are tokens of the row in UPDATE, slots in SUMMARIZE. Arrays stand in storage order.
+
+    Args:
+        first_BN: first time at which each key is read; summaries first, then tokens.
+        last_BN: last time; before `first` where the key is never read.
+        time_BQ: time of each query; None where that is its place.
+        bit_BQ: one bit per query, that of its bar; None where `last` decides alone.
+        bits_BN: the bits that each key is read by.
+        codes: pairs of (B, Q) and (B, N) arrays.
+    """
+
+    first_BN: Any
+    last_BN: Any
+    time_BQ: Any = None
+    bit_BQ: Any = None
+    bits_BN: Any = None
+    codes: tuple[tuple[Any, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,20 +225,38 @@ class StageBlocks:
         kv_index_BQN: their indices, first `kv_num` of each list.
         full_num_BQ: number of wholly allowed key blocks.
         full_index_BQN: their indices.
+        q_num_BN: the same four by key block, which the backward pass walks along.
+        q_index_BNQ: their indices.
+        full_q_num_BN: number of wholly allowed query blocks.
+        full_q_index_BNQ: their indices.
+        labels: what decides inside a partly allowed block.
+        order_BT: int64 time of the token stored at each place; None where that is the place.
+        inverse_BT: int64 place of each token in that order.
     """
 
     kv_num_BQ: Any
     kv_index_BQN: Any
     full_num_BQ: Any
     full_index_BQN: Any
+    q_num_BN: Any
+    q_index_BNQ: Any
+    full_q_num_BN: Any
+    full_q_index_BNQ: Any
+    labels: KernelLabels
+    order_BT: Any = None
+    inverse_BT: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
     """Block lists of a batch: one call for SUMMARIZE, one per head group for UPDATE.
 
-    `summarize` is None where the layout has no summaries.
+    Args:
+        summarize: None where the layout has no summaries.
+        update: one per head group.
+        block_size: queries and keys along each side of a block.
     """
 
     summarize: StageBlocks | None
     update: tuple[StageBlocks, ...]
+    block_size: int = BLOCK_SIZE

@@ -7,7 +7,7 @@ import torch
 
 from meloformer.batches.batch import map_tensors
 from meloformer.batches.block_plans import build_blocks
-from meloformer.model import attention, masks
+from meloformer.model import attention, kernel, masks
 from meloformer.model.museformer import MuseFormer
 from tests.layouts import as_torch, random_layout, tiny_config
 
@@ -34,7 +34,7 @@ def logits_and_gradients(model, ids, layout, plan) -> list[torch.Tensor]:
     ("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 6e-2)], ids=["fp32", "bf16"]
 )
 def test_flex_equals_dense_forward_and_backward(rule, length, dtype, tolerance) -> None:
-    attention.compiled_flex.cache_clear()
+    kernel.compiled_flex.cache_clear()
     torch._dynamo.reset()
     layout = random_layout(seed=3, length=length)
     blocks = on_cuda(build_blocks(layout, masks.RULES[rule]))

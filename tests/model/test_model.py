@@ -5,7 +5,7 @@ import torch
 
 from meloformer.batches.block_plans import build_blocks
 from meloformer.errors import ConfigError
-from meloformer.model import attention, masks
+from meloformer.model import attention, kernel, masks
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.rotary import rotary_angles, rotate
@@ -63,7 +63,7 @@ def test_compiled_flex_equals_dense(rule) -> None:
 def test_twenty_packed_batches_take_the_declared_number_of_graphs() -> None:
     """SUMMARIZE and the two calls of halves: three graphs, whatever the music is."""
     torch._dynamo.reset()
-    attention.compiled_flex.cache_clear()
+    kernel.compiled_flex.cache_clear()
     counters = torch._dynamo.utils.counters
     counters.clear()
     config = tiny_config(num_layers=2)
