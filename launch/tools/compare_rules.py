@@ -1,0 +1,109 @@
+"""Which attention rule learns most, at equal steps and at equal seconds.
+
+    python launch/tools/compare_rules.py --data data_shards/<name> --minutes 60 --seeds 3
+    python launch/tools/compare_rules.py --data data_shards/<name> --rules halves,hid,mine.json
+    python launch/tools/compare_rules.py --model_size small --max_seq_len 16384 --json rules.json
+
+Every candidate trains on the same rows in the same order from the same weights, a few steps at a
+time in turns. `--json` takes the curves, and a picture of them goes beside it (.png). Seconds are
+those of training alone; on a CPU they are CPU seconds, and since every rule computes all pairs
+there (the sparse kernel needs CUDA), only a GPU can say what a sparse rule saves.
+"""
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from meloformer.command_line import run_recipe
+from meloformer.errors import ConfigError
+from meloformer.evaluation.compare_rules import DEFAULT_RULE, DENSE_TWIN, CompareRulesConfig, Race
+from meloformer.evaluation.rule_curves import Comparison, save_chart
+from meloformer.model.counts import num_parameters
+
+console = Console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What is compared, and where the figures go.
+
+    Args:
+        json: file for the figures, written anew after each validation.
+        compare: what is trained, and for how long.
+    """
+
+    json: Path | None = None
+    compare: CompareRulesConfig = field(default_factory=CompareRulesConfig)
+
+    def __post_init__(self) -> None:
+        if self.json and not self.json.absolute().parent.is_dir():
+            raise ConfigError(
+                f"--json {self.json}: its folder does not exist; allowed: a file in a folder that "
+                "does"
+            )
+
+
+def compare_rules(flags: Flags) -> None:
+    """Train in turns, print, write."""
+    race = Race(flags.compare)
+    for line in describe(race):
+        console.print(line, highlight=False)
+    for comparison in race.run():
+        best = comparison.standings()[0]
+        console.print(
+            f"step {comparison.num_steps:,}: at {comparison.equal_seconds:,.0f} s {best.name} is "
+            f"ahead with {best.at_equal_seconds} nats per note",
+            highlight=False,
+        )
+        if flags.json:
+            save(flags.json, race, comparison)
+    console.print(comparison.table(title_of(race)))
+    console.print(comparison.verdict(str(DEFAULT_RULE), references=[DENSE_TWIN]), highlight=False)
+    if flags.json:
+        console.print(f"{flags.json} and {flags.json.with_suffix('.png').name}", highlight=False)
+
+
+def describe(race: Race) -> list[str]:
+    """What is compared, a line each."""
+    lines = [title_of(race)]
+    for candidate in race.candidates:
+        model = race.models[candidate.name]
+        lines.append(
+            f"{candidate.name}: {num_parameters(model):,} parameters, {model.num_heads} heads; "
+            f"{candidate.describe()}"
+        )
+    return lines
+
+
+def title_of(race: Race) -> str:
+    """Conditions in a line."""
+    config, name = race.config, Path(str(race.config.data)).name
+    where = torch.cuda.get_device_name() if race.device.type == "cuda" else "CPU"
+    return (
+        f"{name}, {config.model_size}, {config.batch_size} rows of {config.max_seq_len:,} tokens, "
+        f"{config.seeds} seed{'s' if config.seeds > 1 else ''}, learning rate "
+        f"{config.learning_rate:g}, {race.backend} attention, {where}"
+    )
+
+
+def save(path: Path, race: Race, comparison: Comparison) -> None:
+    """Write the figures and their picture."""
+    facts: dict[str, Any] = {
+        "settings": asdict(race.config) | {"data": Path(str(race.config.data)).name},
+        "device": title_of(race).rsplit(", ", 1)[-1],
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "rules": {candidate.name: candidate.describe() for candidate in race.candidates},
+    }
+    path.write_text(json.dumps(facts | comparison.to_json(), indent=2) + "\n")
+    save_chart(comparison, path.with_suffix(".png"), title_of(race))
+
+
+if __name__ == "__main__":
+    run_recipe(compare_rules, Flags)
