@@ -120,6 +120,12 @@ class Engine:
         """Forget every gradient since the last update: weights and moments stay as they are."""
         self._gradients.clear()
 
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of the gradients that a rank accumulates in fp32: its part from stage 2 on."""
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters())
+        return 4 * parameters // (self.ranks.world_size if self.stage >= 2 else 1)
+
     def state_to_come(self) -> int:
         """Bytes that the first update adds to this rank's device for good: AdamW's two moments.
 

@@ -144,6 +144,9 @@ def _end(store: dist.Store | None = None) -> None:
         store.add(_REFUSED, 1)
         while store.add(_REFUSED, 0) < dist.get_world_size() and time.monotonic() < deadline:
             time.sleep(0.05)
+        if dist.get_rank() == 0:
+            # It may hold the store, in which the others look once more.
+            time.sleep(0.3)
     except RuntimeError:
         pass  # the store has ended, and with it whoever could be waited for
     sys.stdout.flush()

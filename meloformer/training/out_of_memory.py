@@ -4,12 +4,16 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
 from meloformer.batches.phases import BatchShape
+from meloformer.batches.plan import PlanConfig
+from meloformer.model.config import Checkpointing, MuseFormerConfig
+from meloformer.model.masks import num_summaries
+from meloformer.model.memory import BatchSize, peak_bytes
 from meloformer.training.leaving import OutOfMemoryError
 from meloformer.training.metrics import BYTES_PER_GIB
 from meloformer.training.ranks import Ranks
@@ -49,7 +53,7 @@ def start_measuring(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def device_memory(device: torch.device) -> Memory:
+def peak_memory(device: torch.device) -> Memory:
     """Peak since `start_measuring`, and what the device has; of this process on a CPU."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -58,9 +62,65 @@ def device_memory(device: torch.device) -> Memory:
         return Memory(torch.cuda.max_memory_allocated(device) + outside, total)
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return Memory(peak, total_bytes(device))
+
+
+def total_bytes(device: torch.device) -> float:
+    """What a device has; on a CPU what this process may take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
     total = psutil.virtual_memory().total
-    return Memory(peak, total if allowed == resource.RLIM_INFINITY else min(total, allowed))
+    return total if allowed == resource.RLIM_INFINITY else min(total, allowed)
+
+
+def held_bytes(device: torch.device) -> float:
+    """What a device holds between two batches, with what others hold on it."""
+    if device.type != "cuda":
+        return psutil.Process().memory_info().rss
+    free, total = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return total - free - cached
+
+
+def what_fits(config: MuseFormerConfig, size: BatchSize, room: float) -> list[str]:
+    """Flags with which a batch that is too large fits, by formula.
+
+    Args:
+        config: the model.
+        size: the batch, and how it is computed.
+        room: bytes for it, beside weights, gradients and optimizer state.
+
+    Returns:
+        Ways to start again, one string of flags each; empty where not a single short row fits.
+    """
+
+    def fits(rows: int, tokens: int, checkpointing: Checkpointing) -> bool:
+        other = replace(
+            size,
+            rows=rows,
+            tokens=tokens,
+            summaries=num_summaries(tokens),
+            checkpointing=checkpointing,
+        )
+        return peak_bytes(config, other) <= room
+
+    ways = []
+    modes: tuple[Checkpointing, ...] = ("none", "ffn", "layer")
+    for mode in modes[modes.index(size.checkpointing) + 1 :]:
+        if fits(size.rows, size.tokens, mode):
+            ways.append(f"--checkpointing {mode}")
+            break
+    for rows in range(size.rows - 1, 0, -1):
+        if fits(rows, size.tokens, size.checkpointing):
+            ways.append(f"--batch_size {rows}")
+            break
+    step = PlanConfig().bucket_multiple
+    for tokens in range((size.tokens - 1) // step * step, 0, -step):
+        if fits(size.rows, tokens, size.checkpointing):
+            ways.append(f"--max_seq_len {tokens}")
+            break
+    return ways
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -97,7 +157,7 @@ def explain_out_of_memory(
         batch = f", with a micro-batch of {describe(shape)}" if shape else ""
         raise OutOfMemoryError(
             f"out of memory on rank {ranks.rank} ({ranks.device}) in {moment}{batch}: peak "
-            f"{device_memory(ranks.device)}; {remedy()}"
+            f"{peak_memory(ranks.device)}; {remedy()}"
         ) from error
 
 

@@ -14,7 +14,7 @@ from meloformer.model.masks import Rule
 from meloformer.training.engine import Engine
 from meloformer.training.graphs import Watch, padding
 from meloformer.training.loss import step_loss
-from meloformer.training.out_of_memory import Memory, describe, device_memory, start_measuring
+from meloformer.training.out_of_memory import Memory, describe, peak_memory, start_measuring
 
 # Without an accelerator: what a few cores compute in seconds.
 FLOPS_ON_A_CPU = 3e11
@@ -98,7 +98,7 @@ def try_largest(
             del batch, loss
         engine.grad_norm()
     engine.drop_gradients()
-    own = device_memory(device)
+    own = peak_memory(device)
     # One number of each rank at its own place: the sum is all of them.
     numbers = [0.0] * (2 * ranks.world_size)
     numbers[ranks.rank] = own.peak + engine.state_to_come()

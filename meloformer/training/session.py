@@ -16,6 +16,7 @@ from meloformer.batches.phases import BatchShape, phase_at
 from meloformer.batches.stream import TrainStream
 from meloformer.model.attention import build_plan
 from meloformer.model.masks import Rule, rule_of
+from meloformer.model.memory import BatchSize
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.precision import choose_precision
 from meloformer.model.weights import check_state, find_model_folder, load_weights
@@ -34,7 +35,13 @@ from meloformer.training.metrics import (
     gpu_utilisation,
     host_memory,
 )
-from meloformer.training.out_of_memory import describe, explain_out_of_memory
+from meloformer.training.out_of_memory import (
+    describe,
+    explain_out_of_memory,
+    held_bytes,
+    total_bytes,
+    what_fits,
+)
 from meloformer.training.preflight import is_cheap, try_largest
 from meloformer.training.prepare import Prepared
 from meloformer.training.run_folder import lock_run
@@ -80,6 +87,10 @@ class Session:
             self.progress = Progress(
                 step=state.step, tokens_seen=state.tokens_seen, skipped=state.skipped_steps
             )
+        # For micro-batches, once gradients and optimizer state are there.
+        self._room = total_bytes(self.ranks.device) - (
+            held_bytes(self.ranks.device) + self.engine.state_to_come() + self.engine.gradient_bytes
+        )
         self.stream: TrainStream = self._data.train_stream(
             self.ranks, self.progress.step, state.cursor if state else None
         )
@@ -200,14 +211,31 @@ class Session:
             rows, tokens = batch.ids_BT.shape
             shape = BatchShape(rows, tokens, batch.layout.piece_BS.shape[1])
         budget = nullcontext() if batch is None else self.graphs.watch(batch)
-        with explain_out_of_memory(self.ranks, moment, shape, self._remedy), budget:
+        remedy = partial(self._remedy, shape)
+        with explain_out_of_memory(self.ranks, moment, shape, remedy), budget:
             yield
 
-    def _remedy(self) -> str:
+    def _remedy(self, shape: BatchShape | None) -> str:
+        ways = []
+        # On a CPU attention is dense, and takes what the formula does not count.
+        if shape and self.ranks.device.type == "cuda":
+            size = BatchSize(
+                **shape._asdict(),
+                element_bytes=2 if self.engine.is_bf16 else 4,
+                attention_bytes=4 if self._precision == torch.float32 else None,
+                checkpointing=self.config.checkpointing,
+            )
+            ways = what_fits(self.model_config, size, self._room)
+        if ways:
+            start = f"by formula it fits with {' or with '.join(ways)}"
+        else:
+            start = (
+                "start again with a smaller --batch_size, with --checkpointing ffn or layer, or "
+                "with a shorter --max_seq_len"
+            )
         return (
-            "start again with a smaller --batch_size (an optimizer step keeps its rows), with "
-            "--checkpointing ffn or layer, or with a shorter --max_seq_len; "
-            "launch/tools/max_seqlen.py finds the longest row that fits; the checkpoints stand"
+            f"{start}; an optimizer step keeps its rows; launch/tools/max_seqlen.py finds the "
+            "longest row by trying; the checkpoints stand"
         )
 
     def predict(self, batch: Batch) -> Tensor:

@@ -2,17 +2,24 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from meloformer.batches.phases import BatchShape
+from meloformer.model.memory import BatchSize, peak_bytes
 from meloformer.training.checkpoint import check_files, step_folders
 from meloformer.training.leaving import OutOfMemoryError
 from meloformer.training.metrics import METRICS_NAME
-from meloformer.training.out_of_memory import explain_out_of_memory, is_out_of_memory
+from meloformer.training.out_of_memory import (
+    explain_out_of_memory,
+    is_out_of_memory,
+    what_fits,
+)
 from meloformer.training.ranks import Ranks
+from tests.layouts import tiny_config
 from tests.training.launching import ENVIRONMENT, ROOT, TIME_LIMIT_SECONDS, free_port, python, run
 
 WORKER = Path(__file__).with_name("out_of_memory_worker.py")
@@ -58,6 +65,22 @@ def test_another_failure_passes_as_it_is_and_asks_for_no_remedy() -> None:
         explain_out_of_memory(RANK, "step 7", None, lambda: pytest.fail("asked")),
     ):
         raise RuntimeError("Connection closed by peer")
+
+
+def test_the_ways_that_are_named_fit_by_formula_and_nothing_a_step_larger_does() -> None:
+    config = tiny_config(num_layers=4, width=128, ffn_width=384, max_seq_len=8192)
+    size = BatchSize.of(6, 8192)
+    whole, one_row = (peak_bytes(config, BatchSize.of(rows, 8192)) for rows in (6, 1))
+    room = 0.7 * whole
+    less, rows, tokens = (way.split() for way in what_fits(config, size, room))
+    assert less[0] == "--checkpointing" and rows[0] == "--batch_size"
+    assert tokens[0] == "--max_seq_len"
+    assert peak_bytes(config, replace(size, checkpointing=less[1])) <= room  # type: ignore[arg-type]
+    assert peak_bytes(config, BatchSize.of(int(rows[1]), 8192)) <= room
+    assert peak_bytes(config, BatchSize.of(int(rows[1]) + 1, 8192)) > room
+    assert peak_bytes(config, BatchSize.of(6, int(tokens[1]))) <= room
+    assert peak_bytes(config, BatchSize.of(6, int(tokens[1]) + 512)) > room
+    assert not what_fits(config, size, one_row / 100)
 
 
 @pytest.mark.slow
