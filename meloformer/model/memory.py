@@ -214,3 +214,11 @@ def _norm(
     if not size.is_norm_fused:
         kept += _FP32 * vectors * width
     return kept
+
+
+def dense_mask_bytes(config: MuseFormerConfig, size: BatchSize) -> int:
+    """Masks of the dense backend, allowed pairs and numbers to add, which all layers share."""
+    slots = size.summaries if config.summaries else 0
+    queries = len(masks.rule_of(config.rule)) * size.tokens + slots
+    pairs = size.rows * queries * (size.tokens + slots)
+    return pairs * (1 + (size.attention_bytes or size.element_bytes))
