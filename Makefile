@@ -13,7 +13,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-torch lint format shard-data train generate bench proof tensorboard
+.PHONY: help setup demo test test-all test-torch lint format shard-data train generate bench gpu-report proof tensorboard
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,10 +81,17 @@ train: setup ## ARGS='--model_size small ...': train on the newest shards, in on
 generate: setup ## ARGS='--bars 16 --tempo 120 ...': sample from the newest run
 	$(BIN)/python launch/generate.py $(ARGS)
 
-bench: $(BIN)/.ready-all ## what shards and their stream cost, on the default corpus or MIDI=<input> and its shards OUT=<folder>
+bench: $(BIN)/.ready-all ## what shards, their stream, attention and a training step cost, on the default corpus or MIDI=<input> and its shards OUT=<folder>
 	$(BIN)/python launch/bench/data.py --midi '$(MIDI)' --num_workers 1,$(WORKERS) --against miditok
 	test -f '$(OUT)/manifest.json' || $(MAKE) shard-data
 	$(BIN)/python launch/bench/stream.py --data '$(OUT)'
+	$(BIN)/python launch/bench/attention.py --data '$(OUT)'
+	$(BIN)/python launch/bench/train.py --data '$(OUT)'
+
+gpu-report: setup ## attention and training on one GPU against the goals, into reports/ (8 minutes; ARGS='--parts attention')
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	    test -f '$(OUT)/manifest.json' || $(MAKE) shard-data; fi
+	@$(BIN)/python launch/tools/gpu_report.py --data '$(OUT)' $(ARGS)
 
 proof: $(BIN)/.ready-all ## measure what is claimed, into PROOF.md; ALL=1: what takes long too; ONLY=<id>: one row again
 	$(BIN)/python launch/tools/proof.py $(if $(ALL),--all) $(if $(ONLY),--only $(ONLY)) $(ARGS)

@@ -1,0 +1,85 @@
+"""Measure attention and training on one GPU in minutes, and hold them against the goals.
+
+    make gpu-report                                     # after make shard-data, if need be
+    python launch/tools/gpu_report.py --data data_shards/<name>
+    python launch/tools/gpu_report.py --parts attention memory --minutes 4
+
+Run it alone on the GPU. Each part runs in processes of its own, with time limits; what fails is a
+row with its reason. Writes reports/gpu-<device>-<commit>.json, which `check_gpu.py` reads; parts of
+the same commit that were measured before stay in it. Without CUDA: one line, exit code 2.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from meloformer.command_line import run_recipe
+from meloformer.errors import ConfigError
+from meloformer.evaluation.bench_tables import TABLE_WIDTH
+from meloformer.evaluation.circumstances import circumstances
+from meloformer.evaluation.gpu_parts import Part, Scale, children_of
+from meloformer.evaluation.gpu_peaks import predicted_peaks
+from meloformer.evaluation.gpu_report import (
+    children_table,
+    goals_table,
+    merged,
+    report_name,
+    run_report,
+    with_figures,
+    write_report,
+)
+from meloformer.training.config import newest_shards
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuReportConfig:
+    """Flags of launch/tools/gpu_report.py."""
+
+    data: str | None = None
+    """Shard folder; the newest of data_shards/ if not given."""
+    parts: tuple[Part, ...] = ("gradients", "precision", "attention", "train", "memory", "graphs")
+    """What to measure."""
+    minutes: float = 8.0
+    """For all parts together."""
+    output: Path = Path("reports")
+    """Folder of the report."""
+    json: Path | None = None
+    """Another file for the same figures."""
+
+
+def gpu_report(config: GpuReportConfig) -> None:
+    if not torch.cuda.is_available():
+        raise ConfigError("found no CUDA device; allowed: a machine with one, and its driver")
+    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    data = Path(config.data or newest_shards()).resolve()
+    facts = circumstances(torch.device("cuda"), ROOT)
+    path = config.output / report_name(facts["device"], facts["commit"])
+    with tempfile.TemporaryDirectory(prefix="gpu-report-") as scratch:
+        children = children_of(Scale(data=str(data)), Path(scratch))
+        found = run_report(
+            [child for child in children if child.part in config.parts],
+            Path(scratch),
+            root=ROOT,
+            minutes=config.minutes,
+            say=lambda line: console.print(line, highlight=False),
+        )
+    if path.is_file():
+        found = merged(json.loads(path.read_text()), found)
+    report = facts | {"data": data.name} | with_figures(found, predicted_peaks(found))
+    write_report(report, path)
+    if config.json:
+        write_report(report, config.json)
+    console.print(children_table(report))
+    console.print(goals_table(report))
+    console.print(f"wrote {path}", highlight=False)
+
+
+if __name__ == "__main__":
+    run_recipe(gpu_report, GpuReportConfig)

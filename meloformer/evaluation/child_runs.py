@@ -1,0 +1,78 @@
+"""Measurements in processes of their own: one that fails or hangs costs no other its figures."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a child ended.
+
+    Args:
+        seconds: by the clock.
+        reason: why it did not end well; "" it did.
+    """
+
+    seconds: float
+    reason: str = ""
+
+
+def run_child(
+    command: Sequence[str],
+    *,
+    limit_seconds: float,
+    log: Path,
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+) -> Ended:
+    """Run a command to its end or its time limit; nothing that it started goes on after it.
+
+    Args:
+        command: program and arguments.
+        limit_seconds: after which all of it is killed.
+        log: takes all that it says; the last line is the reason where it fails.
+        cwd: where it runs.
+        environment: variables besides those of this process.
+    """
+    began = time.monotonic()
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(max(limit_seconds, 0))
+        except subprocess.TimeoutExpired:
+            return Ended(
+                seconds=time.monotonic() - began, reason=f"stopped after {limit_seconds:.0f} s"
+            )
+        finally:
+            # Its data workers too, whether it has ended or not.
+            _kill_group(process)
+    seconds = time.monotonic() - began
+    if not status:
+        return Ended(seconds=seconds)
+    return Ended(seconds=seconds, reason=f"status {status}: {last_line(log)}")
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "it said nothing")
+
+
+def _kill_group(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
