@@ -16,6 +16,9 @@ from typing import Any, get_args
 from meloformer.errors import ConfigError
 from meloformer.model.masks import RULES, HeadGroup, Order, Rule
 
+# No row has as many bars; the kernel's labels count in 32 bits.
+MAX_BAR_DISTANCE = 4096
+
 _FIELDS = tuple(field.name for field in dataclasses.fields(HeadGroup))
 _REQUIRED = ("same_instrument", "bar_distances")
 _ORDERS = get_args(Order)
@@ -136,11 +139,13 @@ def _parse_group(value: Any, source: str) -> HeadGroup:
             isinstance(distances, list)
             and all(map(_is_count, distances))
             and len(set(distances)) == len(distances)
+            and max(distances, default=0) <= MAX_BAR_DISTANCE
         ),
         source,
         "bar_distances",
         distances,
-        "a list of different whole numbers from 0 on (0 is the own bar), or null for every bar",
+        f"a list of different whole numbers from 0 (own bar) to {MAX_BAR_DISTANCE}, or null for "
+        "every bar",
     )
     if distances is None and same_instrument:
         raise ConfigError(

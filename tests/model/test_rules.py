@@ -70,6 +70,7 @@ def test_order_and_share_may_be_left_out_and_distances_come_in_any_order() -> No
         ([{**GROUP, "bar_distances": [0, -1]}], r"bar_distances \[0, -1\]; allowed"),
         ([{**GROUP, "bar_distances": [0, 0]}], r"bar_distances \[0, 0\]; allowed"),
         ([{**GROUP, "bar_distances": [0.5]}], r"bar_distances \[0.5\]; allowed"),
+        ([{**GROUP, "bar_distances": [10**9]}], r"bar_distances \[1000000000\]; allowed.* 4096"),
         ([{**GROUP, "bar_distances": [True]}], r"bar_distances \[true\]; allowed"),
         ([{**GROUP, "bar_distances": 4}], "bar_distances 4; allowed"),
         ([{**GROUP, "order": "time"}], 'order "time"; allowed: bar or instrument'),
