@@ -23,7 +23,7 @@ from meloformer.errors import ConfigError
 from meloformer.evaluation.bench_tables import TABLE_WIDTH
 from meloformer.evaluation.circumstances import circumstances
 from meloformer.evaluation.gpu_parts import Part, Scale, children_of
-from meloformer.evaluation.gpu_peaks import predicted_peaks
+from meloformer.evaluation.gpu_peaks import predicted_peak
 from meloformer.evaluation.gpu_report import (
     children_table,
     goals_table,
@@ -72,7 +72,7 @@ def gpu_report(config: GpuReportConfig) -> None:
         )
     if path.is_file():
         found = merged(json.loads(path.read_text()), found)
-    report = facts | {"data": data.name} | with_figures(found, predicted_peaks(found))
+    report = facts | {"data": data.name} | with_figures(found, predicted_peak)
     write_report(report, path)
     if config.json:
         write_report(report, config.json)

@@ -4,23 +4,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from meloformer.evaluation.bench_models import sized_config
-from meloformer.model.counts import num_parameters
-from meloformer.model.memory import BatchSize, peak_bytes
+from meloformer.model.memory import BatchSize
+from meloformer.training.ds_config import (
+    DEFAULT_DS_CONFIG,
+    RunFacts,
+    load_ds_config,
+    resolve_ds_config,
+)
+from meloformer.training.memory import Partitioning, forecast
+from meloformer.training.optimizer import OptimizerConfig
 
-# bf16 weights, fp32 gradients, fp32 master weights and two moments.
-_STATE_BYTES = 2 + 4 + 12
 
-
-def predicted_peaks(found: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes that each training run should take at its peak, by model size.
+def predicted_peak(run: Mapping[str, Any]) -> int:
+    """Bytes that a training run on one GPU should take at its peak.
 
     Args:
-        found: as `run_report` returns it.
+        run: as `run_figures` returns it.
     """
-    peaks = {}
-    for run in found["train"]:
-        config = sized_config(run["model_size"], run["max_seq_len"])
-        size = BatchSize.of(run["batch_size"], run["max_seq_len"])
-        state = _STATE_BYTES * num_parameters(config)
-        peaks[run["model_size"]] = state + peak_bytes(config, size)
-    return peaks
+    config = sized_config(run["model_size"], run["max_seq_len"])
+    facts = RunFacts(
+        micro_batch_rows=run["batch_size"],
+        accumulation=1,
+        world_size=1,
+        gradient_clipping=OptimizerConfig().gradient_clipping,
+        device="cuda",
+    )
+    ds_config = resolve_ds_config(load_ds_config(DEFAULT_DS_CONFIG), facts, source="default")
+    size = BatchSize.of(run["batch_size"], run["max_seq_len"])
+    return forecast(config, size, Partitioning.of(ds_config, world_size=1)).peak

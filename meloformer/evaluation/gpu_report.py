@@ -70,18 +70,24 @@ def run_report(
     return found
 
 
-def with_figures(found: Mapping[str, Any], peaks: Mapping[str, int]) -> dict[str, Any]:
+def with_figures(
+    found: Mapping[str, Any], predict: Callable[[Mapping[str, Any]], int]
+) -> dict[str, Any]:
     """Add what the goals ask for, and the figures of each rule.
 
     Args:
         found: as `run_report` returns it, or two of them merged.
-        peaks: predicted peak bytes of the runs that are found, by model size.
+        predict: peak bytes of a run.
     """
     report: dict[str, Any] = dict(found)
-    runs: dict[str, dict[str, Any]] = {run["model_size"]: dict(run) for run in found["train"]}
-    for size, run in runs.items():
-        run["peak_predicted"] = peaks.get(size)
-    report["train"] = list(runs.values())
+    told = [dict(run) for run in found["train"]]
+    long_row = [dict(found["long_row"])] if "long_row" in found else []
+    for run in told + long_row:
+        run["peak_predicted"] = predict(run)
+    runs = {run["model_size"]: run for run in told}
+    report["train"] = told
+    if long_row:
+        report["long_row"] = long_row[0]
     report |= attention_bench.claimed(found["attention"])
     for size in ("base", "large"):
         ends = runs.get(size)
@@ -96,8 +102,8 @@ def with_figures(found: Mapping[str, Any], peaks: Mapping[str, int]) -> dict[str
         report["epochs_hours"] = workload.num_tokens / small["tokens_per_second"] / 3600
     errors = [
         abs(run["peak_predicted"] / run["peak_measured"] - 1)
-        for run in runs.values()
-        if run["peak_predicted"] and run["peak_measured"]
+        for run in told + long_row
+        if run["peak_measured"]
     ]
     if errors:
         report["peak_error"] = 100 * max(errors)

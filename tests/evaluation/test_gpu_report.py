@@ -13,6 +13,7 @@ from meloformer.command_line import parse_flags, run_recipe
 from meloformer.evaluation.bench_rows import find_rows
 from meloformer.evaluation.gpu_checks import GpuChecksConfig, check_gradients
 from meloformer.evaluation.gpu_parts import Child, Scale, children_of, run_figures
+from meloformer.evaluation.gpu_peaks import predicted_peak
 from meloformer.evaluation.gpu_report import (
     goals_of,
     merged,
@@ -121,7 +122,7 @@ def found_of(*runs: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_goals_are_judged_by_what_was_measured_and_only_by_that() -> None:
-    report = with_figures(found_of(run_of("large"), run_of("base", last_loss=6.0)), {"large": 108})
+    report = with_figures(found_of(run_of("large"), run_of("base", last_loss=6.0)), lambda run: 108)
     verdicts = {row["id"]: row["verdict"] for row in goals_of(report)}
     assert len(verdicts) == len(SPEED)
     expected = {
@@ -143,6 +144,17 @@ def test_goals_are_judged_by_what_was_measured_and_only_by_that() -> None:
     assert rules["halves"]["speedup_8k"] == 1.3 and rules["halves"]["peak_predicted"] == 108
     assert rules["museformer"]["tokens_per_second"] == 9.0
     assert rules["museformer"]["busy"] is None
+
+
+def test_the_peak_of_the_long_row_is_held_against_its_prediction_too() -> None:
+    found = found_of(run_of("large")) | {"long_row": run_of("large", peak_measured=50)}
+    assert with_figures(found, lambda run: 100)["peak_error"] == 100
+
+
+def test_a_predicted_peak_grows_with_the_row_and_with_the_model() -> None:
+    peak = predicted_peak(run_of("base"))
+    assert peak < predicted_peak(run_of("large"))
+    assert peak < predicted_peak(run_of("base", max_seq_len=16384))
 
 
 def test_a_part_that_is_measured_again_takes_the_place_of_what_it_was() -> None:
@@ -225,7 +237,7 @@ def test_the_whole_machinery_runs_at_toy_scale_on_a_cpu(
     ]
     found = run_report(children, tmp_path, root=ROOT, minutes=10, say=print)
     assert [row["why"] for row in found["children"]] == [""] * len(children)
-    report = with_figures(found, {"tiny": 1})
+    report = with_figures(found, predicted_peak)
     write_report({"device": "cpu"} | report, tmp_path / "reports" / "gpu-toy.json")
     written = json.loads((tmp_path / "reports" / "gpu-toy.json").read_text())
     assert written["train"][0]["model_size"] == "tiny" and written["train"][0]["steps"] == 8
