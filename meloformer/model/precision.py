@@ -97,7 +97,7 @@ def attention_dtype(
 @functools.cache
 def _probed_once(device: torch.device, head_width: int) -> PrecisionChoice:
     with own_graphs():
-        choice = judge(_compiled_causal(device), device, head_width)
+        choice = judge(compiled_causal(device), device, head_width)
     logger.log(logging.INFO if choice.dtype is None else logging.WARNING, choice.why)
     return choice
 
@@ -146,6 +146,18 @@ def judge(attend: Attend, device: torch.device, head_width: int) -> PrecisionCho
         f"of {len(errors)} cases ({found}); --attention_precision bf16 would keep it"
     )
     return PrecisionChoice(torch.float32, why, errors)
+
+
+def compiled_causal(device: torch.device) -> Attend:
+    """The model's own call, with its kernel and its casts, under a causal mask."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    mask = create_block_mask(
+        lambda b, h, q, k: k <= q, None, None, _LENGTH, _LENGTH, device=str(device)
+    )
+    call = attention.CallPlan(mask)
+    plan = attention.AttentionPlan(call, (call,), RULES["full"])
+    return functools.partial(attention.update, plan=plan)
 
 
 @contextlib.contextmanager
@@ -262,15 +274,3 @@ def _largest_error(found: Tensor, expected: Tensor, smallest_row: float) -> floa
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else "no message"
-
-
-def _compiled_causal(device: torch.device) -> Attend:
-    """The model's own call, with its kernel and its casts, under a causal mask."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    mask = create_block_mask(
-        lambda b, h, q, k: k <= q, None, None, _LENGTH, _LENGTH, device=str(device)
-    )
-    call = attention.CallPlan(mask)
-    plan = attention.AttentionPlan(call, (call,), RULES["full"])
-    return functools.partial(attention.update, plan=plan)

@@ -15,6 +15,7 @@ from meloformer.model.precision import (
     TOLERANCE,
     attention_dtype,
     choose_precision,
+    compiled_causal,
     judge,
     own_graphs,
 )
@@ -322,6 +323,17 @@ def test_compiled_flex_computes_in_the_chosen_dtype_and_returns_the_models() -> 
             share = float((out != rounded_once).float().mean())
             assert (share < 0.02) == (precision == "fp32"), (precision, autocast, share)
     torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_heads", [2, 4])
+def test_the_probe_calls_the_kernel_of_the_model_under_a_causal_mask(num_heads) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, n, 256, 32, generator=generator) for n in (num_heads, 2, 2))
+    with own_graphs(), torch.no_grad():
+        out = compiled_causal(CPU)(q, k, v.bfloat16())
+    assert out.dtype == torch.bfloat16
+    assert error(out, sound(q.double(), k.double(), v.double())) < 2**-6
 
 
 @pytest.mark.gpu
