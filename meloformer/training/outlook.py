@@ -5,15 +5,17 @@ from rich.table import Table
 
 from meloformer.model.counts import StepPairs, num_parameters, training_flops
 from meloformer.model.masks import num_summaries
+from meloformer.model.memory import BatchSize
 from meloformer.model.rules import describe_rule
 from meloformer.training.cards import peak_flops
 from meloformer.training.data import TrainData
+from meloformer.training.memory import Partitioning, forecast
 from meloformer.training.metrics import BYTES_PER_GIB, duration
+from meloformer.training.out_of_memory import total_bytes
 from meloformer.training.prepare import Prepared
 
 # Share of the data sheet's peak that the estimate of the hours counts on.
 EXPECTED_MFU = 0.4
-_BYTES_OF_WEIGHT, _BYTES_OF_MASTER_AND_MOMENTS, _BYTES_OF_GRADIENT = 2, 12, 4
 
 
 def outlook(prepared: Prepared) -> Table:
@@ -37,8 +39,7 @@ def outlook(prepared: Prepared) -> Table:
         f"windows, {facts.num_tokens:,} tokens, padding {facts.padding:.1%} ({config.collate})",
         "run": f"{prepared.num_steps:,} steps"
         + (f", {prepared.state.step:,} done" if prepared.state else ""),
-        "memory per rank": f"{state_bytes(prepared) / BYTES_PER_GIB:.2f} GiB of weights, gradients "
-        "and optimizer state; activations come on top",
+        "memory per rank": predicted_memory(prepared),
         "time": estimated_time(prepared, facts.num_tokens / max(facts.num_steps, 1)),
     }
     for name, text in rows.items():
@@ -63,21 +64,26 @@ def describe_folders(data: TrainData) -> list[str]:
     return lines
 
 
-def state_bytes(prepared: Prepared) -> float:
-    """Bytes that a rank holds whatever the batch: weights, gradients, optimizer state."""
-    parameters = num_parameters(prepared.model)
-    zero = prepared.ds_config["zero_optimization"]
-    stage, world_size = zero["stage"], prepared.ranks.world_size
-    weights = float(parameters) * (_BYTES_OF_WEIGHT if prepared.ds_config["bf16"]["enabled"] else 4)
-    gradients = float(parameters * _BYTES_OF_GRADIENT)
-    moments = parameters * _BYTES_OF_MASTER_AND_MOMENTS / world_size
-    if "offload_optimizer" in zero:
-        moments = 0.0
-    if stage >= 2:
-        gradients /= world_size
-    if stage == 3:
-        weights /= world_size
-    return weights + gradients + moments
+def predicted_memory(prepared: Prepared) -> str:
+    """Peak of a rank by formula, what it consists of, and whether it fits the device in hand."""
+    config, ranks, plan = prepared.config, prepared.ranks, prepared.data.plan
+    size = BatchSize.of(
+        config.batch_size,
+        max(plan.row_lengths),
+        # `auto` may find that fp32 is needed; the trial before step 1 measures what then comes.
+        attention_bytes=4 if config.attention_precision == "fp32" else None,
+        checkpointing=config.checkpointing,
+    )
+    partitioning = Partitioning.of(prepared.ds_config, ranks.world_size)
+    found = forecast(prepared.model, size, partitioning, ranks.device.type)
+    total = total_bytes(ranks.device)
+    allowed = total * config.memory_headroom
+    verdict = "fits" if found.peak <= allowed else "does not fit"
+    return (
+        f"peak {found.describe()}, by formula; {verdict} {config.memory_headroom:.0%} of the "
+        f"{total / BYTES_PER_GIB:.1f} GiB of {device_name(prepared)}"
+        + (f"; checkpointing {config.checkpointing}" if config.checkpointing != "none" else "")
+    )
 
 
 def estimated_time(prepared: Prepared, tokens_per_step: float) -> str:

@@ -106,6 +106,18 @@ def test_the_outlook_says_the_weight_of_each_folder_and_its_share_of_an_epoch(
     assert "weight" not in alone.split("model")[0]
 
 
+def test_the_outlook_says_the_peak_of_a_rank_its_parts_and_whether_it_fits(
+    chorale_shards: Path, tmp_path: Path
+) -> None:
+    line = next(x for x in said(prepared(tmp_path, chorale_shards)).splitlines() if "memory per rank" in x)
+    peak, *parts = map(float, re.findall(r"(\d+\.\d\d)", line))
+    assert re.search(r"weights .* gradients .* optimizer .* activations kept .* passing", line)
+    assert sum(parts) == pytest.approx(peak, abs=0.05)
+    assert "; fits 90% of the" in line
+    tight = ("--memory_headroom", "0.000001")
+    assert "; does not fit 0% of the" in said(prepared(tmp_path, chorale_shards, more=tight))
+
+
 def test_steps_of_a_mixture_are_counted_as_long_as_its_epochs_take_few_pieces(
     chorale_shards: Path, other_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
