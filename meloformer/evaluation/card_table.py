@@ -4,22 +4,29 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rich.table import Table
 
 from meloformer.errors import ConfigError
 from meloformer.evaluation.workload import Workload
+from meloformer.model.config import Checkpointing
+from meloformer.model.memory import BatchSize
 from meloformer.training.cards import CARDS, Card, card_of
+from meloformer.training.config import TrainConfig
+from meloformer.training.ds_config import DEFAULT_DS_CONFIG, load_ds_config
+from meloformer.training.memory import Partitioning, largest_batch
+from meloformer.training.metrics import BYTES_PER_GIB
 
 REPORTS = "gpu-*.json"
 # The card that earlier figures are for.
 _YARDSTICK = "H800"
-_RATINGS = (("A", 0.75), ("B", 0.3), ("C", 0.0))
+_RATINGS = (("A", 0.75), ("B", 0.3))
+_LAST_RATING, _NO_RATING = "C", "-"
 RATING_RULE = (
     f"rating = bf16 peak beside that of an {_YARDSTICK}: "
-    + ", ".join(f"{letter} from {share:g} times" for letter, share in _RATINGS)
-    + "; - where not one row fits"
+    + ", ".join(f"{letter} from {share:.0%}" for letter, share in _RATINGS)
+    + f", {_LAST_RATING} below; {_NO_RATING} where not one row fits"
 )
 
 
@@ -34,7 +41,8 @@ class CardRow:
         tokens_per_second: of one GPU.
         hours: of the whole workload on one GPU.
         cost: of those hours; None without a price.
-        batch: most rows of a micro-batch that fit, by formula; None where nobody knows.
+        batch: most rows of a micro-batch that fit, by formula.
+        checkpointing: without which not one would.
         rating: see RATING_RULE.
     """
 
@@ -44,7 +52,8 @@ class CardRow:
     tokens_per_second: float
     hours: float
     cost: float | None
-    batch: int | None
+    batch: int
+    checkpointing: Checkpointing
     rating: str
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +71,7 @@ class CardRow:
             "source": self.source,
             "tokens_per_second": self.tokens_per_second,
             "batch": self.batch,
+            "checkpointing": self.checkpointing,
             "hours": self.hours,
             "cost": self.cost,
             "rating": self.rating,
@@ -92,7 +102,7 @@ def card_rows(
         rate, source = measured.get(card.name, (None, f"MFU {mfu:.0%}"))
         speed = rate or card.peak_flops * mfu / flops_per_token
         hours = workload.hours(speed)
-        batch = largest_batch(card, workload)
+        batch, checkpointing = rows_that_fit(card, workload)
         rows.append(
             CardRow(
                 card=card,
@@ -102,6 +112,7 @@ def card_rows(
                 hours=hours,
                 cost=None if price_per_hour is None else hours * price_per_hour,
                 batch=batch,
+                checkpointing=checkpointing,
                 rating=rating(card.peak_flops / find_card(_YARDSTICK).peak_flops, batch),
             )
         )
@@ -125,19 +136,19 @@ def find_card(name: str) -> Card:
     return found
 
 
-def rating(speed: float, batch: int | None) -> str:
+def rating(speed: float, batch: int) -> str:
     """A letter for a card.
 
     Args:
         speed: peak beside the yardstick's.
-        batch: rows that fit; None where nobody knows.
+        batch: rows that fit.
 
-    >>> rating(1.0, 6), rating(0.5, None), rating(0.1, 2), rating(1.0, 0)
+    >>> rating(1.0, 6), rating(0.5, 1), rating(0.1, 2), rating(1.0, 0)
     ('A', 'B', 'C', '-')
     """
     if batch == 0:
-        return "-"
-    return next(letter for letter, least in _RATINGS if speed >= least)
+        return _NO_RATING
+    return next((letter for letter, least in _RATINGS if speed >= least), _LAST_RATING)
 
 
 def measured_rates(reports: Path, workload: Workload) -> dict[str, tuple[float, str]]:
@@ -176,9 +187,22 @@ def _is_of(entry: dict[str, Any], workload: Workload) -> bool:
     )
 
 
-def largest_batch(card: Card, workload: Workload) -> int | None:
-    """Rows of a micro-batch that fit, by formula; None where nobody knows."""
-    return None
+def rows_that_fit(card: Card, workload: Workload) -> tuple[int, Checkpointing]:
+    """Most rows of a micro-batch on one GPU by formula, under the default partitioning.
+
+    Returns:
+        Rows, and the least checkpointing with which any fit; 0 where none do with all of it.
+    """
+    partitioning = Partitioning.of(
+        {**load_ds_config(DEFAULT_DS_CONFIG), "bf16": {"enabled": True}}, world_size=1
+    )
+    room = TrainConfig.memory_headroom * card.memory_gib * BYTES_PER_GIB
+    for checkpointing in get_args(Checkpointing):
+        size = BatchSize.of(1, workload.max_seq_len, checkpointing=checkpointing)
+        rows = largest_batch(workload.model, size, partitioning, room)
+        if rows:
+            break
+    return rows, checkpointing
 
 
 def formula(workload: Workload, mfu: float) -> str:
@@ -189,7 +213,10 @@ def formula(workload: Workload, mfu: float) -> str:
         f"{workload.tokens_per_piece:,} tokens a piece / (tokens/s) / 3,600 on one GPU; measured "
         f"rows: tokens/s of reports/{REPORTS}; modelled rows: tokens/s = peak of the data sheet x "
         f"MFU {mfu:g} / {operations / 1e9:.3f}e9 operations per token (forward and backward, "
-        "unmasked attention and summaries included); cost = hours x price"
+        "unmasked attention and summaries included; the MFU is an assumption); cost = hours x "
+        f"price; rows that fit: by formula, in {TrainConfig.memory_headroom:.0%} of what torch "
+        f"finds, bf16, one GPU under {DEFAULT_DS_CONFIG.name}; with --checkpointing ffn or layer "
+        "where it is said, and then hours leave out what is computed again"
     )
 
 
@@ -218,7 +245,7 @@ def as_table(rows: Iterable[CardRow], workload: Workload, currency: str) -> Tabl
             f"{card.memory_gib:.1f}",
             card.first_torch,
             f"{card.bf16_tflops:,.0f}",
-            "-" if row.batch is None else f"{row.batch}",
+            f"{row.batch}" + ("" if row.checkpointing == "none" else f", {row.checkpointing}"),
             f"{row.tokens_per_second:,.0f}",
             f"{row.hours:.2f}",
             "-" if row.cost is None else f"{row.cost:,.2f}",

@@ -4,9 +4,18 @@ from pathlib import Path
 import pytest
 
 from meloformer.errors import ConfigError
-from meloformer.evaluation.card_table import card_rows, find_card, formula, rating
+from meloformer.evaluation.card_table import (
+    CardRow,
+    card_rows,
+    find_card,
+    formula,
+    rating,
+    rows_that_fit,
+)
 from meloformer.evaluation.workload import Workload
+from meloformer.model.memory import BatchSize
 from meloformer.training.cards import CARDS
+from meloformer.training.memory import Partitioning, forecast
 
 WORKLOAD = Workload(max_seq_len=1024)
 
@@ -71,6 +80,28 @@ def test_cards_are_rated_by_their_peak_and_what_holds_no_row_is_not_rated() -> N
     rows = {row.card.name: row.rating for row in card_rows(WORKLOAD, mfu=0.4)}
     assert (rows["H800"], rows["B200"], rows["A100 80 GB"], rows["H20"]) == ("A", "A", "B", "C")
     assert rating(1.0, batch=0) == "-"
+
+
+def test_the_rows_that_fit_are_the_most_that_the_forecast_leaves_room_for() -> None:
+    workload = Workload(model_size="large")
+    rows = {row.card.name: row for row in card_rows(workload, mfu=0.4)}
+
+    def peak(row: CardRow, batch: int) -> int:
+        size = BatchSize.of(batch, workload.max_seq_len, checkpointing=row.checkpointing)
+        return forecast(workload.model, size, Partitioning()).peak
+
+    for row in rows.values():
+        room = 0.9 * row.card.memory_gib * (1 << 30)
+        assert peak(row, row.batch) <= room < peak(row, row.batch + 1)
+    assert 1 <= rows["A100 40 GB"].batch < rows["H800"].batch < rows["H200"].batch
+    assert rows["H200"].checkpointing == "none"
+
+
+def test_where_no_row_fits_the_least_checkpointing_that_helps_is_named() -> None:
+    (row,) = card_rows(Workload(model_size="large"), mfu=0.4, cards=[find_card("RTX 4090")])
+    assert row.batch >= 1 and row.checkpointing != "none" and row.rating == "C"
+    endless = Workload(model_size="large", max_seq_len=1 << 20)
+    assert rows_that_fit(find_card("RTX 4090"), endless) == (0, "layer")
 
 
 def test_a_card_is_found_by_its_name_and_by_its_devices() -> None:
