@@ -40,7 +40,11 @@ def use_compile_cache(
     Raises:
         ConfigError: the folder that was asked for cannot be written.
     """
-    # Read by torch when it compiles, on by default; a user's environment still beats them.
+    # Imported here: only runs that compile have to wait for it.
+    import torch._functorch.config
+    import torch._inductor.config
+
+    # On by default, read when torch compiles; a user's environment still beats them.
     torch._inductor.config.fx_graph_cache = True
     torch._inductor.config.autotune_local_cache = True
     torch._functorch.config.enable_autograd_cache = True
