@@ -60,6 +60,7 @@ def compare_rules(flags: Flags) -> None:
             f"ahead with {best.at_equal_seconds} nats per note",
             highlight=False,
         )
+        console.file.flush()  # an hour is long to wait for a line, where output goes to a file
         if flags.json:
             save(flags.json, race, comparison)
     console.print(comparison.table(title_of(race)))

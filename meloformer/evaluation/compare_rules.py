@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from meloformer.batches.phases import PhaseConfig
 from meloformer.batches.plan import PlanConfig
 from meloformer.batches.stream import TrainStream, ValidationStream
 from meloformer.errors import ConfigError
+from meloformer.evaluation.bench_models import sized_config
 from meloformer.evaluation.rule_candidates import (
     DENSE_TWIN,
     GROUPINGS,
@@ -28,7 +29,6 @@ from meloformer.evaluation.rule_candidates import (
     find_candidates,
 )
 from meloformer.evaluation.rule_curves import EMPTY_CURVE, Comparison, Curve
-from meloformer.midi import grid
 from meloformer.model.attention import build_plan
 from meloformer.model.config import SIZES, MuseFormerConfig
 from meloformer.model.device import DeviceName, choose_device
@@ -36,7 +36,6 @@ from meloformer.model.masks import RULES, rule_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.precision import attention_dtype
 from meloformer.shards.reader import ShardFolder, SplitIndex
-from meloformer.tokens.vocabulary import VOCAB_SIZE
 from meloformer.training.config import ModelSize, newest_shards
 from meloformer.training.graphs import limit_graphs
 from meloformer.training.loss import step_loss
@@ -213,19 +212,13 @@ class Race:
         size = SIZES[self.config.model_size]
         parts = [sum(group.share for group in rule_of(c.rule)) for c in self.candidates]
         num_kv_heads = math.lcm(size.num_kv_heads, *parts)
-        heads = {
-            "num_kv_heads": num_kv_heads,
-            "num_heads": num_kv_heads * size.num_heads // size.num_kv_heads,
-        }
-        return MuseFormerConfig(
-            **{**asdict(size), **heads},
-            vocab_size=VOCAB_SIZE,
-            num_onsets=grid.MAX_BAR_STEPS,
-            num_instruments=grid.NUM_INSTRUMENTS,
-            max_seq_len=self.config.max_seq_len,
-            rule=candidate.rule,
-            summaries=candidate.summaries,
+        # The heads first: the size's own need not serve the rule.
+        config = replace(
+            sized_config(self.config.model_size, self.config.max_seq_len),
+            num_kv_heads=num_kv_heads,
+            num_heads=num_kv_heads * size.num_heads // size.num_kv_heads,
         )
+        return replace(config, rule=candidate.rule, summaries=candidate.summaries)
 
     def _plan(self, seed: int) -> PlanConfig:
         assert self.config.max_seq_len is not None and self.config.batch_size is not None
