@@ -14,7 +14,7 @@ from meloformer.batches.block_plans import build_blocks
 from meloformer.batches.piece_index import PieceIndex
 from meloformer.batches.share import MicroBatchSpec
 from meloformer.batches.windows import Window
-from meloformer.model.masks import Layout, Rule, num_summaries
+from meloformer.model.masks import BLOCK_SIZE, Layout, Rule, num_summaries
 from meloformer.tokens.attributes import drop_attributes
 from meloformer.tokens.labels import token_labels
 from meloformer.tokens.vocabulary import KIND_OF, PAD, Kind
@@ -34,6 +34,7 @@ class Collator:
         seed: of dropout and augmentation.
         augmentation: how far a window may be shifted.
         blocks_rule: build block lists for this rule; None builds none.
+        block_size: tokens along each side of a block.
     """
 
     index: PieceIndex
@@ -41,11 +42,12 @@ class Collator:
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
     blocks_rule: Rule | None = None
+    block_size: int = BLOCK_SIZE
 
     def __call__(self, spec: MicroBatchSpec) -> Batch:
         """Read, cut, drop attributes, label and pad."""
         rows = [[self.window_ids(spec.epoch, window) for window in row] for row in spec.rows]
-        return collate_rows(rows, spec.seq_len, self.blocks_rule)
+        return collate_rows(rows, spec.seq_len, self.blocks_rule, self.block_size)
 
     def window_ids(self, epoch: int, window: Window) -> np.ndarray:
         """Tokens of a window as they stand in a batch of this epoch."""
@@ -61,7 +63,10 @@ class Collator:
 
 
 def collate_rows(
-    rows: Sequence[Sequence[np.ndarray]], seq_len: int, blocks_rule: Rule | None = None
+    rows: Sequence[Sequence[np.ndarray]],
+    seq_len: int,
+    blocks_rule: Rule | None = None,
+    block_size: int = BLOCK_SIZE,
 ) -> Batch:
     """Lay sequences side by side in rows; a row without sequences is all padding.
 
@@ -70,6 +75,7 @@ def collate_rows(
             `num_summaries(seq_len)` bars.
         seq_len: T.
         blocks_rule: build block lists for this rule; None builds none.
+        block_size: tokens along each side of a block.
     """
     slots = num_summaries(seq_len)
     ids = np.full((len(rows), seq_len), PAD, dtype=np.int64)
@@ -99,12 +105,15 @@ def collate_rows(
             labels["bar_BS"][row, slot : slot + num_bars] = np.arange(num_bars)
             start, slot = end, slot + num_bars
     layout = Layout(**labels)
+    blocks = None
+    if blocks_rule is not None:
+        blocks = as_tensors(build_blocks(layout, blocks_rule, block_size))
     is_target = targets != IGNORE_INDEX
     return Batch(
         ids_BT=torch.from_numpy(ids),
         targets_BT=torch.from_numpy(targets),
         layout=as_tensors(layout),
-        blocks=None if blocks_rule is None else as_tensors(build_blocks(layout, blocks_rule)),
+        blocks=blocks,
         num_rows=sum(bool(windows) for windows in rows),
         num_targets=int(is_target.sum()),
         num_notes=int((KIND_OF[targets[is_target]] == Kind.PITCH).sum()),

@@ -14,7 +14,7 @@ from meloformer.batches.plan import Cursor, PlanConfig, iterate_steps
 from meloformer.batches.share import EMPTY_ROW, MicroBatchSpec, micro_batches
 from meloformer.batches.windows import Window, bar_lines
 from meloformer.errors import ConfigError
-from meloformer.model.masks import RULES, Layout, num_summaries
+from meloformer.model.masks import BLOCK_SIZES, RULES, Layout, num_summaries
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.check import check
 from meloformer.tokens.hid import decode
@@ -209,12 +209,13 @@ def test_transposed_windows_keep_their_length_and_their_rhythm(index):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_block_lists_are_those_of_the_batch_layout(index, rule):
+@pytest.mark.parametrize("size", BLOCK_SIZES)
+def test_block_lists_are_those_of_the_batch_layout(index, rule, size):
     spec = next(specs_of(index, PlanConfig(max_seq_len=1024, global_batch=2)))
-    batch = Collator(index=index, blocks_rule=RULES[rule])(spec)
+    batch = Collator(index=index, blocks_rule=RULES[rule], block_size=size)(spec)
     layout = Layout(**{f.name: getattr(batch.layout, f.name).numpy() for f in fields(Layout)})
-    expected = build_blocks(layout, RULES[rule])
-    assert len(batch.blocks.update) == len(RULES[rule])
+    expected = build_blocks(layout, RULES[rule], size)
+    assert len(batch.blocks.update) == len(RULES[rule]) and batch.blocks.block_size == size
     found, wanted = leaves(batch.blocks), leaves(expected)
     assert len(found) == len(wanted) > 8 * (1 + len(RULES[rule]))
     for tensor, array in zip(found, wanted, strict=True):

@@ -28,6 +28,50 @@ def logits_and_gradients(model, ids, layout, plan) -> list[torch.Tensor]:
     return [logits.detach(), *(parameter.grad for parameter in model.parameters())]
 
 
+def outputs_and_gradients(plan, q_BHSK, q_BHTK, k_BGNK, v_BGNK) -> list[torch.Tensor]:
+    """Of both calls, one after the other."""
+    found = []
+    for attend, q in ((attention.summarize, q_BHSK), (attention.update, q_BHTK)):
+        leaves = [x.detach().requires_grad_() for x in (q, k_BGNK, v_BGNK)]
+        out = attend(*leaves, plan.for_dtype(q.dtype))
+        # Rows of one key and rows of a thousand: weights that tell them apart.
+        weights = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype)
+        (out * weights.view_as(out)).sum().backward()
+        found += [out.detach(), *(leaf.grad for leaf in leaves)]
+    return found
+
+
+@pytest.mark.parametrize("rule", masks.RULES)
+@pytest.mark.parametrize("block_size", masks.BLOCK_SIZES)
+@pytest.mark.parametrize("head_width", [64, 128])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"]
+)
+def test_the_kernel_equals_dense_forward_and_backward(
+    rule, block_size, head_width, dtype, tolerance
+) -> None:
+    """Packed pieces and padding, two query heads per key/value head."""
+    kernel.compiled_flex.cache_clear()
+    torch._dynamo.reset()
+    layout = random_layout(seed=3, rows=2, length=1024)
+    assert layout.piece_BT.max() > 0 and (layout.piece_BT < 0).any()
+    blocks = on_cuda(build_blocks(layout, masks.RULES[rule], block_size))
+    layout = on_cuda(layout)
+    num_slots = layout.piece_BS.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    tensors = [
+        torch.randn(2, heads, size, head_width, generator=generator).to("cuda", dtype)
+        for heads, size in ((4, num_slots), (4, 1024), *[(2, num_slots + 1024)] * 2)
+    ]
+    dense = attention.build_plan(layout, masks.RULES[rule])
+    expected = outputs_and_gradients(dense, *(x.double() for x in tensors))
+    flex = attention.build_plan(layout, masks.RULES[rule], "flex", blocks)
+    found = outputs_and_gradients(flex, *tensors)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == dtype
+        assert (a.double() - b).norm() <= tolerance * b.norm()
+
+
 @pytest.mark.parametrize("rule", masks.RULES)
 @pytest.mark.parametrize("length", [600, 1024])
 @pytest.mark.parametrize(
