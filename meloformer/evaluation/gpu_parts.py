@@ -4,7 +4,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class Scale:
         long_row: tokens of the row that has to train.
         rules: measured beside each other.
         num_workers: data processes.
+        patience: the time limits of all children are multiplied by it.
     """
 
     data: str
@@ -47,6 +48,7 @@ class Scale:
     long_row: int = 65_536
     rules: tuple[str, ...] = (DEFAULT_RULE, "museformer")
     num_workers: int = 8
+    patience: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,9 @@ def children_of(scale: Scale, folder: Path) -> list[Child]:
         ),
         _rules(scale, folder, first),
     ]
-    return children
+    return [
+        replace(child, limit_seconds=scale.patience * child.limit_seconds) for child in children
+    ]
 
 
 def _check(scale: Scale, folder: Path, check: Part, *, limit_seconds: float) -> Child:
