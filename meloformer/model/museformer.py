@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from meloformer.model import attention
+from meloformer.model import attention, fused
 from meloformer.model.attention import AttentionPlan
 from meloformer.model.config import Checkpointing, MuseFormerConfig
 from meloformer.model.masks import Layout
@@ -25,10 +25,15 @@ class Layer(nn.Module):
     """SUMMARIZE, then UPDATE, then the feed-forward network on both streams."""
 
     def __init__(
-        self, config: MuseFormerConfig, *, is_last: bool, checkpointing: Checkpointing = "none"
+        self,
+        config: MuseFormerConfig,
+        *,
+        is_last: bool,
+        checkpointing: Checkpointing = "none",
+        fuse: bool = False,
     ) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
+        self.checkpointing, self.fuse = checkpointing, fuse
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_width = config.head_width
         self.is_last = is_last
@@ -54,17 +59,17 @@ class Layer(nn.Module):
     def queries(self, normed_BND: Tensor, angles: Tensor) -> Tensor:
         """(B, H, N, K) queries of normed states."""
         q_BHNK = self.query(normed_BND).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        return rotate(self.query_norm(q_BHNK), angles)
+        return self._turned(self.query_norm, q_BHNK, angles)
 
     def keys_values(self, normed_BND: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
         """(B, G, N, K) keys and values of normed states."""
         k_BGNK, v_BGNK = self._split(self.key_value(normed_BND))
-        return rotate(self.key_norm(k_BGNK), angles), v_BGNK
+        return self._turned(self.key_norm, k_BGNK, angles), v_BGNK
 
     def coarse_keys_values(self, s_BSD: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
         """(B, G, S, K) keys and values that tokens read, of summaries after SUMMARIZE."""
         k_BGSK, v_BGSK = self._split(self.coarse_key_value(self.coarse_norm(s_BSD)))
-        return rotate(self.coarse_key_norm(k_BGSK), angles), v_BGSK
+        return self._turned(self.coarse_key_norm, k_BGSK, angles), v_BGSK
 
     def add_attention(self, x_BND: Tensor, heads_BHNK: Tensor) -> Tensor:
         """Residual of an attention call."""
@@ -72,8 +77,9 @@ class Layer(nn.Module):
 
     def add_ffn(self, x_BND: Tensor) -> Tensor:
         """Residual of the feed-forward network (SwiGLU, Shazeer 2020)."""
-        gate_BNF, value_BNF = self.ffn_in(self.ffn_norm(x_BND)).chunk(2, dim=-1)
-        return x_BND + self.ffn_out(F.silu(gate_BNF) * value_BNF)
+        both_BNF = self.ffn_in(self.ffn_norm(x_BND))
+        swiglu = fused.swiglu if self._is_fused else fused.plain_swiglu
+        return x_BND + self.ffn_out(swiglu(both_BNF))
 
     def forward(
         self,
@@ -120,6 +126,16 @@ class Layer(nn.Module):
         # Nobody reads the summaries after the last layer's UPDATE.
         return x_BTD, s_BSD if self.is_last else self._ffn(s_BSD)
 
+    @property
+    def _is_fused(self) -> bool:
+        # Scoring and generation would want graphs of their own, the latter for single tokens.
+        return self.fuse and torch.is_grad_enabled()
+
+    def _turned(self, norm: nn.RMSNorm, x_BHNK: Tensor, angles: Tensor) -> Tensor:
+        if self._is_fused:
+            return fused.norm_rotate(x_BHNK, norm.weight, norm.eps, angles)
+        return rotate(norm(x_BHNK), angles)
+
     def _ffn(self, x_BND: Tensor) -> Tensor:
         if self.checkpointing == "ffn" and torch.is_grad_enabled():
             return _computed_again(self.add_ffn, x_BND)
@@ -137,9 +153,16 @@ class MuseFormer(nn.Module):
         config: what the weights compute.
         checkpointing: what a backward pass computes again instead of keeping it. Results are the
             same; without gradients nothing is computed twice.
+        fuse: compile the pointwise parts of the layers for training; see model/fused.py.
     """
 
-    def __init__(self, config: MuseFormerConfig, *, checkpointing: Checkpointing = "none") -> None:
+    def __init__(
+        self,
+        config: MuseFormerConfig,
+        *,
+        checkpointing: Checkpointing = "none",
+        fuse: bool = False,
+    ) -> None:
         super().__init__()
         self.config = config
         self.checkpointing = checkpointing
@@ -150,7 +173,12 @@ class MuseFormer(nn.Module):
         if config.summaries:
             self.summary_start = nn.Parameter(torch.empty(config.width))
         self.layers = nn.ModuleList(
-            Layer(config, is_last=index == config.num_layers - 1, checkpointing=checkpointing)
+            Layer(
+                config,
+                is_last=index == config.num_layers - 1,
+                checkpointing=checkpointing,
+                fuse=fuse,
+            )
             for index in range(config.num_layers)
         )
         self.final_norm = nn.RMSNorm(config.width)

@@ -23,6 +23,7 @@ from meloformer.training.schedule import ScheduleConfig
 
 ModelSize = Literal["tiny", "small", "base", "large"]
 OnOff = Literal["on", "off"]
+Fuse = Literal["auto", "on", "off"]
 
 SHARDS_FOLDER = Path("data_shards")
 UNGIVEN: dict[str, dict[str, Any]] = {
@@ -59,6 +60,8 @@ class TrainConfig:
         attention_precision: dtype of the attention call; auto probes the device.
         checkpointing: what the backward pass computes again instead of keeping it: nothing, the
             feed-forward networks, or whole layers. Less memory, more time, the same result.
+        fuse: compile norms with rotary positions, and SwiGLU, for training; auto does on CUDA
+            where a rank holds all weights (ZeRO stages 1 and 2).
         memory_headroom: share of the device's memory above which a peak is warned of.
         compile_cache: folder for compiled attention code, kept for later runs and other ranks;
             meloformer/compiled in the user's cache folder if not given.
@@ -95,6 +98,7 @@ class TrainConfig:
     attention: str = "halves"
     attention_precision: Precision = "auto"
     checkpointing: Checkpointing = "none"
+    fuse: Fuse = "auto"
     memory_headroom: float = 0.9
     compile_cache: Path | None = None
     shard_cache: int = SHARD_CACHE

@@ -17,6 +17,7 @@ from meloformer.batches.collate import collate_rows
 from meloformer.batches.phases import BatchShape, PhaseConfig, batch_shapes
 from meloformer.batches.plan import PlanConfig
 from meloformer.errors import TrainingError
+from meloformer.model.fused import GRAPHS_PER_ROWS
 from meloformer.model.masks import Rule
 from meloformer.training.engine import Engine
 from meloformer.training.loss import step_loss
@@ -44,16 +45,20 @@ class Shapes:
             score=tuple(shape for shape in self.score if shape.rows == rows),
         )
 
-    def num_graphs(self, rule: Rule, *, summaries: bool = True) -> int:
+    def num_graphs(self, rule: Rule, *, summaries: bool = True, fuse: bool = False) -> int:
         """One graph for SUMMARIZE and one per head group for UPDATE, per shape and mode.
+
+        Compiled pointwise parts come on top, per number of rows in training.
 
         Computing layers again in the backward pass adds none: it calls the graphs of training.
 
         Args:
             rule: head groups.
             summaries: whether the model has them; without, there is no SUMMARIZE.
+            fuse: whether the pointwise parts are compiled.
         """
-        return (len(self.train) + len(self.score)) * (summaries + len(rule))
+        pointwise = GRAPHS_PER_ROWS * len({shape.rows for shape in self.train}) if fuse else 0
+        return (len(self.train) + len(self.score)) * (summaries + len(rule)) + pointwise
 
     @property
     def largest(self) -> BatchShape:

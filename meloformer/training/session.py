@@ -107,7 +107,9 @@ class Session:
             self.metrics.say(note)
         self._pair_rates = PairRates(self._rule)
         shapes = declare_shapes(self._data.plan, self._data.phases)
-        num_graphs = shapes.num_graphs(self._rule, summaries=self.model_config.summaries)
+        num_graphs = shapes.num_graphs(
+            self._rule, summaries=self.model_config.summaries, fuse=self._fuse
+        )
         is_compiled = self._backend == "flex"
         if is_compiled:
             limit_graphs(num_graphs)
@@ -131,9 +133,18 @@ class Session:
     def _hold_folder(self) -> None:
         self._lock = lock_run(self.config.output)
 
+    @property
+    def _fuse(self) -> bool:
+        """Whether pointwise parts are compiled; stage 3 hands weights to whole modules only."""
+        if self.config.fuse == "auto":
+            return self._backend == "flex" and self._ds_config["zero_optimization"]["stage"] < 3
+        return self.config.fuse == "on"
+
     def _build_model(self) -> MuseFormer:
         torch.manual_seed(self.config.seed)
-        model = MuseFormer(self.model_config, checkpointing=self.config.checkpointing)
+        model = MuseFormer(
+            self.model_config, checkpointing=self.config.checkpointing, fuse=self._fuse
+        )
         if self.config.init_from:
             folder = find_model_folder(self.config.init_from)
             check_tokenizer(folder)

@@ -1,0 +1,60 @@
+"""Pointwise parts of a layer in one kernel each: the values of the plain calls, by torch.compile.
+
+Uncompiled, each of their operations reads and writes a whole stream. The length of a row is a
+symbol to the compiler, everything else is a constant: the number of graphs depends on the number of
+rows alone, never on their lengths.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meloformer.model.rotary import rotate
+
+# Queries and keys, which lie differently in memory, and the feed-forward network.
+GRAPHS_PER_ROWS = 3
+BACKEND = "inductor"
+
+
+def norm_rotate(x_BHNK: Tensor, weight_K: Tensor, eps: float | None, angles: Tensor) -> Tensor:
+    """RMSNorm of every head, then its rotation.
+
+    Args:
+        x_BHNK: queries or keys.
+        weight_K: of the norm.
+        eps: of the norm; that of the precision if None.
+        angles: (B, 1, N, K/2).
+    """
+    _set_symbol(x_BHNK, 2)
+    _set_symbol(angles, 2)
+    return _compiled(_norm_rotate)(x_BHNK, weight_K, eps, angles)
+
+
+def swiglu(both_BNF: Tensor) -> Tensor:
+    """SiLU of the first half of the last dimension, times the second."""
+    _set_symbol(both_BNF, 1)
+    return _compiled(plain_swiglu)(both_BNF)
+
+
+def plain_swiglu(both_BNF: Tensor) -> Tensor:
+    """The same, uncompiled (Shazeer 2020)."""
+    gate_BNF, value_BNF = both_BNF.chunk(2, dim=-1)
+    return F.silu(gate_BNF) * value_BNF
+
+
+def _norm_rotate(x_BHNK: Tensor, weight_K: Tensor, eps: float | None, angles: Tensor) -> Tensor:
+    return rotate(F.rms_norm(x_BHNK, weight_K.shape, weight_K, eps), angles)
+
+
+def _set_symbol(tensor: Tensor, dimension: int) -> None:
+    torch._dynamo.mark_dynamic(tensor, dimension)
+
+
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    # Built at the first call: it loads the compiler. A length that it wants to compile in is an
+    # error there, not one graph more per length.
+    return torch.compile(function, dynamic=False, fullgraph=True, backend=BACKEND)

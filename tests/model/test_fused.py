@@ -1,0 +1,84 @@
+"""The pointwise parts of a layer, compiled: graphs by number of rows, values as uncompiled."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch._dynamo
+
+from meloformer.model import fused
+from meloformer.model.attention import build_plan
+from meloformer.model.masks import rule_of
+from meloformer.model.museformer import MuseFormer
+from tests.layouts import as_torch, random_layout, tiny_config
+
+RULE = rule_of("halves")
+
+
+@pytest.fixture
+def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The backend that a test names; nothing compiled before or after."""
+    monkeypatch.setattr(fused, "BACKEND", request.param)
+    fused._compiled.cache_clear()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+    fused._compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+def num_graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def model(
+    fuse: bool, checkpointing: str = "none", dtype: torch.dtype = torch.float32
+) -> MuseFormer:
+    torch.manual_seed(0)
+    config = tiny_config(num_layers=2, width=32, ffn_width=48, vocab_size=97, max_seq_len=128)
+    return MuseFormer(config, checkpointing=checkpointing, fuse=fuse).to(dtype)  # type: ignore[arg-type]
+
+
+def forward(museformer: MuseFormer, rows: int, length: int) -> torch.Tensor:
+    layout = as_torch(random_layout(3, rows=rows, length=length, slots=32))
+    ids = torch.randint(97, (rows, length), generator=torch.Generator().manual_seed(1))
+    return museformer(ids, layout, build_plan(layout, RULE))
+
+
+# A backend that compiles nothing: which graphs there are is settled before it.
+@pytest.mark.parametrize("compiler", ["aot_eager"], indirect=True)
+@pytest.mark.parametrize("checkpointing", ["none", "layer"])
+def test_lengths_add_no_graph_and_scoring_has_none(compiler: None, checkpointing: str) -> None:
+    museformer = model(fuse=True, checkpointing=checkpointing)
+    for length in (96, 64, 112, 32):
+        forward(museformer, 2, length).sum().backward()
+        assert num_graphs() == fused.GRAPHS_PER_ROWS, length
+    for length in (96, 48):
+        forward(museformer, 1, length).sum().backward()
+        assert num_graphs() == 2 * fused.GRAPHS_PER_ROWS, length
+    with torch.no_grad():
+        forward(museformer, 3, 80)
+    assert num_graphs() == 2 * fused.GRAPHS_PER_ROWS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["inductor"], indirect=True)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=["fp32", "bf16"]
+)
+def test_compiled_and_plain_give_the_same_logits_and_gradients(
+    compiler: None, dtype: torch.dtype, tolerance: float
+) -> None:
+    plain, fast = model(fuse=False, dtype=dtype), model(fuse=True, dtype=dtype)
+    for length in (96, 64):
+        expected, found = forward(plain, 2, length), forward(fast, 2, length)
+        scale = expected.abs().max()
+        assert (found - expected).abs().max() <= tolerance * scale
+        for museformer, logits in ((plain, expected), (fast, found)):
+            museformer.zero_grad()
+            logits.float().logsumexp(-1).sum().backward()
+        for (name, one), other in zip(plain.named_parameters(), fast.parameters(), strict=True):
+            largest = one.grad.abs().max()
+            assert (other.grad - one.grad).abs().max() <= tolerance * largest + 1e-7, name
+    assert num_graphs() == fused.GRAPHS_PER_ROWS
