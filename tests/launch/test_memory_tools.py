@@ -1,0 +1,106 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from meloformer.command_line import run_recipe
+from meloformer.evaluation.memory_trial import longest_that_fits
+from meloformer.training.cards import CARDS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        f"launch_{name}", ROOT / f"launch/tools/{name}.py"
+    )
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(capsys):
+    """Exit code, stdout and stderr of a tool."""
+
+    def run_(name: str, *flags: str):
+        recipe = load(name)
+        config = recipe.MemoryProfileConfig if name == "memory_profile" else recipe.MaxSeqlenConfig
+        with pytest.raises(SystemExit) as ended:
+            run_recipe(getattr(recipe, name), config, list(flags))
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return run_
+
+
+def test_a_profile_has_a_line_for_every_size_length_and_batch_and_says_what_is_modelled(
+    run,
+) -> None:
+    grid = "--sizes tiny small --lengths 512 8192 --batches 1 3 --measure off".split()  # noqa: SIM905
+    code, said, _ = run("memory_profile", *grid, "--json")
+    rows = json.loads(said)["rows"]
+    assert code == 0 and len(rows) == 8
+    for row in rows:
+        assert row["predicted"] == row["states"] + row["activations"]
+        assert row["measured"] is None and "predicted" in row["modelled"]
+        assert row["largest_batch"].keys() == {card.name for card in CARDS}
+    code, said, _ = run("memory_profile", *grid)
+    assert code == 0 and "every figure is modelled" in said
+
+
+@pytest.mark.parametrize(
+    ("tool", "flags", "found"),
+    [
+        ("memory_profile", "--lengths 0", "--lengths"),
+        ("memory_profile", "--ranks 0", "--ranks 0"),
+        ("max_seqlen", "--device cpu", "--memory_gib was not given"),
+        ("max_seqlen", "--rows 0", "--rows 0"),
+    ],
+)
+def test_impossible_flags_are_refused_in_one_line(run, tool: str, flags: str, found: str) -> None:
+    code, _, complaint = run(tool, *flags.split())
+    assert code == 2 and found in complaint and complaint.count("\n") == 1
+
+
+def test_more_memory_holds_longer_rows_by_formula(run) -> None:
+    found = []
+    for memory_gib in ("24", "80"):
+        flags = ("--device", "cpu", "--memory_gib", memory_gib, "--json")
+        code, said, _ = run("max_seqlen", *flags)
+        assert code == 0
+        found.append(json.loads(said))
+    assert 0 < found[0]["predicted_tokens"] < found[1]["predicted_tokens"]
+    assert {item["measured_tokens"] for item in found} == {None}
+
+
+@pytest.mark.parametrize("longest", [0, 512, 3000, 65536, 100_000])
+@pytest.mark.parametrize("guess", [0, 1024, 65536, 10**6])
+def test_bisection_finds_the_edge_from_any_guess(longest: int, guess: int) -> None:
+    found = longest_that_fits(lambda tokens: tokens <= longest, 512, guess, most=65536)
+    assert found == min(longest // 512 * 512, 65536)
+
+
+@pytest.mark.slow  # every try starts a process that loads the whole engine
+def test_trying_under_a_limit_finds_about_the_length_that_the_formula_predicts(run) -> None:
+    limit = ("--device", "cpu", "--model_size", "tiny", "--memory_gib", "1", "--try_here")
+    code, said, _ = run("max_seqlen", *limit, "--most_tokens", "8192", "--json")
+    found = json.loads(said)
+    assert code == 0 and found["num_tries"] > 1
+    assert 0.5 < found["measured_tokens"] / found["predicted_tokens"] < 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_predicted_peak_is_within_a_tenth_of_the_measured_one(run) -> None:
+    for mode in ("none", "ffn", "layer"):
+        grid = ["--sizes", "small", "--lengths", "8192", "--batches", "1", "6"]
+        _, said, _ = run("memory_profile", *grid, "--checkpointing", mode, "--json")
+        for row in json.loads(said)["rows"]:
+            assert row["predicted"] == pytest.approx(row["measured"], rel=0.1), row
