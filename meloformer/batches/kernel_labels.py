@@ -70,14 +70,14 @@ class LabelledRow:
     """
 
     def __init__(self, layout: Layout, row: int) -> None:
-        self.piece_T = layout.piece_BT[row].astype(np.int64)
-        self.bar_T = layout.bar_BT[row].astype(np.int64)
-        self.instrument_T = layout.instrument_BT[row].astype(np.int64)
+        self.piece_T = layout.piece_BT[row]
+        self.bar_T = layout.bar_BT[row]
+        self.instrument_T = layout.instrument_BT[row]
         self.is_bar_token_T = (layout.index_BT[row] == 0) & (self.bar_T >= 0)
-        self.piece_S = layout.piece_BS[row].astype(np.int64)
-        self.bar_S = layout.bar_BS[row].astype(np.int64)
-        self.time_T = np.arange(len(self.piece_T))
-        self.slot_S = np.arange(len(self.piece_S))
+        self.piece_S = layout.piece_BS[row]
+        self.bar_S = layout.bar_BS[row]
+        self.time_T = np.arange(len(self.piece_T), dtype=np.int32)
+        self.slot_S = np.arange(len(self.piece_S), dtype=np.int32)
         # Bars numbered over all pieces, so that one sorted look-up finds any; the prefix is bar -1.
         self.bars_per_piece = 2 + int(max(self.bar_T.max(initial=0), self.bar_S.max(initial=0)))
 
@@ -92,7 +92,7 @@ class LabelledRow:
         real = self.piece_S >= 0
         assert (np.diff(self.number_S[real]) > 0).all() and (np.diff(real.astype(int)) <= 0).all()
         # One more, so that a look-up past the end finds the end of the row.
-        self.first_R = np.append(first_R, len(self.piece_T))
+        self.first_R = np.append(first_R, len(self.piece_T)).astype(np.int32)
 
     def summarize_labels(self) -> KernelLabels:
         """For SUMMARIZE: queries are slots; keys slots, then tokens."""
@@ -174,7 +174,9 @@ class LabelledRow:
 
     def _numbers(self, piece: np.ndarray, bar: np.ndarray) -> np.ndarray:
         """Bars numbered over all pieces, ascending in time; padding after all of them."""
-        numbers = piece * self.bars_per_piece + np.minimum(bar + 1, self.bars_per_piece - 1)
+        numbers = piece.astype(np.int64) * self.bars_per_piece + np.minimum(
+            bar + 1, self.bars_per_piece - 1
+        )
         return np.where(piece < 0, np.iinfo(np.int64).max, numbers)
 
     def _last_time(self, piece: np.ndarray, bar: np.ndarray | int) -> np.ndarray:
@@ -201,11 +203,13 @@ class LabelledRow:
 
     def _bars_with_gaps(self, distance: int) -> np.ndarray:
         """Bars numbered over all pieces, with more than `distance` numbers between two pieces."""
-        return self.piece_T * (self.bars_per_piece + distance + 1) + self.bar_T + 1
+        width = self.bars_per_piece + distance + 1
+        assert (int(self.piece_T.max(initial=0)) + 1) * width <= np.iinfo(np.int32).max
+        return self.piece_T * width + self.bar_T + 1
 
 
 def _joined(of_slots: np.ndarray, of_tokens: np.ndarray) -> np.ndarray:
-    return np.concatenate([of_slots, of_tokens]).astype(np.int32)
+    return np.concatenate([of_slots, of_tokens], dtype=np.int32, casting="same_kind")
 
 
 def stack_labels(rows: list[KernelLabels]) -> KernelLabels:
