@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from meloformer.errors import ConfigError
 from meloformer.batches.plan import PlanConfig
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.counts import num_parameters
@@ -47,14 +48,24 @@ class Partitioning:
 
     @classmethod
     def of(cls, ds_config: Mapping[str, Any], world_size: int) -> "Partitioning":
-        """That of a resolved ds_config."""
+        """That of a resolved ds_config.
+
+        Raises:
+            ConfigError: a size of the buffers that is no number.
+        """
         zero = ds_config["zero_optimization"]
+        bucket = zero.get("reduce_bucket_size", BUCKET_ELEMENTS)
+        if not isinstance(bucket, int | float):
+            raise ConfigError(
+                f"--config: found zero_optimization.reduce_bucket_size = {bucket!r}; allowed: a "
+                "number of elements"
+            )
         return cls(
             stage=zero["stage"],
             world_size=world_size,
             is_bf16=ds_config["bf16"]["enabled"],
             is_offloaded="offload_optimizer" in zero,
-            bucket_elements=int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS)),
+            bucket_elements=int(bucket),
         )
 
     @property
