@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from meloformer.errors import ConfigError
 from meloformer.batches.plan import PlanConfig
+from meloformer.errors import ConfigError
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.counts import num_parameters
 from meloformer.model.memory import (

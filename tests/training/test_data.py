@@ -109,7 +109,9 @@ def test_the_outlook_says_the_weight_of_each_folder_and_its_share_of_an_epoch(
 def test_the_outlook_says_the_peak_of_a_rank_its_parts_and_whether_it_fits(
     chorale_shards: Path, tmp_path: Path
 ) -> None:
-    line = next(x for x in said(prepared(tmp_path, chorale_shards)).splitlines() if "memory per rank" in x)
+    line = next(
+        x for x in said(prepared(tmp_path, chorale_shards)).splitlines() if "memory per rank" in x
+    )
     peak, *parts = map(float, re.findall(r"(\d+\.\d\d)", line))
     assert re.search(r"weights .* gradients .* optimizer .* activations kept .* passing", line)
     assert sum(parts) == pytest.approx(peak, abs=0.05)
