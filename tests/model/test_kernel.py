@@ -70,19 +70,19 @@ def test_a_checkpoint_policy_for_single_operations_is_refused_with_the_remedy() 
         checkpoint(attention.update, *inputs(), use_reentrant=False, context_fn=contexts)
 
 
-def test_a_shape_beyond_the_limit_of_graphs_is_an_error(monkeypatch) -> None:
+def test_a_shape_beyond_the_limit_of_graphs_is_an_error() -> None:
     """As `compiled_flex` compiles, but with a backend that takes no time."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     compiled = torch.compile(kernel._flex, dynamic=False, fullgraph=True, backend="eager")
-    for length in (256, 384):
-        q, k, v, plan = inputs(length)
-        call = functools.partial(compiled, q, k, v, plan.update[0].mask, False, None)
-        if length == 256:
-            call()
-            continue
-        with pytest.raises(FailOnRecompileLimitHit):
-            call()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for length in (256, 384):
+            q, k, v, plan = inputs(length)
+            call = functools.partial(compiled, q, k, v, plan.update[0].mask, False, None)
+            if length == 256:
+                call()
+                continue
+            with pytest.raises(FailOnRecompileLimitHit):
+                call()
     torch._dynamo.reset()
 
 
