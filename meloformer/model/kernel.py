@@ -35,7 +35,7 @@ def mask_function(labels: KernelLabels) -> MaskFunction:
     | both (`hid`) | 3 | 4 | 7 |
     | many distances (`museformer`) | 1 | 3 | 6 |
 
-    Half of them are ands and ors of comparisons, which a GPU makes together with the comparison.
+    Half of them are ands and ors of comparisons.
     """
     first_BN, last_BN, time_BQ = labels.first_BN, labels.last_BN, labels.time_BQ
     bit_BQ, bits_BN, codes = labels.bit_BQ, labels.bits_BN, labels.codes
