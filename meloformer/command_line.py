@@ -5,11 +5,12 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
 
-from meloformer.errors import MeloFormerError
+from meloformer.errors import ConfigError, MeloFormerError
 from meloformer.interrupts import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -88,6 +89,26 @@ _PLAINLY = (
     ),
     (r"[ .]* For full helptext, (?:run|see) (.*)$", r"; all flags: \1"),
 )
+
+
+def check_output_file(flag: str, path: Path | None) -> None:
+    """Refuse a file that cannot be written at the end, before anything is measured for it.
+
+    Args:
+        flag: that names the file.
+        path: None where no file is wanted.
+
+    Raises:
+        ConfigError: its folder does not exist, or it is a folder itself.
+    """
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(
+            f"{flag} {path}: its folder does not exist; allowed: a file in a folder that does"
+        )
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path}: found a folder; allowed: a file")
 
 
 def run_recipe(

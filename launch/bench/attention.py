@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from meloformer.command_line import run_recipe
+from meloformer.command_line import check_output_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.evaluation.attention_bench import (
     FORMULA,
@@ -82,9 +82,13 @@ class BenchAttentionConfig:
     """File for the figures."""
 
     def __post_init__(self) -> None:
+        check_output_file("--json", self.json)
         for name in ("batch_size", "rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: allowed 1 or more")
+        block = self.block_size
+        if block is not None and (block < 16 or block & (block - 1)):
+            raise ConfigError(f"--block_size {block}: allowed: a power of two from 16")
         if any(length < 16 for length in self.lengths):
             raise ConfigError(f"--lengths {min(self.lengths)}: allowed 16 or more")
 

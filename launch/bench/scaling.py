@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from meloformer.command_line import run_recipe
+from meloformer.command_line import check_output_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.evaluation.bench_models import sized_config
 from meloformer.evaluation.bench_rows import BenchRows, find_rows
@@ -105,6 +105,7 @@ class BenchScalingConfig:
     """File for the figures."""
 
     def __post_init__(self) -> None:
+        check_output_file("--json", self.json)
         lowest = {"batch_size": 1, "gradient_accumulation_steps": 1, "seq_len": 16}
         for name, allowed in lowest.items():
             if getattr(self, name) < allowed:

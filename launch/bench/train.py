@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from meloformer.command_line import run_recipe
+from meloformer.command_line import check_output_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.evaluation.attention_bench import FORMULA
 from meloformer.evaluation.bench_models import sized_config
@@ -81,6 +81,7 @@ class BenchTrainConfig:
     """File for the figures."""
 
     def __post_init__(self) -> None:
+        check_output_file("--json", self.json)
         lowest = {"num_workers": 0, "max_seq_len": 16}
         for name in (
             *("batch_size", "gradient_accumulation_steps", "num_slices", "steps_per_slice"),
@@ -132,7 +133,7 @@ def bench_train(config: BenchTrainConfig) -> None:
     console.print(steps_table(title, found))
     console.print(FORMULA, highlight=False)
     if config.json:
-        workload = Workload(model_size=size, max_seq_len=max_seq_len)
+        workload = Workload(model_size=size)
         figures = claimed(found, workload) | circumstances(ranks.device, ROOT)
         figures |= {"model_size": size, "max_seq_len": max_seq_len, "rows": found}
         config.json.write_text(json.dumps(figures | {"formula": FORMULA}, indent=2) + "\n")

@@ -16,6 +16,7 @@ line each, with the remedy), 2 where a flag is impossible.
 """
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -69,7 +70,7 @@ class CheckGpuConfig:
     def __post_init__(self) -> None:
         if not 0 < self.mfu <= 1:
             raise ConfigError(f"--mfu {self.mfu:g}: allowed: above 0, up to 1")
-        if self.price_per_hour is not None and self.price_per_hour < 0:
+        if self.price_per_hour is not None and not 0 <= self.price_per_hour < math.inf:
             raise ConfigError(f"--price_per_hour {self.price_per_hour:g}: allowed: 0 or more")
 
 

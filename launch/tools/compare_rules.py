@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from meloformer.command_line import run_recipe
-from meloformer.errors import ConfigError
+from meloformer.command_line import check_output_file, run_recipe
 from meloformer.evaluation.compare_rules import DEFAULT_RULE, DENSE_TWIN, CompareRulesConfig, Race
 from meloformer.evaluation.rule_curves import Comparison, save_chart
 from meloformer.model.counts import num_parameters
@@ -41,11 +40,7 @@ class Flags:
     compare: CompareRulesConfig = field(default_factory=CompareRulesConfig)
 
     def __post_init__(self) -> None:
-        if self.json and not self.json.absolute().parent.is_dir():
-            raise ConfigError(
-                f"--json {self.json}: its folder does not exist; allowed: a file in a folder that "
-                "does"
-            )
+        check_output_file("--json", self.json)
 
 
 def compare_rules(flags: Flags) -> None:

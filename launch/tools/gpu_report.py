@@ -5,20 +5,24 @@
     python launch/tools/gpu_report.py --parts attention memory --minutes 4
 
 Run it alone on the GPU. Each part runs in processes of its own, with time limits; what fails is a
-row with its reason. Writes reports/gpu-<device>-<commit>.json, which `check_gpu.py` reads; parts of
-the same commit that were measured before stay in it. Without CUDA: one line, exit code 2.
+row with its reason. Writes reports/gpu-<device>-<commit>.json, which `check_gpu.py` reads. Parts
+that were measured before stay in it where commit, versions, driver and shards are the same;
+otherwise, and where files have been changed since the commit, the earlier report is kept under
+another name.
+Part graphs needs the code that part train has compiled. Without CUDA: one line, exit code 2.
 """
 
-import json
+import math
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.console import Console
 
-from meloformer.command_line import run_recipe
+from meloformer.command_line import check_output_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.evaluation.bench_tables import TABLE_WIDTH
 from meloformer.evaluation.circumstances import circumstances
@@ -27,12 +31,15 @@ from meloformer.evaluation.gpu_peaks import predicted_peak
 from meloformer.evaluation.gpu_report import (
     children_table,
     goals_table,
+    keep_aside,
     merged,
+    read_earlier,
     report_name,
     run_report,
     with_figures,
     write_report,
 )
+from meloformer.shards.reader import ShardFolder
 from meloformer.training.config import newest_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +51,7 @@ class GpuReportConfig:
 
     data: str | None = None
     """Shard folder; the newest of data_shards/ if not given."""
-    parts: tuple[Part, ...] = ("gradients", "precision", "attention", "train", "memory", "graphs")
+    parts: tuple[Part, ...] = get_args(Part)
     """What to measure."""
     minutes: float = 8.0
     """For all parts together."""
@@ -53,13 +60,23 @@ class GpuReportConfig:
     json: Path | None = None
     """Another file for the same figures."""
 
+    def __post_init__(self) -> None:
+        check_output_file("--json", self.json)
+        if self.output.exists() and not self.output.is_dir():
+            raise ConfigError(f"--output {self.output}: found a file; allowed: a folder")
+        if not 0 < self.minutes < math.inf:
+            raise ConfigError(f"--minutes {self.minutes:g}: allowed: above 0")
+        if not self.parts:
+            raise ConfigError(f"--parts: found none; allowed: {', '.join(get_args(Part))}")
+
 
 def gpu_report(config: GpuReportConfig) -> None:
     if not torch.cuda.is_available():
         raise ConfigError("found no CUDA device; allowed: a machine with one, and its driver")
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
     data = Path(config.data or newest_shards()).resolve()
-    facts = circumstances(torch.device("cuda"), ROOT)
+    ShardFolder.open(str(data))
+    facts = circumstances(torch.device("cuda"), ROOT) | {"data": data.name}
     path = config.output / report_name(facts["device"], facts["commit"])
     with tempfile.TemporaryDirectory(prefix="gpu-report-") as scratch:
         children = children_of(Scale(data=str(data)), Path(scratch))
@@ -70,9 +87,12 @@ def gpu_report(config: GpuReportConfig) -> None:
             minutes=config.minutes,
             say=lambda line: console.print(line, highlight=False),
         )
-    if path.is_file():
-        found = merged(json.loads(path.read_text()), found)
-    report = facts | {"data": data.name} | with_figures(found, predicted_peak)
+    earlier = read_earlier(path, facts)
+    if earlier is not None:
+        found = merged(earlier, found)
+    elif kept := keep_aside(path):
+        console.print(f"the earlier report is of other circumstances: kept as {kept}")
+    report = with_figures(found, predicted_peak) | facts
     write_report(report, path)
     if config.json:
         write_report(report, config.json)

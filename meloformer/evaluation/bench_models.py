@@ -29,9 +29,9 @@ def sized_config(size: str, max_seq_len: int, head_width: int | None = None) -> 
     )
     if head_width is None:
         return config
-    num_heads, rest = divmod(config.width, head_width)
+    num_heads, rest = divmod(config.width, max(head_width, 1))
     num_kv_heads, rest_kv = divmod(num_heads * config.num_kv_heads, config.num_heads)
-    if rest or rest_kv or not num_kv_heads:
+    if head_width < 1 or rest or rest_kv or not num_kv_heads:
         raise ConfigError(
             f"--head_width {head_width}: allowed for {size} (width {config.width}): a divisor that "
             "leaves whole key/value heads"

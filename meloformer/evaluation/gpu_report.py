@@ -1,5 +1,6 @@
 """The GPU report: every part in a process of its own, one JSON, goals beside what was measured."""
 
+import itertools
 import json
 import re
 import time
@@ -23,6 +24,8 @@ _OF_A_RULE = (
     *("cold_s", "warm_s", "peak_predicted", "peak_measured"),
 )
 _LISTS = ("attention", "train", "steps", "children")
+# What has to be the same for figures to stand in one report.
+_SAME = ("device", "driver", "cuda", "versions", "commit", "data")
 
 
 def run_report(
@@ -99,7 +102,7 @@ def with_figures(
         report |= {"train_tokens": large["tokens_per_second"], "cold_s": large["cold_s"]}
     if small := runs.get("small"):
         workload = Workload(model_size="small", max_seq_len=small["max_seq_len"])
-        report["epochs_hours"] = workload.num_tokens / small["tokens_per_second"] / 3600
+        report["epochs_hours"] = workload.hours(small["tokens_per_second"])
     errors = [
         abs(run["peak_predicted"] / run["peak_measured"] - 1)
         for run in told + long_row
@@ -127,7 +130,7 @@ def merged(earlier: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, An
     def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(row.get(name) for name in ("name", "level", "tokens", "model_size", "rule"))
 
-    both = {**earlier, **found}
+    both = {**earlier, **{name: value for name, value in found.items() if value is not None}}
     for name in _LISTS:
         rows = {key(row): row for row in (*earlier.get(name, ()), *found[name])}
         both[name] = list(rows.values())
@@ -146,6 +149,35 @@ def goals_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         verdict = "PASS" if claim.goal.is_met(value) else "MISS"
         rows.append(row | {"measured": float(value), "verdict": verdict})
     return rows
+
+
+def read_earlier(path: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """An earlier report, if its figures may stand beside those of today.
+
+    Args:
+        path: of the report, whether there is one or not.
+        facts: circumstances of today.
+
+    Returns:
+        None where there is none that can be read, where commit, device, versions or shards are
+        others, or where files have been changed since the commit: nobody knows which ones then.
+    """
+    try:
+        earlier = json.loads(path.read_text())
+        is_same = all(earlier.get(name) == facts.get(name) for name in _SAME)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return earlier if is_same and not facts["commit"].endswith("+") else None
+
+
+def keep_aside(path: Path) -> Path | None:
+    """Give a report another name, so that a new one can be written; None where there is none."""
+    if not path.exists():
+        return None
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(1))
+    aside = next(name for name in numbered if not name.exists())
+    path.rename(aside)
+    return aside
 
 
 def write_report(report: Mapping[str, Any], path: Path) -> None:

@@ -122,7 +122,7 @@ def claimed(rows: Sequence[dict[str, Any]], workload: Workload) -> dict[str, flo
         "train_tokens": row["tokens_per_second"],
         "train_wait": 100 * row["data_wait"],
         "graphs_beyond": beyond,
-        "epochs_hours": workload.num_tokens / row["tokens_per_second"] / 3600,
+        "epochs_hours": workload.hours(row["tokens_per_second"]),
     }
     return figures | ({} if row["mfu"] is None else {"train_mfu": 100 * row["mfu"]})
 

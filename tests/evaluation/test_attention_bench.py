@@ -130,8 +130,19 @@ def test_the_recipe_measures_every_rule_and_writes_its_figures(
     assert found["device"] == "cpu" and all(row["speedup"] > 0 for row in found["rows"])
 
 
-def test_a_head_width_that_does_not_divide_the_width_is_refused(recipe: ModuleType) -> None:
-    flags = ["--device", "cpu", "--head_width", "48"]
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *("--head_width 48", "--head_width 0", "--head_width -64", "--block_size 100"),
+        *("--json absent/figures.json", "--json ."),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_before_anything_is_measured(
+    recipe: ModuleType, flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--device", "cpu", *flags.split()]
     with pytest.raises(SystemExit) as ended:
-        run_recipe(recipe.bench_attention, recipe.BenchAttentionConfig, flags)
-    assert ended.value.code == 2
+        run_recipe(recipe.bench_attention, recipe.BenchAttentionConfig, given)
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert "allowed" in said.err

@@ -16,7 +16,9 @@ from meloformer.evaluation.gpu_parts import Child, Scale, children_of, run_figur
 from meloformer.evaluation.gpu_peaks import predicted_peak
 from meloformer.evaluation.gpu_report import (
     goals_of,
+    keep_aside,
     merged,
+    read_earlier,
     run_report,
     with_figures,
     write_report,
@@ -164,6 +166,41 @@ def test_a_part_that_is_measured_again_takes_the_place_of_what_it_was() -> None:
     mfu = {run["model_size"]: run["mfu"] for run in both["train"]}
     assert mfu == {"large": 0.1, "base": 0.46}
     assert both["attention"] == earlier["attention"] and both["warm_s"] == 12.0
+
+
+def test_a_figure_that_nobody_found_this_time_does_not_erase_the_one_that_was() -> None:
+    again = {"attention": [], "train": [], "steps": [], "children": [], "warm_s": None}
+    assert merged(found_of(), again)["warm_s"] == 12.0
+
+
+def test_figures_of_other_versions_or_of_changed_files_are_not_mixed_and_not_lost(
+    tmp_path: Path,
+) -> None:
+    facts = {"device": "H100", "commit": "1a2b3c4", "versions": "torch 2.13.0", "data": "default"}
+    path = tmp_path / "gpu-h100-1a2b3c4.json"
+    assert read_earlier(path, facts) is None and keep_aside(path) is None
+    write_report(facts | {"date": "yesterday"}, path)
+    assert read_earlier(path, facts) == facts | {"date": "yesterday"}
+    assert read_earlier(path, facts | {"versions": "torch 2.11.0"}) is None
+    dirty = facts | {"commit": "1a2b3c4+"}
+    write_report(dirty, path)
+    assert read_earlier(path, dirty) is None
+    path.write_text("half a rep")
+    assert read_earlier(path, facts) is None
+    kept = keep_aside(path)
+    assert kept is not None and kept.read_text() == "half a rep" and not path.exists()
+    path.write_text("another")
+    assert keep_aside(path) != kept and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("flags", ["--minutes 0", "--minutes nan", "--parts", "--json no/x.json"])
+def test_impossible_flags_are_refused_before_anything_is_measured(
+    recipe: ModuleType, flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(recipe.gpu_report, recipe.GpuReportConfig, flags.split())
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and flags.split()[0] in said and said.count("\n") == 1
 
 
 def test_a_stopped_run_tells_of_the_steps_that_it_did(tmp_path: Path) -> None:

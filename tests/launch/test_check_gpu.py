@@ -86,7 +86,11 @@ def test_json_is_one_object_that_holds_the_problems_too(run) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", ["--mfu 0", "--mfu 1.2", "--price_per_hour -1", "--card H900", "--pieces 0"]
+    "flags",
+    [
+        *("--mfu 0", "--mfu 1.2", "--price_per_hour -1", "--price_per_hour nan"),
+        *("--card H900", "--pieces 0"),
+    ],
 )
 def test_what_cannot_be_is_refused_in_one_line(run, flags) -> None:
     code, said, complaint = run(*flags.split())
