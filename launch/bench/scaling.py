@@ -11,6 +11,7 @@ cores: that shows that several work together, and says nothing about speed.
 """
 
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -28,8 +29,7 @@ from meloformer.evaluation.bench_tables import TABLE_WIDTH
 from meloformer.evaluation.circumstances import circumstances
 from meloformer.evaluation.scaling import (
     LinkConfig,
-    Workload,
-    card_named,
+    RankWork,
     modelled_tokens_per_second,
     predict,
     predicted_table,
@@ -42,6 +42,7 @@ from meloformer.evaluation.scaling_runs import (
     rank_counts,
 )
 from meloformer.model.device import DeviceName, choose_device
+from meloformer.training.cards import find_card
 from meloformer.training.config import ModelSize, OnOff, newest_shards
 from meloformer.training.ds_config import find_ds_config, load_ds_config
 from meloformer.training.outlook import EXPECTED_MFU
@@ -90,9 +91,9 @@ class BenchScalingConfig:
     seq_len: int = 8192
     """Tokens of a row to predict."""
     batch_size: int = 6
-    """Rows per rank and micro-step."""
+    """Rows per rank and micro-step, predicted, and measured on CUDA; a CPU measures 1."""
     gradient_accumulation_steps: int = 8
-    """Micro-steps of an optimizer step."""
+    """Micro-steps of an optimizer step, likewise; a CPU measures 2."""
     card: str = "H200"
     """GPU to predict; launch/tools/check_gpu.py lists them."""
     mfu: float = EXPECTED_MFU
@@ -107,15 +108,17 @@ class BenchScalingConfig:
     def __post_init__(self) -> None:
         check_output_file("--json", self.json)
         lowest = {"batch_size": 1, "gradient_accumulation_steps": 1, "seq_len": 16}
+        lowest |= {"max_seq_len": 16, "steps": 2}
         for name, allowed in lowest.items():
-            if getattr(self, name) < allowed:
-                raise ConfigError(f"--{name} {getattr(self, name)}: allowed: {allowed} or more")
+            value = getattr(self, name)
+            if value is not None and value < allowed:
+                raise ConfigError(f"--{name} {value}: allowed: {allowed} or more")
         for gpus in self.gpus:
             if gpus < 1:
                 raise ConfigError(f"--gpus {gpus}: allowed: 1 or more")
         if not 0 < self.mfu <= 1:
             raise ConfigError(f"--mfu {self.mfu}: allowed: above 0 up to 1")
-        if self.tokens_per_second is not None and self.tokens_per_second <= 0:
+        if self.tokens_per_second is not None and not 0 < self.tokens_per_second < math.inf:
             raise ConfigError(f"--tokens_per_second {self.tokens_per_second}: allowed: above 0")
 
 
@@ -162,16 +165,16 @@ def settle_runs(config: BenchScalingConfig, device: str) -> tuple[RunSettings, t
     return settings, counts
 
 
-def workloads(config: BenchScalingConfig, rows: BenchRows) -> list[Workload]:
+def workloads(config: BenchScalingConfig, rows: BenchRows) -> list[RankWork]:
     """The sizes to predict, each at its speed on one GPU."""
     works = []
     for size in config.sizes:
         model = sized_config(size, config.seq_len)
         speed = config.tokens_per_second or modelled_tokens_per_second(
-            model, rows, card_named(config.card), config.mfu
+            model, rows, find_card(config.card), config.mfu
         )
         works.append(
-            Workload(
+            RankWork(
                 size=size,
                 config=model,
                 tokens=config.batch_size * config.seq_len,

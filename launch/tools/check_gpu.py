@@ -30,12 +30,11 @@ from meloformer.evaluation.card_table import (
     RATING_RULE,
     as_table,
     card_rows,
-    find_card,
     formula,
 )
 from meloformer.evaluation.gpu_findings import absence, findings_table, look_at_gpus
 from meloformer.evaluation.workload import Workload
-from meloformer.training.cards import CARDS
+from meloformer.training.cards import CARDS, find_card
 from meloformer.training.config import OnOff
 from meloformer.training.outlook import EXPECTED_MFU
 

@@ -8,11 +8,10 @@ from typing import Any, Literal, get_args
 
 from rich.table import Table
 
-from meloformer.errors import ConfigError
 from meloformer.evaluation.workload import Workload
 from meloformer.model.config import Checkpointing
 from meloformer.model.memory import BatchSize
-from meloformer.training.cards import CARDS, Card, card_of
+from meloformer.training.cards import CARDS, Card, card_of, find_card
 from meloformer.training.config import TrainConfig
 from meloformer.training.ds_config import DEFAULT_DS_CONFIG, load_ds_config
 from meloformer.training.memory import Partitioning, largest_batch
@@ -117,23 +116,6 @@ def card_rows(
             )
         )
     return rows
-
-
-def find_card(name: str) -> Card:
-    """The card of a name as the table has it, or of a device name.
-
-    Raises:
-        ConfigError: there is no such card.
-    """
-    for card in CARDS:
-        if card.name.lower() == name.lower():
-            return card
-    found = card_of(name)
-    if found is None:
-        raise ConfigError(
-            f"--card {name}: unknown; allowed: {', '.join(card.name for card in CARDS)}"
-        )
-    return found
 
 
 def rating(speed: float, batch: int) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
@@ -59,7 +61,7 @@ def run_child(
             )
         finally:
             # Its data workers too, whether it has ended or not.
-            _kill_group(process)
+            _kill_all(process)
     seconds = time.monotonic() - began
     if not status:
         return Ended(seconds=seconds)
@@ -72,7 +74,14 @@ def last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if line), "it said nothing")
 
 
-def _kill_group(process: subprocess.Popen) -> None:
+def _kill_all(process: subprocess.Popen) -> None:
+    # Ranks that a launcher starts lead sessions of their own, and are in no group of ours.
+    descendants = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        descendants = psutil.Process(process.pid).children(recursive=True)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    for descendant in descendants:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            descendant.kill()
     process.wait()

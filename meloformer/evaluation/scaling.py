@@ -16,12 +16,10 @@ from meloformer.errors import ConfigError
 from meloformer.evaluation.bench_rows import BenchRows
 from meloformer.evaluation.bench_tables import mebibytes, percent, plain, rounded, table_of
 from meloformer.model.config import MuseFormerConfig
-from meloformer.model.counts import StepPairs, training_flops
-from meloformer.model.masks import rule_of
-from meloformer.training.cards import CARDS, Card
+from meloformer.training.cards import Card
 from meloformer.training.outlook import EXPECTED_MFU
 from meloformer.training.traffic import Collective, parameter_sizes, step_traffic
-from meloformer.training.work import pair_rate
+from meloformer.training.work import layout_flops
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class LinkConfig:
         if self.gpus_per_node < 1:
             raise ConfigError(f"--gpus_per_node {self.gpus_per_node}: allowed: 1 or more")
         for name in ("node_gb_s", "network_gb_s"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"--{name} {getattr(self, name)}: allowed: above 0")
 
 
@@ -106,18 +104,6 @@ def collective_seconds(part: Collective, world_size: int, links: LinkConfig) -> 
     return part.calls * min(ways) * 1e-6
 
 
-def card_named(name: str) -> Card:
-    """A known card by its name.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    for card in CARDS:
-        if card.name.lower() == name.lower():
-            return card
-    raise ConfigError(f"--card {name}: allowed: {', '.join(card.name for card in CARDS)}")
-
-
 def modelled_tokens_per_second(
     config: MuseFormerConfig, rows: BenchRows, card: Card, mfu: float = EXPECTED_MFU
 ) -> float:
@@ -129,16 +115,12 @@ def modelled_tokens_per_second(
         card: whose peak.
         mfu: share of the peak, attention and summaries counted.
     """
-    layout = rows.batch(None).layout
-    num_bars = int((layout.piece_BS >= 0).sum())
-    rate = pair_rate(layout, rule_of(config.rule))
-    pairs = StepPairs(update=rate.update * rows.num_tokens, summarize=rate.summarize * num_bars)
-    flops = training_flops(config, rows.num_tokens, num_bars, pairs)
+    flops = layout_flops(config, rows.batch(None).layout)
     return mfu * card.peak_flops * rows.num_tokens / flops
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
+class RankWork:
     """What a rank does in a step.
 
     Args:
@@ -157,7 +139,7 @@ class Workload:
 
 
 def predict(
-    work: Workload, ds_config: dict[str, Any], world_size: int, links: LinkConfig
+    work: RankWork, ds_config: dict[str, Any], world_size: int, links: LinkConfig
 ) -> dict[str, Any]:
     """Volume and time of a step's traffic in bf16, and its share of the step.
 

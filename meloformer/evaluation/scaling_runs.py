@@ -4,7 +4,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from meloformer.errors import ConfigError
 from meloformer.evaluation.bench_tables import percent, plain, rounded, table_of
+from meloformer.evaluation.child_runs import run_child
 from meloformer.training.metrics import METRICS_NAME
 
 _TIMEOUT_SECONDS = 1800
@@ -59,12 +59,15 @@ def rank_counts(num_devices: int) -> tuple[int, ...]:
     return tuple(sorted({*(count for count in doubled if count <= num_devices), num_devices}))
 
 
-def measure_ranks(settings: RunSettings, counts: Sequence[int]) -> list[dict[str, Any]]:
+def measure_ranks(
+    settings: RunSettings, counts: Sequence[int], limit_seconds: float = _TIMEOUT_SECONDS
+) -> list[dict[str, Any]]:
     """Train on each number of ranks; a row for each, with the reason where one failed.
 
     Args:
         settings: what is started; each rank has the same work, so that more are a larger step.
         counts: numbers of ranks, from the lowest. Efficiency is against the first that ran.
+        limit_seconds: after which a run is stopped.
     """
     rows: list[dict[str, Any]] = []
     for count in counts:
@@ -75,7 +78,7 @@ def measure_ranks(settings: RunSettings, counts: Sequence[int]) -> list[dict[str
             "ranks": count,
         }
         with tempfile.TemporaryDirectory() as scratch:
-            row |= _measure(settings, count, Path(scratch) / "run")
+            row |= _measure(settings, count, Path(scratch) / "run", limit_seconds)
         first = next((known for known in [*rows, row] if "tokens_per_second" in known), None)
         if first and "tokens_per_second" in row:
             per_rank = row["tokens_per_second"] / count
@@ -84,7 +87,9 @@ def measure_ranks(settings: RunSettings, counts: Sequence[int]) -> list[dict[str
     return rows
 
 
-def _measure(settings: RunSettings, count: int, output: Path) -> dict[str, Any]:
+def _measure(
+    settings: RunSettings, count: int, output: Path, limit_seconds: float
+) -> dict[str, Any]:
     flags = {
         "data": settings.data,
         "config": settings.config,
@@ -104,19 +109,20 @@ def _measure(settings: RunSettings, count: int, output: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(count), str(settings.recipe)]
     command += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    environment = dict(os.environ)
+    environment: dict[str, str] = {}
     if settings.device == "cpu":
         # Ranks that each took all cores would wait for one another.
         threads = max((os.cpu_count() or 1) // count, 1)
-        environment |= {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return {"why": f"not done after {_TIMEOUT_SECONDS} s"}
-    if done.returncode:
-        return {"why": f"exit {done.returncode}: {_reason(done.stderr)}"}
+        environment = {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}
+    # All of them end with it: ranks that outlive their launcher would hold the GPUs of the next.
+    log = output.with_suffix(".log")
+    ended = run_child(
+        command, limit_seconds=limit_seconds, log=log, cwd=Path.cwd(), environment=environment
+    )
+    if ended.reason:
+        is_stopped = ended.reason.startswith("stopped")
+        said = ended.reason if is_stopped else _reason(log.read_text(errors="replace"))
+        return {"why": said}
     lines = [json.loads(line) for line in (output / METRICS_NAME).read_text().splitlines()]
     steady = lines[len(lines) // 2 :]
     return {
@@ -126,9 +132,9 @@ def _measure(settings: RunSettings, count: int, output: Path) -> dict[str, Any]:
     }
 
 
-def _reason(stderr: str) -> str:
+def _reason(said: str) -> str:
     """What a run said of itself, or else its last exception."""
-    lines = [line.strip() for line in stderr.splitlines()]
+    lines = [line.strip() for line in said.splitlines()]
     refused = [line for line in lines if line.startswith("error: ")]
     # The launcher adds an exception of its own, which says nothing of the run.
     raised = [line for line in lines if _EXCEPTION.match(line) and "ChildFailed" not in line]

@@ -13,12 +13,11 @@ from meloformer.batches.collate import collate_rows
 from meloformer.errors import ConfigError
 from meloformer.midi import grid
 from meloformer.model.config import SIZES, MuseFormerConfig
-from meloformer.model.counts import StepPairs, training_flops
-from meloformer.model.masks import Rule, rule_of
+from meloformer.model.masks import Rule
 from meloformer.model.rules import load_rule
 from meloformer.tokens.vocabulary import BOS, VOCAB_SIZE, Kind, token_id
 from meloformer.training.config import ModelSize, TrainConfig
-from meloformer.training.work import pair_rate
+from meloformer.training.work import layout_flops
 
 _NUM_TRACKS, _NOTES_OF_A_TRACK = 3, 10
 _TOKENS_PER_BAR = 1 + _NUM_TRACKS * (1 + 2 * _NOTES_OF_A_TRACK)
@@ -75,13 +74,7 @@ class Workload:
     def flops_per_token(self) -> float:
         """Operations of forward and backward per token, unmasked pairs and summaries included."""
         layout = typical_batch(self.max_seq_len, self.tokens_per_piece).layout
-        num_summaries = int((layout.piece_BS >= 0).sum())
-        rate = pair_rate(layout, rule_of(self.model.rule))
-        pairs = StepPairs(
-            update=rate.update * self.max_seq_len, summarize=rate.summarize * num_summaries
-        )
-        flops = training_flops(self.model, self.max_seq_len, num_summaries, pairs)
-        return flops / self.max_seq_len
+        return layout_flops(self.model, layout) / self.max_seq_len
 
     def hours(self, tokens_per_second: float) -> float:
         """Time of the run at a steady speed."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from meloformer.errors import ConfigError
+
 # A share of a card, or a lesser chip of the same number: its sheet is another one.
 _ANOTHER_CHIP = re.compile(r"mig|laptop|mobile|d|3e|\d+[abcq]")
 
@@ -148,6 +150,23 @@ def card_of(device_name: str) -> Card | None:
         return None
     known = [card for card in CARDS if card.words <= words]
     return max(known, key=lambda card: len(card.words), default=None)
+
+
+def find_card(name: str) -> Card:
+    """The card of a name as the table has it, or of a device name.
+
+    Raises:
+        ConfigError: there is no such card.
+    """
+    for card in CARDS:
+        if card.name.lower() == name.lower():
+            return card
+    found = card_of(name)
+    if found is None:
+        raise ConfigError(
+            f"--card {name}: unknown; allowed: {', '.join(card.name for card in CARDS)}"
+        )
+    return found
 
 
 def peak_flops(device: torch.device) -> float | None:

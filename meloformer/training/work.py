@@ -11,7 +11,14 @@ from meloformer.batches.batch import Batch
 from meloformer.model.attention import labels_of
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.counts import StepPairs, training_flops
-from meloformer.model.masks import Label, Layout, Rule, summary_reads, token_reads
+from meloformer.model.masks import (
+    Label,
+    Layout,
+    Rule,
+    rule_of,
+    summary_reads,
+    token_reads,
+)
 from meloformer.training.step import StepCounts
 
 SAMPLED_QUERIES = 128
@@ -86,6 +93,19 @@ class PairRates:
             tokens += num_tokens
             summaries += num_summaries
         return PairRate(update=update / max(tokens, 1), summarize=summarize / max(summaries, 1))
+
+
+def layout_flops(config: MuseFormerConfig, layout: Layout) -> float:
+    """Operations of some rows, forward and backward, padding and masked pairs out.
+
+    Args:
+        config: the model.
+        layout: labels of the rows, on the CPU.
+    """
+    tokens, summaries = (int((x >= 0).sum()) for x in (layout.piece_BT, layout.piece_BS))
+    rate = pair_rate(layout, rule_of(config.rule))
+    pairs = StepPairs(update=rate.update * tokens, summarize=rate.summarize * summaries)
+    return training_flops(config, tokens, summaries, pairs)
 
 
 def step_flops(config: MuseFormerConfig, counts: StepCounts, rate: PairRate) -> float:

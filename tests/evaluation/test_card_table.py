@@ -7,14 +7,13 @@ from meloformer.errors import ConfigError
 from meloformer.evaluation.card_table import (
     CardRow,
     card_rows,
-    find_card,
     formula,
     rating,
     rows_that_fit,
 )
 from meloformer.evaluation.workload import Workload
 from meloformer.model.memory import BatchSize
-from meloformer.training.cards import CARDS
+from meloformer.training.cards import CARDS, find_card
 from meloformer.training.memory import Partitioning, forecast
 
 WORKLOAD = Workload(max_seq_len=1024)

@@ -8,17 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
 from meloformer.evaluation.bench_models import sized_config
 from meloformer.evaluation.scaling import (
     LinkConfig,
-    Workload,
-    card_named,
+    RankWork,
     collective_seconds,
     predict,
 )
-from meloformer.evaluation.scaling_runs import check_counts, rank_counts
+from meloformer.evaluation.scaling_runs import (
+    RunSettings,
+    check_counts,
+    measure_ranks,
+    rank_counts,
+)
 from meloformer.training.traffic import Collective
+from tests.launch.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = str(ROOT / "launch/bench/scaling.py")
@@ -33,8 +39,8 @@ def zero(stage: int) -> dict:
     return json.loads((ROOT / f"ds_configs/zero{stage}.json").read_text())
 
 
-def work(accumulation: int = 8) -> Workload:
-    return Workload(
+def work(accumulation: int = 8) -> RankWork:
+    return RankWork(
         size="base",
         config=sized_config("base", 8192),
         tokens=6 * 8192,
@@ -95,10 +101,53 @@ def test_ranks_double_up_to_all_and_more_than_there_are_gpus_is_refused() -> Non
     check_counts((1, 4), 0, "cpu")
 
 
-def test_an_unknown_card_is_refused_with_those_that_are_known() -> None:
-    assert card_named("h200").name == "H200"
-    with pytest.raises(ConfigError, match=r"--card H900: allowed: .*H100"):
-        card_named("H900")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *("--node_gb_s nan", "--network_gb_s inf", "--steps 0", "--max_seq_len 0"),
+        *("--tokens_per_second nan", "--json absent/s.json", "--card H900"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_measured(
+    flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe("bench/scaling.py")
+    given = ["--measure", "off", "--sizes", "tiny", "--seq_len", "256", *flags.split()]
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(recipe.bench_scaling, recipe.BenchScalingConfig, given)
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert "allowed" in said.err
+
+
+@pytest.mark.slow  # two ranks have to load torch before they can be stopped
+@pytest.mark.distributed
+def test_ranks_that_are_stopped_leave_nothing_running(tmp_path: Path) -> None:
+    recipe = tmp_path / "sleeps.py"
+    recipe.write_text(
+        "import os, pathlib, time\n"
+        f"pid = pathlib.Path({str(tmp_path)!r}, 'pid' + os.environ['RANK'])\n"
+        "pid.write_text(str(os.getpid()))\n"
+        "time.sleep(600)\n"
+    )
+    settings = RunSettings(
+        recipe=recipe,
+        data="",
+        size="tiny",
+        max_seq_len=128,
+        batch_size=1,
+        accumulation=1,
+        config=ROOT / "ds_configs/zero2.json",
+        device="cpu",
+        num_steps=2,
+    )
+    (row,) = measure_ranks(settings, (2,), limit_seconds=20)
+    assert row["why"] == "stopped after 20 s" and "tokens_per_second" not in row
+    pids = [path.read_text() for path in tmp_path.glob("pid*")]
+    assert len(pids) == 2
+    for pid in pids:
+        status = Path("/proc") / pid / "status"
+        assert not status.exists() or "zombie" in status.read_text()
 
 
 @pytest.mark.slow
