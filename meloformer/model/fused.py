@@ -7,6 +7,7 @@ rows alone, never on their lengths.
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from meloformer.model.rotary import rotate
 # Queries and keys, which lie differently in memory, and the feed-forward network.
 GRAPHS_PER_ROWS = 3
 BACKEND = "inductor"
+# On a GPU, torch 2.10 and later decide by the length of the rows whether the two sums of a norm's
+# backward share a kernel, and compile anew on the other side: the summaries of the first layer.
+_OPTIONS: dict[str, Any] = {"triton.mix_order_reduction": False}
 
 
 def norm_rotate(x_BHNK: Tensor, weight_K: Tensor, eps: float | None, angles: Tensor) -> Tensor:
@@ -57,4 +61,5 @@ def _set_symbol(tensor: Tensor, dimension: int) -> None:
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     # Built at the first call: it loads the compiler. A length that it wants to compile in is an
     # error there, not one graph more per length.
-    return torch.compile(function, dynamic=False, fullgraph=True, backend=BACKEND)
+    options = _OPTIONS if BACKEND == "inductor" else None
+    return torch.compile(function, dynamic=False, fullgraph=True, backend=BACKEND, options=options)

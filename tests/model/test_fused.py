@@ -1,6 +1,7 @@
 """The pointwise parts of a layer, compiled: graphs by number of rows, values as uncompiled."""
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch._dynamo
 from meloformer.model import fused
 from meloformer.model.attention import build_plan
 from meloformer.model.masks import rule_of
-from meloformer.model.museformer import MuseFormer
+from meloformer.model.museformer import Layer, MuseFormer
 from tests.layouts import as_torch, random_layout, tiny_config
 
 RULE = rule_of("halves")
@@ -82,3 +83,52 @@ def test_compiled_and_plain_give_the_same_logits_and_gradients(
             largest = one.grad.abs().max()
             assert (other.grad - one.grad).abs().max() <= tolerance * largest + 1e-7, name
     assert num_graphs() == fused.GRAPHS_PER_ROWS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["inductor"], indirect=True)
+def test_what_a_gpu_chooses_by_length_adds_no_graph(
+    compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler takes this device for a GPU as long as it weighs a merger, then makes none."""
+    import torch._inductor.scheduler as scheduler
+    from torch._inductor.utils import sympy_product
+
+    merger = scheduler.MixOrderReduction
+    can_fuse, sizes_of = merger.can_fuse, merger.get_numel_rnumel
+    weighed = []
+
+    def only_weighed(one: Any, other: Any) -> bool:
+        weighed.append(can_fuse(one, other))
+        return False
+
+    # A CPU's groups list the loops that a GPU's multiply.
+    monkeypatch.setattr(
+        merger, "get_numel_rnumel", lambda node: tuple(map(sympy_product, sizes_of(node)))
+    )
+    monkeypatch.setattr(merger, "can_fuse", only_weighed)
+    monkeypatch.setattr(scheduler, "_is_gpu_triton_backend", lambda *nodes: True)
+    heads, width = 8, 64
+    weight = torch.ones(width, requires_grad=True)
+    # Sums over 8 x 64 x N numbers: on both sides of 5 x 2**20.
+    with torch._inductor.config.patch(force_disable_caches=True):
+        for length in (16384, 1024):
+            x = torch.zeros(1, length, heads, width, requires_grad=True)
+            angles = torch.zeros(1, 1, length, width // 2)
+            fused.norm_rotate(x.transpose(1, 2), weight, None, angles).sum().backward()
+    assert weighed
+    assert num_graphs() == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiler of a GPU")
+@pytest.mark.parametrize("compiler", ["inductor"], indirect=True)
+def test_no_length_adds_a_graph_on_a_gpu(compiler: None) -> None:
+    museformer = model(fuse=True, dtype=torch.bfloat16).cuda()
+    layer = cast(Layer, museformer.layers[0])
+    for length in (262144, 8192, 512, 128):
+        x = torch.randn(1, length, 32, device="cuda", dtype=torch.bfloat16)
+        angles = torch.zeros(1, 1, length, layer.head_width // 2, device="cuda")
+        out = layer.queries(x, angles).sum() + layer.keys_values(x, angles)[0].sum()
+        (out + layer.add_ffn(x).sum()).backward()
+        assert num_graphs() == fused.GRAPHS_PER_ROWS, length
