@@ -1,5 +1,6 @@
 """Learning curves of attention rules, laid beside each other at equal steps and equal seconds."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -169,9 +170,12 @@ class Comparison:
             default: name of the rule that models take.
             references: candidates that are no rules and cannot win.
         """
-        rows = [row for row in self.standings() if row.name not in references]
+        standings = self.standings()
+        rows = [row for row in standings if row.name not in references]
         best = rows[0]
         line = f"at equal seconds {best.name} wins: {best.at_equal_seconds} nats per note"
+        ahead = itertools.takewhile(lambda row: row is not best, standings)
+        line += "".join(f"; {row.name}, no rule, is ahead: {row.at_equal_seconds}" for row in ahead)
         behind = {row.name: row for row in rows}.get(default)
         if best.name == default:
             second = f"; next is {rows[1].name} with {rows[1].at_equal_seconds}" if rows[1:] else ""

@@ -61,7 +61,10 @@ def test_the_verdict_names_the_winner_and_how_sure_it_is() -> None:
     assert "(less than twice the spread" in close.verdict("worse")
     assert "halves, was not among them" in both.verdict("halves")
     # What is no rule cannot become the default.
-    assert both.verdict("worse", references=["better"]).startswith("at equal seconds worse wins")
+    with_reference = both.verdict("worse", references=["better"])
+    assert with_reference.startswith("at equal seconds worse wins")
+    assert "; better, no rule, is ahead" in with_reference
+    assert "ahead" not in both.verdict("better", references=["worse"])
     alone = Comparison(curves={"a": better[:1], "b": worse[:1]}, targets=(200,))
     assert "b, is 0.500 behind (one seed: no spread)" in alone.verdict("b")
 
