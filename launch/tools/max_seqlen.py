@@ -11,12 +11,14 @@ attention is dense, which needs memory that grows with the square of the length.
 """
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass
 
 import torch
 from rich.console import Console
 
+from meloformer.batches.plan import PlanConfig
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
 from meloformer.evaluation.longest_row import LongestRow, LongestRowConfig, find_longest_row
@@ -37,6 +39,11 @@ class MaxSeqlenConfig(LongestRowConfig):
     json: bool = False
     """Print one JSON object."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
+            raise ConfigError(f"--memory_gib {self.memory_gib:g}: allowed: above 0")
+
 
 def max_seqlen(config: MaxSeqlenConfig) -> None:
     device = choose_device(config.device)
@@ -45,9 +52,12 @@ def max_seqlen(config: MaxSeqlenConfig) -> None:
             "--memory_gib was not given and there is no CUDA device; allowed: GiB of a card, such "
             "as 80 (formula alone), or a limit to try under with --try_here"
         )
+    if config.try_here and device not in ("cuda", "cpu"):
+        raise ConfigError(f"--try_here: found --device {device}; allowed: cuda, cpu")
     limit = int((config.memory_gib or 0) * BYTES_PER_GIB)
     if device == "cuda":
-        limit = limit or int(torch.cuda.mem_get_info()[1])
+        # Not mem_get_info: that would open a context here, which takes memory from the tries.
+        limit = limit or torch.cuda.get_device_properties(0).total_memory
     found = find_longest_row(config, device, limit, is_tried=device == "cuda" or config.try_here)
     if config.json:
         sys.stdout.write(json.dumps(asdict(found)) + "\n")
@@ -57,13 +67,18 @@ def max_seqlen(config: MaxSeqlenConfig) -> None:
 
 def describe(config: MaxSeqlenConfig, found: LongestRow) -> str:
     words = (
-        f"{config.model_size}, {config.attention}, {config.rows} rows, checkpointing "
-        f"{config.checkpointing}, {found.limit_bytes / BYTES_PER_GIB:.1f} GiB: predicted "
+        f"{config.model_size}, {config.attention}, rows at a time {config.rows}, checkpointing "
+        f"{config.checkpointing}, {found.limit_bytes / BYTES_PER_GIB:.2f} GiB: predicted "
         f"{found.predicted_tokens:,} tokens (modelled, {found.modelled_for})"
     )
     if found.measured_tokens is None:
         return words + "; nothing was tried"
-    words += f"; measured {found.measured_tokens:,} tokens in {found.num_tries} tries"
+    if not found.measured_tokens:
+        return words + "; measured: not even the shortest row fits"
+    words += f"; measured {found.measured_tokens:,} tokens"
+    if found.measured_tokens + PlanConfig().bucket_multiple > config.most_tokens:
+        words += " or more (--most_tokens)"
+    words += f", tries {found.num_tries}"
     if found.peak_bytes:
         predicted, measured = (
             found.predicted_bytes / BYTES_PER_GIB,

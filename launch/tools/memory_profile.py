@@ -6,8 +6,9 @@
     python launch/tools/memory_profile.py --measure off              # formula alone
 
 Predicted is the peak that torch.cuda.max_memory_allocated should show on one rank under bf16, by
-formula (modelled); measured are real steps of one rank on the GPU in hand. A card fits a batch
-whose predicted peak is below --memory_headroom of its memory.
+formula (modelled); measured are real steps of one rank on the GPU in hand, under --stage, and none
+where --ranks asks for several. A card fits a batch whose predicted peak is below --memory_headroom
+of its memory.
 """
 
 import json
@@ -22,6 +23,7 @@ from meloformer.command_line import run_recipe
 from meloformer.evaluation.memory_table import MemoryRow, MemoryTableConfig, memory_rows
 from meloformer.training.cards import CARDS
 from meloformer.training.config import OnOff
+from meloformer.training.memory import MAX_ROWS
 from meloformer.training.metrics import BYTES_PER_GIB
 
 # Of a table in a file or a pipe, where nobody's terminal says how wide it may be.
@@ -39,8 +41,8 @@ class MemoryProfileConfig(MemoryTableConfig):
 
 
 def memory_profile(config: MemoryProfileConfig) -> None:
-    is_measured = config.measure == "on" and torch.cuda.is_available()
-    rows = memory_rows(config, is_measured=is_measured and config.ranks == 1)
+    is_measured = config.measure == "on" and torch.cuda.is_available() and config.ranks == 1
+    rows = memory_rows(config, is_measured=is_measured)
     if config.json:
         sys.stdout.write(json.dumps({"rows": [row.to_json() for row in rows]}, indent=2) + "\n")
         return
@@ -54,7 +56,8 @@ def as_table(config: MemoryProfileConfig, rows: list[MemoryRow]) -> Table:
     table = Table(
         title=f"GiB on a rank: rule {config.attention}, checkpointing {config.checkpointing}, "
         f"attention in {config.attention_precision}, ZeRO-{config.stage} over {config.ranks}",
-        caption="most rows on cards of so many GiB; 0 where not even one fits",
+        caption=f"columns of GiB: most rows that fit {config.memory_headroom:.0%} of cards of so "
+        f"much memory (modelled, {MAX_ROWS}+: not looked further); 0 where not even one does",
         caption_justify="left",
         title_justify="left",
     )
@@ -64,11 +67,21 @@ def as_table(config: MemoryProfileConfig, rows: list[MemoryRow]) -> Table:
     for memory_gib in sorted(card_of_size):
         table.add_column(f"{memory_gib:g}", justify="right")
     for row in rows:
-        sizes = (row.states, row.activations, row.predicted, row.measured)
-        gib = ["" if size is None else f"{size / BYTES_PER_GIB:.2f}" for size in sizes]
-        most = [str(row.largest_batch[card_of_size[key]]) for key in sorted(card_of_size)]
+        gib = [
+            f"{size / BYTES_PER_GIB:.2f}" for size in (row.states, row.activations, row.predicted)
+        ]
+        gib.append(measured_words(row))
+        batches = [row.largest_batch[card_of_size[key]] for key in sorted(card_of_size)]
+        most = [f"{rows}+" if rows == MAX_ROWS else str(rows) for rows in batches]
         table.add_row(row.model_size, f"{row.tokens:,}", str(row.rows), *gib, *most)
     return table
+
+
+def measured_words(row: MemoryRow) -> str:
+    """The measured peak for people."""
+    if row.measured is None:
+        return "-"
+    return f"{row.measured / BYTES_PER_GIB:.2f}" if row.measured else "does not fit"
 
 
 if __name__ == "__main__":

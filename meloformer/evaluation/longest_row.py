@@ -29,9 +29,9 @@ class LongestRowConfig:
     """Longest row to try."""
 
     def __post_init__(self) -> None:
-        for name in ("rows", "most_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)}: allowed: 1 or more")
+        for name, allowed in (("rows", 1), ("most_tokens", PlanConfig().bucket_multiple)):
+            if getattr(self, name) < allowed:
+                raise ConfigError(f"--{name} {getattr(self, name)}: allowed: {allowed} or more")
 
 
 @dataclass(frozen=True, kw_only=True)

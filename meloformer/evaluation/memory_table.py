@@ -1,7 +1,7 @@
 """Predicted and measured memory of sizes, lengths and batches, and the cards that hold them."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from meloformer.errors import ConfigError
 from meloformer.evaluation.memory_trial import Trial, model_of, run_trial
@@ -37,9 +37,13 @@ class MemoryTableConfig:
     """Share of a card's memory that may be used."""
 
     def __post_init__(self) -> None:
-        for name in ("lengths", "batches"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)}: allowed: 1 or more, each")
+        if not self.sizes:
+            raise ConfigError(f"--sizes: found none; allowed: {', '.join(get_args(ModelSize))}")
+        for name, allowed in (("lengths", 16), ("batches", 1)):
+            found = getattr(self, name)
+            if not found or min(found) < allowed:
+                given = " ".join(map(str, found)) or "without a number"
+                raise ConfigError(f"--{name} {given}: allowed: {allowed} or more, each")
         if self.ranks < 1:
             raise ConfigError(f"--ranks {self.ranks}: allowed: 1 or more")
         if not 0 < self.memory_headroom <= 1:
@@ -116,6 +120,7 @@ def _row(
                 rows=rows,
                 tokens=tokens,
                 device="cuda",
+                stage=config.stage,
             )
         ).peak_bytes
     share = config.memory_headroom * BYTES_PER_GIB

@@ -1,11 +1,14 @@
 """Trying what a batch takes: real steps in a process of its own, which may run out of memory."""
 
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import psutil
 import torch
@@ -13,6 +16,7 @@ from torch import nn
 
 from meloformer.batches.phases import BatchShape
 from meloformer.errors import ConfigError
+from meloformer.evaluation.peak_memory import peak_bytes
 from meloformer.model.attention import build_plan
 from meloformer.model.config import Checkpointing, MuseFormerConfig, Precision
 from meloformer.model.masks import num_summaries, rule_of
@@ -48,6 +52,7 @@ class Trial:
         tokens: of a row.
         device: "cuda" or "cpu".
         limit_bytes: of a CPU process, on top of what it takes before there is a model; 0 for none.
+        stage: of ZeRO, on the one rank that tries.
     """
 
     model_size: ModelSize
@@ -58,6 +63,7 @@ class Trial:
     tokens: int
     device: str
     limit_bytes: int = 0
+    stage: Literal[1, 2, 3] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +87,26 @@ def run_trial(trial: Trial) -> Outcome:
         ConfigError: the process failed otherwise than by running out of memory.
     """
     command = [sys.executable, "-m", __name__, json.dumps(asdict(trial))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # Each arena of malloc reserves 64 MiB, filled or not, which a limit would count.
+    arenas = {"MALLOC_ARENA_MAX": "1"} if trial.limit_bytes else {}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **arenas})
     lines = done.stdout.splitlines()
-    # Where the kernel ends it there is no last line.
     if done.returncode == 0 and lines:
         return Outcome(**json.loads(lines[-1]))
-    if done.returncode < 0:
+    if _ended_for_memory(done.returncode, trial):
         return Outcome(fits=False, peak_bytes=0)
     said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
     raise ConfigError(
         f"--device {trial.device}: a trial of {trial.rows} x {trial.tokens} tokens ended with "
         f"status {done.returncode} and said: {said}; allowed: a machine that trains"
     )
+
+
+def _ended_for_memory(status: int, trial: Trial) -> bool:
+    """Whether the end of a process means that it ran out of memory; any other is a fault."""
+    # Where the system has no memory left it kills; libraries that get none under a limit abort.
+    signals = {signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS}
+    return -status in (signals if trial.limit_bytes else {signal.SIGKILL})
 
 
 def longest_that_fits(fits: Callable[[int], bool], step: int, guess: int, most: int) -> int:
@@ -138,8 +152,8 @@ def train_once(trial: Trial) -> Outcome:
         gradient_clipping=1.0,
         device=device.type,
     )
-    settings = load_ds_config(DEFAULT_DS_CONFIG)
-    ds_config = resolve_ds_config(settings, run, source=str(DEFAULT_DS_CONFIG))
+    source = DEFAULT_DS_CONFIG.with_name(f"zero{trial.stage}.json")
+    ds_config = resolve_ds_config(load_ds_config(source), run, source=str(source))
     model = model_of(trial.model_size, trial.attention, trial.tokens)
     precision = choose_precision(
         trial.attention_precision, device, head_width=model.head_width
@@ -175,9 +189,7 @@ def train_once(trial: Trial) -> Outcome:
         return Outcome(fits=False, peak_bytes=0)
     if device.type == "cuda":
         return Outcome(fits=True, peak_bytes=torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return Outcome(fits=True, peak_bytes=peak - before.rss)
+    return Outcome(fits=True, peak_bytes=peak_bytes() - before.rss)
 
 
 if __name__ == "__main__":

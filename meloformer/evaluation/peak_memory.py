@@ -18,4 +18,4 @@ def peak_bytes() -> int:
     for line in lines:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise ConfigError(f"--simulate: found no VmHWM in {_STATUS}; allowed: Linux")
+    raise ConfigError(f"peak memory: found no VmHWM in {_STATUS}; allowed: Linux")

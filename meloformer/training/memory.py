@@ -24,7 +24,7 @@ from meloformer.training.metrics import BYTES_PER_GIB
 # Elements of DeepSpeed's buffer for gradients on their way, where ds_configs say nothing.
 BUCKET_ELEMENTS = 500_000_000
 _FP32, _BF16 = 4, 2
-_MAX_ROWS, _MAX_LENGTHS = 1 << 12, 1 << 14
+MAX_ROWS, _MAX_LENGTHS = 1 << 12, 1 << 14
 _EXTENT = ("rows", "tokens", "summaries")
 
 
@@ -170,7 +170,7 @@ def forecast(
 def largest_batch(
     model: MuseFormerConfig, size: BatchSize, partitioning: Partitioning, memory_bytes: float
 ) -> int:
-    """Most rows of a micro-batch that fit on CUDA by formula; 0 where not even one does.
+    """Most rows of a micro-batch that fit on CUDA by formula, up to MAX_ROWS; 0 where none do.
 
     Args:
         model: its settings.
@@ -180,7 +180,7 @@ def largest_batch(
     """
     return _last_that_fits(
         lambda rows: forecast(model, replace(size, rows=rows), partitioning).peak <= memory_bytes,
-        _MAX_ROWS,
+        MAX_ROWS,
     )
 
 

@@ -1,6 +1,8 @@
 import importlib.util
 import json
+import signal
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -8,7 +10,9 @@ import pytest
 import torch
 
 from meloformer.command_line import run_recipe
-from meloformer.evaluation.memory_trial import longest_that_fits
+from meloformer.errors import ConfigError
+from meloformer.evaluation.memory_table import MemoryRow
+from meloformer.evaluation.memory_trial import Trial, longest_that_fits, run_trial
 from meloformer.training.cards import CARDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,9 +63,15 @@ def test_a_profile_has_a_line_for_every_size_length_and_batch_and_says_what_is_m
     ("tool", "flags", "found"),
     [
         ("memory_profile", "--lengths 0", "--lengths"),
+        ("memory_profile", "--lengths 512 8", "--lengths 512 8: allowed: 16"),
+        ("memory_profile", "--sizes", "--sizes: found none"),
         ("memory_profile", "--ranks 0", "--ranks 0"),
         ("max_seqlen", "--device cpu", "--memory_gib was not given"),
         ("max_seqlen", "--rows 0", "--rows 0"),
+        ("max_seqlen", "--device cpu --memory_gib nan", "--memory_gib nan"),
+        ("max_seqlen", "--device cpu --memory_gib inf", "--memory_gib inf"),
+        ("max_seqlen", "--device cpu --memory_gib 0", "--memory_gib 0"),
+        ("max_seqlen", "--device cpu --memory_gib 8 --most_tokens 100", "--most_tokens 100"),
     ],
 )
 def test_impossible_flags_are_refused_in_one_line(run, tool: str, flags: str, found: str) -> None:
@@ -89,11 +99,77 @@ def test_bisection_finds_the_edge_from_any_guess(longest: int, guess: int) -> No
 
 @pytest.mark.slow  # every try starts a process that loads the whole engine
 def test_trying_under_a_limit_finds_about_the_length_that_the_formula_predicts(run) -> None:
-    limit = ("--device", "cpu", "--model_size", "tiny", "--memory_gib", "1", "--try_here")
-    code, said, _ = run("max_seqlen", *limit, "--most_tokens", "8192", "--json")
+    limit = ("--device", "cpu", "--model_size", "tiny", "--memory_gib", "0.4", "--try_here")
+    code, said, _ = run("max_seqlen", *limit, "--most_tokens", "4096", "--json")
     found = json.loads(said)
     assert code == 0 and found["num_tries"] > 1
-    assert 0.5 < found["measured_tokens"] / found["predicted_tokens"] < 2
+    assert 0.5 <= found["measured_tokens"] / found["predicted_tokens"] <= 2
+    assert found["predicted_bytes"] == pytest.approx(found["peak_bytes"], rel=0.35)
+    assert found["peak_bytes"] < found["limit_bytes"]
+
+
+def trial(limit_bytes: int, stage: int = 2) -> Trial:
+    return Trial(
+        model_size="tiny",
+        attention="halves",
+        attention_precision="bf16",
+        checkpointing="none",
+        rows=1,
+        tokens=512,
+        device="cpu",
+        limit_bytes=limit_bytes,
+        stage=stage,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "limit_bytes", "is_for_memory"),
+    [
+        (signal.SIGKILL, 0, True),
+        (signal.SIGABRT, 1 << 28, True),
+        (signal.SIGSEGV, 0, False),
+        (signal.SIGABRT, 0, False),
+    ],
+)
+def test_a_crash_is_no_lack_of_memory(
+    ended_by: signal.Signals, limit_bytes: int, is_for_memory: bool, monkeypatch
+) -> None:
+    ends = f"#!/bin/sh\nkill -{int(ended_by)} $$\n"
+    with tempfile.TemporaryDirectory() as folder:
+        python = Path(folder) / "python"
+        python.write_text(ends)
+        python.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+        if is_for_memory:
+            assert not run_trial(trial(limit_bytes)).fits
+        else:
+            with pytest.raises(ConfigError, match=f"status -{int(ended_by)}"):
+                run_trial(trial(limit_bytes))
+
+
+def row_of(measured: int | None) -> MemoryRow:
+    return MemoryRow(
+        model_size="tiny",
+        tokens=512,
+        rows=1,
+        states=1,
+        activations=1,
+        predicted=2,
+        measured=measured,
+        largest_batch={},
+    )
+
+
+def test_what_did_not_fit_is_no_peak_of_zero() -> None:
+    words = load("memory_profile").measured_words
+    found = [words(row_of(measured)) for measured in (None, 0, 1 << 30)]
+    assert found == ["-", "does not fit", "1.00"]
+
+
+@pytest.mark.slow  # processes that load the whole engine
+@pytest.mark.parametrize("stage", [1, 3])
+def test_every_stage_can_be_tried(stage: int) -> None:
+    assert run_trial(trial(0, stage)).fits
 
 
 @pytest.mark.gpu
