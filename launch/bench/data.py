@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from meloformer.command_line import run_recipe
+from meloformer.command_line import check_output_file, run_recipe
 from meloformer.errors import ConfigError, MidiError
 from meloformer.evaluation.peak_memory import peak_bytes
 from meloformer.shards.build import build_shards

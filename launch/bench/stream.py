@@ -37,7 +37,7 @@ from meloformer.batches.share import micro_batches, step_facts
 from meloformer.batches.simulated import SimulatedSplit
 from meloformer.batches.stream import TrainStream
 from meloformer.batches.windows import Windows
-from meloformer.command_line import run_recipe
+from meloformer.command_line import check_output_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.evaluation.peak_memory import peak_bytes
 from meloformer.model.masks import rule_of

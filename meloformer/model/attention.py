@@ -7,7 +7,7 @@ the rule as a mask function.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -150,10 +150,14 @@ def update(q_BHTK: Tensor, k_BGNK: Tensor, v_BGNK: Tensor, plan: AttentionPlan) 
             outputs.append(_attend(q, k, v, call.mask, plan.precision))
             continue
         num_slots = k.shape[2] - q.shape[2]
-        q = _take(q, call.order_BT)
-        k = torch.cat([k[:, :, :num_slots], _take(k[:, :, num_slots:], call.order_BT)], dim=2)
-        v = torch.cat([v[:, :, :num_slots], _take(v[:, :, num_slots:], call.order_BT)], dim=2)
-        outputs.append(_take(_attend(q, k, v, call.mask, plan.precision), call.inverse_BT))
+        order = call.order_BT, call.inverse_BT
+        q = _Reorder.apply(q, *order)
+        k, v = (
+            torch.cat([x[:, :, :num_slots], _Reorder.apply(x[:, :, num_slots:], *order)], dim=2)
+            for x in (k, v)
+        )
+        read = _attend(q, k, v, call.mask, plan.precision)
+        outputs.append(_Reorder.apply(read, *reversed(order)))
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
@@ -175,7 +179,25 @@ def _attend(
     ).to(dtype)
 
 
-def _take(x_BHTK: Tensor, order_BT: Tensor) -> Tensor:
+class _Reorder(torch.autograd.Function):
+    """Tokens in another order, (B, H, T, K).
+
+    `gather` alone would keep its input for the backward pass, and add up gradients one by one
+    where each has a place of its own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BHTK: Tensor, order_BT: Tensor, inverse_BT: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse_BT)
+        return _gather(x_BHTK, order_BT)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BHTK: Tensor) -> tuple[Tensor, None, None]:
+        (inverse_BT,) = ctx.saved_tensors
+        return _gather(gradient_BHTK, inverse_BT), None, None
+
+
+def _gather(x_BHTK: Tensor, order_BT: Tensor) -> Tensor:
     index = order_BT[:, None, :, None].expand(-1, x_BHTK.shape[1], -1, x_BHTK.shape[3])
     return torch.gather(x_BHTK, 2, index)
 

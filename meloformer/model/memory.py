@@ -153,15 +153,12 @@ def _kept_by_attention(
         kept["keys and values"] += 2 * a * keys * kv_width
         kept["attention results"] += (a + e) * slots * D + _FP32 * slots * H
     rule = masks.rule_of(config.rule)
-    # Heads stored in another order: a copy beside the original, which `gather` keeps too.
     reordered = sum(group.share for group in rule if group.order == "instrument") / sum(
         group.share for group in rule
     )
-    if a == e:
-        into_kernel = e * (1 + reordered)
-    else:
-        into_kernel = a + (e if reordered else 0)
-        kept["attention results"] += round(e * tokens * D * reordered)
+    # Heads stored in another order are copies; those that are not keep the original, which is one
+    # piece of memory for all heads.
+    into_kernel = a if a != e else e * (reordered + (reordered < 1))
     kept["queries"] += round(tokens * D * into_kernel)
     kept["attention results"] += (a + e) * tokens * D + _FP32 * tokens * H
     if slots or a != e:
