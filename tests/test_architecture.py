@@ -31,6 +31,17 @@ ALLOWED = {
         "bridge",
         "generation",
     },
+    "benchmarks": {
+        "midi",
+        "tokens",
+        "shards",
+        "batches",
+        "model",
+        "training",
+        "bridge",
+        "generation",
+        "evaluation",
+    },
     "demo": {"midi", "tokens", "model", "bridge", "generation", "evaluation"},
 }
 # batches reads the rules to build block plans, and nothing else of the model.

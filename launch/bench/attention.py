@@ -20,9 +20,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from meloformer.command_line import check_output_file, run_recipe
-from meloformer.errors import ConfigError
-from meloformer.evaluation.attention_bench import (
+from meloformer.benchmarks.attention_bench import (
     FORMULA,
     Bench,
     Level,
@@ -31,10 +29,12 @@ from meloformer.evaluation.attention_bench import (
     in_order,
     measure,
 )
-from meloformer.evaluation.bench_models import sized_config
-from meloformer.evaluation.bench_rows import RowKind, find_rows
-from meloformer.evaluation.bench_tables import TABLE_WIDTH
-from meloformer.evaluation.circumstances import circumstances
+from meloformer.benchmarks.bench_models import sized_config
+from meloformer.benchmarks.bench_rows import RowKind, find_rows
+from meloformer.benchmarks.bench_tables import TABLE_WIDTH
+from meloformer.benchmarks.circumstances import circumstances
+from meloformer.command_line import check_output_file, run_recipe
+from meloformer.errors import ConfigError
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.masks import Order, rule_of
 from meloformer.model.rules import load_rule

@@ -21,26 +21,26 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from meloformer.command_line import check_output_file, run_recipe
-from meloformer.errors import ConfigError
-from meloformer.evaluation.bench_models import sized_config
-from meloformer.evaluation.bench_rows import BenchRows, find_rows
-from meloformer.evaluation.bench_tables import TABLE_WIDTH
-from meloformer.evaluation.circumstances import circumstances
-from meloformer.evaluation.scaling import (
+from meloformer.benchmarks.bench_models import sized_config
+from meloformer.benchmarks.bench_rows import BenchRows, find_rows
+from meloformer.benchmarks.bench_tables import TABLE_WIDTH
+from meloformer.benchmarks.circumstances import circumstances
+from meloformer.benchmarks.scaling_model import (
     LinkConfig,
     RankWork,
     modelled_tokens_per_second,
     predict,
     predicted_table,
 )
-from meloformer.evaluation.scaling_runs import (
+from meloformer.benchmarks.scaling_runs import (
     RunSettings,
     check_counts,
     measure_ranks,
     measured_table,
     rank_counts,
 )
+from meloformer.command_line import check_output_file, run_recipe
+from meloformer.errors import ConfigError
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.training.cards import find_card
 from meloformer.training.config import ModelSize, OnOff, newest_shards

@@ -19,21 +19,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from meloformer.command_line import check_output_file, run_recipe
-from meloformer.errors import ConfigError
-from meloformer.evaluation.attention_bench import FORMULA
-from meloformer.evaluation.bench_models import sized_config
-from meloformer.evaluation.bench_rows import find_pieces, find_rows
-from meloformer.evaluation.bench_tables import TABLE_WIDTH
-from meloformer.evaluation.circumstances import circumstances
-from meloformer.evaluation.train_bench import (
+from meloformer.benchmarks.attention_bench import FORMULA
+from meloformer.benchmarks.bench_models import sized_config
+from meloformer.benchmarks.bench_rows import find_pieces, find_rows
+from meloformer.benchmarks.bench_tables import TABLE_WIDTH
+from meloformer.benchmarks.circumstances import circumstances
+from meloformer.benchmarks.train_bench import (
     claimed,
     measure_steps,
     settle,
     steps_table,
     trainees_of,
 )
-from meloformer.evaluation.workload import Workload
+from meloformer.benchmarks.workload import Workload
+from meloformer.command_line import check_output_file, run_recipe
+from meloformer.errors import ConfigError
 from meloformer.model.config import Checkpointing
 from meloformer.model.device import DeviceName
 from meloformer.training.config import UNGIVEN, ModelSize, TrainConfig

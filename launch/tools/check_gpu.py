@@ -24,16 +24,16 @@ from typing import Any
 
 from rich.console import Console
 
-from meloformer.command_line import run_recipe
-from meloformer.errors import ConfigError
-from meloformer.evaluation.card_table import (
+from meloformer.benchmarks.card_table import (
     RATING_RULE,
     as_table,
     card_rows,
     formula,
 )
-from meloformer.evaluation.gpu_findings import absence, findings_table, look_at_gpus
-from meloformer.evaluation.workload import Workload
+from meloformer.benchmarks.gpu_findings import absence, findings_table, look_at_gpus
+from meloformer.benchmarks.workload import Workload
+from meloformer.command_line import run_recipe
+from meloformer.errors import ConfigError
 from meloformer.training.cards import CARDS, find_card
 from meloformer.training.config import OnOff
 from meloformer.training.outlook import EXPECTED_MFU

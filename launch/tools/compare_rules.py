@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from meloformer.benchmarks.compare_rules import DEFAULT_RULE, DENSE_TWIN, CompareRulesConfig, Race
+from meloformer.benchmarks.rule_curves import Comparison, save_chart
 from meloformer.command_line import check_output_file, run_recipe
-from meloformer.evaluation.compare_rules import DEFAULT_RULE, DENSE_TWIN, CompareRulesConfig, Race
-from meloformer.evaluation.rule_curves import Comparison, save_chart
 from meloformer.model.counts import num_parameters
 
 console = Console()

@@ -22,13 +22,11 @@ from typing import get_args
 import torch
 from rich.console import Console
 
-from meloformer.command_line import check_output_file, run_recipe
-from meloformer.errors import ConfigError
-from meloformer.evaluation.bench_tables import TABLE_WIDTH
-from meloformer.evaluation.circumstances import circumstances
-from meloformer.evaluation.gpu_parts import Part, Scale, children_of
-from meloformer.evaluation.gpu_peaks import predicted_peak
-from meloformer.evaluation.gpu_report import (
+from meloformer.benchmarks.bench_tables import TABLE_WIDTH
+from meloformer.benchmarks.circumstances import circumstances
+from meloformer.benchmarks.gpu_parts import Part, Scale, children_of
+from meloformer.benchmarks.gpu_peaks import predicted_peak
+from meloformer.benchmarks.gpu_report import (
     children_table,
     goals_table,
     keep_aside,
@@ -39,6 +37,8 @@ from meloformer.evaluation.gpu_report import (
     with_figures,
     write_report,
 )
+from meloformer.command_line import check_output_file, run_recipe
+from meloformer.errors import ConfigError
 from meloformer.shards.reader import ShardFolder
 from meloformer.training.config import newest_shards
 

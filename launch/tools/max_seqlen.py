@@ -19,9 +19,9 @@ import torch
 from rich.console import Console
 
 from meloformer.batches.plan import PlanConfig
+from meloformer.benchmarks.longest_row import LongestRow, LongestRowConfig, find_longest_row
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
-from meloformer.evaluation.longest_row import LongestRow, LongestRowConfig, find_longest_row
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.training.metrics import BYTES_PER_GIB
 

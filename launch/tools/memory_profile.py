@@ -19,8 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from meloformer.benchmarks.memory_table import MemoryRow, MemoryTableConfig, memory_rows
 from meloformer.command_line import run_recipe
-from meloformer.evaluation.memory_table import MemoryRow, MemoryTableConfig, memory_rows
 from meloformer.training.cards import CARDS
 from meloformer.training.config import OnOff
 from meloformer.training.memory import MAX_ROWS

@@ -29,11 +29,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from meloformer.command_line import EXIT_REFUSED, run_recipe
-from meloformer.errors import ConfigError
-from meloformer.evaluation.circumstances import commit_of, versions
-from meloformer.evaluation.claims import CLAIMS
-from meloformer.evaluation.proof import (
+from meloformer.benchmarks.circumstances import commit_of, versions
+from meloformer.benchmarks.claims import CLAIMS
+from meloformer.benchmarks.proof import (
     SCRATCH,
     Circumstances,
     Claim,
@@ -46,6 +44,8 @@ from meloformer.evaluation.proof import (
     number_text,
     without_figure,
 )
+from meloformer.command_line import EXIT_REFUSED, run_recipe
+from meloformer.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 _CORPORA = Path("../shared/corpora")

@@ -8,7 +8,7 @@ import pytest
 
 from meloformer.command_line import run_recipe
 from meloformer.training.cards import CARDS
-from tests.evaluation.test_gpu_findings import RIGHT, found
+from tests.benchmarks.test_gpu_findings import RIGHT, found
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,10 +9,10 @@ from types import ModuleType
 import pytest
 import torch
 
+from meloformer.benchmarks.memory_table import MemoryRow
+from meloformer.benchmarks.memory_trial import Trial, longest_that_fits, run_trial
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
-from meloformer.evaluation.memory_table import MemoryRow
-from meloformer.evaluation.memory_trial import Trial, longest_that_fits, run_trial
 from meloformer.training.cards import CARDS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from launch.tools.proof import ProofConfig, prove, read_rows
+from meloformer.benchmarks.claims import CLAIMS
+from meloformer.benchmarks.proof import Claim, Command, Goal, Row, named, number_text
 from meloformer.errors import ConfigError
-from meloformer.evaluation.claims import CLAIMS
-from meloformer.evaluation.proof import Claim, Command, Goal, Row, named, number_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROOF = REPOSITORY / "PROOF.json"

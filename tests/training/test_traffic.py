@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from meloformer.benchmarks.bench_models import sized_config
 from meloformer.errors import ConfigError
-from meloformer.evaluation.bench_models import sized_config
 from meloformer.model.counts import num_parameters
 from meloformer.training.traffic import Collective, parameter_sizes, step_traffic
 from tests.training.launching import ROOT, run, torchrun
