@@ -43,11 +43,15 @@ def use_compile_cache(
     # Imported here: only runs that compile have to wait for it.
     import torch._functorch.config
     import torch._inductor.config
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     # On by default, read when torch compiles; a user's environment still beats them.
     torch._inductor.config.fx_graph_cache = True
     torch._inductor.config.autotune_local_cache = True
     torch._functorch.config.enable_autograd_cache = True
+    if environment.get(INDUCTOR) == default_cache_dir():
+        # Nobody named it: torch writes its default there when its compiler is imported.
+        del environment[INDUCTOR]
     folder = (wanted or _user_cache(environment)) / version_key(device)
     if not (INDUCTOR in environment and TRITON in environment):
         try:

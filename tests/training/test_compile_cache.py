@@ -31,6 +31,14 @@ def test_folders_that_the_environment_names_stay(tmp_path: Path) -> None:
     assert environment == mine and not (tmp_path / "absent").exists()
 
 
+def test_a_folder_that_torch_has_named_itself_is_nobodys_wish(tmp_path: Path) -> None:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    environment = {INDUCTOR: default_cache_dir()}
+    use_compile_cache(tmp_path, CPU, environment)
+    assert environment[INDUCTOR] == str(tmp_path / version_key(CPU))
+
+
 def test_a_folder_that_cannot_be_made_is_refused_if_asked_for_and_done_without_if_not(
     tmp_path: Path,
 ) -> None:
