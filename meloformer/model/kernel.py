@@ -70,9 +70,6 @@ def block_mask(stage: StageBlocks, num_queries: int, block_size: int) -> BlockMa
     )
 
 
-# A region that somebody else compiles ends here and goes on after it: another backend than ours
-# would compute this call densely.
-@torch.compiler.disable(recursive=False)
 def attend_blocks(q_BHQK: Tensor, k_BGNK: Tensor, v_BGNK: Tensor, mask: BlockMask) -> Tensor:
     """Block-sparse attention by the compiled kernel; (B, H, Q, K).
 
@@ -85,6 +82,18 @@ def attend_blocks(q_BHQK: Tensor, k_BGNK: Tensor, v_BGNK: Tensor, mask: BlockMas
     Raises:
         ConfigError: the call would be computed densely, or cannot be: see the module.
     """
+    return _outside_regions()(q_BHQK, k_BGNK, v_BGNK, mask)
+
+
+@functools.cache
+def _outside_regions() -> Callable[..., Tensor]:
+    # A region that somebody else compiles ends here and goes on after it: another backend than
+    # ours would compute this call densely. Not a decorator, which would load the compiler (two
+    # seconds) wherever a model is imported.
+    return torch.compiler.disable(_attend_blocks, recursive=False)
+
+
+def _attend_blocks(q_BHQK: Tensor, k_BGNK: Tensor, v_BGNK: Tensor, mask: BlockMask) -> Tensor:
     if q_BHQK.device.type == "cpu" and q_BHQK.requires_grad:
         raise ConfigError(
             "flex attention has no backward on the CPU; use the dense backend, or no_grad"
