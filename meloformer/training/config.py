@@ -9,9 +9,10 @@ from meloformer.batches.mixture import check_weights
 from meloformer.batches.plan import Collate
 from meloformer.errors import ConfigError
 from meloformer.midi import grid
+from meloformer.model.attention import Backend
 from meloformer.model.config import SIZES, Checkpointing, MuseFormerConfig, Precision
 from meloformer.model.device import DeviceName
-from meloformer.model.masks import Rule
+from meloformer.model.masks import BLOCK_SIZE, BLOCK_SIZES, Rule
 from meloformer.model.rules import load_rule, rule_to_json
 from meloformer.shards.disk_cache import CacheConfig
 from meloformer.shards.download import without_credentials
@@ -58,6 +59,9 @@ class TrainConfig:
         attention: which tokens a token reads: museformer, hid, halves, full, or the path of a .json
             file with head groups (model/rules.py says how to write one).
         attention_precision: dtype of the attention call; auto probes the device.
+        block_size: tokens along each side of a block of the attention plan, 128 or 64, on CUDA.
+            Smaller blocks leave out more pairs, and their tiles are timed when they are compiled:
+            the first start takes longer. Results are the same.
         checkpointing: what the backward pass computes again instead of keeping it: nothing, the
             feed-forward networks, or whole layers. Less memory, more time, the same result.
         fuse: compile norms with rotary positions, and SwiGLU, for training; auto does on CUDA
@@ -97,6 +101,7 @@ class TrainConfig:
     collate: Collate = "bucket"
     attention: str = "halves"
     attention_precision: Precision = "auto"
+    block_size: int = BLOCK_SIZE
     checkpointing: Checkpointing = "none"
     fuse: Fuse = "auto"
     memory_headroom: float = 0.9
@@ -138,6 +143,10 @@ class TrainConfig:
         if not 0 < self.memory_headroom <= 1:
             raise ConfigError(
                 f"--memory_headroom {self.memory_headroom:g}: allowed: above 0, up to 1"
+            )
+        if self.block_size not in BLOCK_SIZES:
+            raise ConfigError(
+                f"--block_size {self.block_size}: allowed: {' or '.join(map(str, BLOCK_SIZES))}"
             )
         if self.data_weights:
             check_weights(len(self.data), self.data_weights)
@@ -211,6 +220,22 @@ def resolve(
     values: dict[str, Any] = {item.name: getattr(flags, item.name) for item in fields(flags)}
     values |= {"data": data, "output": output, "rule": load_rule(flags.attention)}
     return ResolvedConfig(**values), lines
+
+
+def fuses(fuse: Fuse, backend: Backend, zero_stage: int) -> bool:
+    """Whether pointwise parts are compiled: what --fuse comes to.
+
+    Args:
+        fuse: as typed.
+        backend: that attention trains with; compiling pays where attention is compiled too.
+        zero_stage: of the partitioning; stage 3 hands weights to whole modules only.
+
+    >>> fuses("auto", "flex", 2), fuses("auto", "flex", 3), fuses("auto", "dense", 2)
+    (True, False, False)
+    """
+    if fuse == "auto":
+        return backend == "flex" and zero_stage < 3
+    return fuse == "on"
 
 
 def newest_shards(folder: Path = SHARDS_FOLDER) -> Path:

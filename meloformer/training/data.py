@@ -184,6 +184,7 @@ class TrainData:
             seed=self.config.seed,
             augmentation=augmentation,
             blocks_rule=self.blocks_rule,
+            block_size=self.config.block_size,
         )
 
 

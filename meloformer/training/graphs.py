@@ -18,7 +18,7 @@ from meloformer.batches.phases import BatchShape, PhaseConfig, batch_shapes
 from meloformer.batches.plan import PlanConfig
 from meloformer.errors import TrainingError
 from meloformer.model.fused import GRAPHS_PER_ROWS
-from meloformer.model.masks import Rule
+from meloformer.model.masks import BLOCK_SIZE, Rule
 from meloformer.training.engine import Engine
 from meloformer.training.loss import step_loss
 
@@ -154,6 +154,7 @@ def warm_up(
     shapes: Shapes,
     blocks_rule: Rule | None,
     *,
+    block_size: int = BLOCK_SIZE,
     watch: Watch = lambda batch: nullcontext(),
 ) -> None:
     """Compile shapes on all ranks before a step; leaves no trace in the weights.
@@ -166,24 +167,25 @@ def warm_up(
         predict: logits of a batch.
         shapes: what to compile.
         blocks_rule: rule to build block lists for; None builds none.
+        block_size: tokens along each side of a block.
         watch: held around each batch.
     """
     ranks = engine.ranks
     for shape in sorted(shapes.train, key=lambda shape: -shape.rows * shape.tokens):
-        batch = padding(shape, blocks_rule).to(ranks.device)
+        batch = padding(shape, blocks_rule, block_size).to(ranks.device)
         with watch(batch):
             loss = step_loss(predict(batch), batch.targets_BT, 1, ranks.world_size)
             engine.backward(loss)
         engine.drop_gradients()
     for shape in shapes.score:
-        batch = padding(shape, blocks_rule).to(ranks.device)
+        batch = padding(shape, blocks_rule, block_size).to(ranks.device)
         with torch.no_grad(), watch(batch):
             predict(batch)
 
 
-def padding(shape: BatchShape, blocks_rule: Rule | None) -> Batch:
+def padding(shape: BatchShape, blocks_rule: Rule | None, block_size: int = BLOCK_SIZE) -> Batch:
     """A batch of a shape without a single token: it computes as any other and weighs nothing."""
-    return collate_rows([[] for _ in range(shape.rows)], shape.tokens, blocks_rule)
+    return collate_rows([[] for _ in range(shape.rows)], shape.tokens, blocks_rule, block_size)
 
 
 def _num_compiled() -> int:

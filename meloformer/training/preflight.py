@@ -10,7 +10,7 @@ from meloformer.batches.batch import Batch
 from meloformer.batches.phases import BatchShape
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.counts import StepPairs, training_flops
-from meloformer.model.masks import Rule
+from meloformer.model.masks import BLOCK_SIZE, Rule
 from meloformer.training.engine import Engine
 from meloformer.training.graphs import Watch, padding
 from meloformer.training.loss import step_loss
@@ -72,6 +72,7 @@ def try_largest(
     *,
     accumulates: bool,
     watch: Watch,
+    block_size: int = BLOCK_SIZE,
 ) -> Trial:
     """Run the largest batch forward and backward on all ranks; collective.
 
@@ -85,13 +86,14 @@ def try_largest(
         accumulates: whether a step has more micro-batches than one: then the peak comes in the
             second, beside the gradients of the first.
         watch: held around each batch.
+        block_size: tokens along each side of a block.
     """
     ranks, device = engine.ranks, engine.ranks.device
     devices = [device] if device.type == "cuda" else []
     start_measuring(device)
     with torch.random.fork_rng(devices=devices):
         for _ in range(2 if accumulates else 1):
-            batch = padding(shape, blocks_rule).to(device)
+            batch = padding(shape, blocks_rule, block_size).to(device)
             with watch(batch):
                 loss = step_loss(predict(batch), batch.targets_BT, 1, ranks.world_size)
                 engine.backward(loss)

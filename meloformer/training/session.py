@@ -24,6 +24,7 @@ from meloformer.tokens.vocabulary import fingerprint
 from meloformer.training.cards import peak_flops
 from meloformer.training.checkpoint import TrainingState
 from meloformer.training.compile_cache import found_in_cache, use_compile_cache
+from meloformer.training.config import fuses
 from meloformer.training.engine import Engine
 from meloformer.training.graphs import GraphBudget, declare_shapes, limit_graphs, warm_up
 from meloformer.training.metrics import (
@@ -135,10 +136,8 @@ class Session:
 
     @property
     def _fuse(self) -> bool:
-        """Whether pointwise parts are compiled; stage 3 hands weights to whole modules only."""
-        if self.config.fuse == "auto":
-            return self._backend == "flex" and self._ds_config["zero_optimization"]["stage"] < 3
-        return self.config.fuse == "on"
+        stage = self._ds_config["zero_optimization"]["stage"]
+        return fuses(self.config.fuse, self._backend, stage)
 
     def _build_model(self) -> MuseFormer:
         torch.manual_seed(self.config.seed)
@@ -177,6 +176,7 @@ class Session:
             self._blocks_rule,
             accumulates=self.config.gradient_accumulation_steps > 1
             or rows < self.config.batch_size,
+            block_size=self.config.block_size,
             watch=lambda batch: self.watch("the trial before the first step", batch),
         )
         for line in trial.lines(self.config.memory_headroom):
@@ -196,6 +196,7 @@ class Session:
             self.predict,
             shapes,
             self._blocks_rule,
+            block_size=self.config.block_size,
             watch=lambda batch: self.watch(f"the warm-up before step {step}", batch),
         )
         self.metrics.say(

@@ -10,10 +10,17 @@ import torch
 
 from meloformer.command_line import parse_flags
 from meloformer.errors import ConfigError
+from meloformer.model.attention import Backend
 from meloformer.model.config import SIZES
 from meloformer.model.counts import num_parameters
 from meloformer.model.masks import HeadGroup
-from meloformer.training.config import TrainConfig, model_config, newest_shards, resolve
+from meloformer.training.config import (
+    TrainConfig,
+    fuses,
+    model_config,
+    newest_shards,
+    resolve,
+)
 from meloformer.training.ranks import check_gpus
 from meloformer.training.run_folder import Run, check_same_run, start_facts
 
@@ -101,6 +108,42 @@ def test_ungiven_data_are_the_shards_made_last_and_without_any_the_remedy_is_nam
 def test_a_headroom_that_is_no_share_of_the_memory_is_refused(share: str) -> None:
     with pytest.raises(ConfigError, match=r"--memory_headroom .* above 0, up to 1"):
         parse_flags(TrainConfig, ["--memory_headroom", share])
+
+
+@pytest.mark.parametrize("size", ["32", "96", "256"])
+def test_a_block_size_that_the_kernel_has_no_tiles_for_is_refused(size: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--block_size {size}: allowed: 64 or 128"):
+        parse_flags(TrainConfig, ["--block_size", size])
+
+
+def test_the_block_size_is_written_down_and_may_change_between_starts(tmp_path: Path) -> None:
+    settings = [
+        resolve(
+            parse_flags(TrainConfig, ["--block_size", size, "--data", str(tmp_path)]),
+            "cuda",
+            time_utc="now",
+        )[0].to_json()
+        for size in ("128", "64")
+    ]
+    assert [one["block_size"] for one in settings] == [128, 64]
+    known = Run(
+        run_id="id",
+        settings=settings[0],
+        global_batch=48,
+        num_steps=10,
+        manifest_sha256="sum",
+        starts=[],
+    )
+    check_same_run(known, settings[1], "sum")
+
+
+@pytest.mark.parametrize("backend", ["flex", "dense"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_auto_fuses_beside_compiled_attention_where_a_rank_holds_all_weights(
+    backend: Backend, stage: int
+) -> None:
+    assert fuses("auto", backend, stage) == (backend == "flex" and stage in (1, 2))
+    assert fuses("on", backend, stage) and not fuses("off", backend, stage)
 
 
 def test_more_ranks_than_gpus_are_refused_with_the_command_that_fits() -> None:

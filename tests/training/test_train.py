@@ -3,14 +3,18 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from meloformer.batches.batch import Batch
 from meloformer.command_line import parse_flags, run_recipe
 from meloformer.errors import BatchError, TrainingError
+from meloformer.model.attention import build_plan
+from meloformer.model.masks import RULES
 from meloformer.model.weights import find_model_folder, load_model, load_weights, save_model
 from meloformer.training.checkpoint import check_files, step_folders
 from meloformer.training.config import TrainConfig
@@ -345,7 +349,7 @@ def test_each_phase_compiles_its_own_shapes_before_its_first_step(
     compiled = []
     monkeypatch.setattr(
         "meloformer.training.session.warm_up",
-        lambda engine, predict, shapes, rule, watch: compiled.append((step, shapes)),
+        lambda engine, predict, shapes, rule, **_: compiled.append((step, shapes)),
     )
     session._backend = "flex"
     for step in range(1, 110):
@@ -353,6 +357,32 @@ def test_each_phase_compiles_its_own_shapes_before_its_first_step(
     session.close()
     assert [step for step, _ in compiled] == [1, 101]
     assert [{shape.rows for shape in shapes.train} for _, shapes in compiled] == [{1}, {2}]
+
+
+def test_blocks_are_of_the_size_asked_for_wherever_a_run_builds_them(
+    recipe: ModuleType, base_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*base_flags, "--output", str(tmp_path / "run"), "--block_size", "64"]
+    prepared = recipe.prepare(parse_flags(TrainConfig, flags))
+    data = replace(prepared.data, blocks_rule=RULES["halves"])
+    stream = data.train_stream(prepared.ranks, 0, None)
+    held_out = data.validation_streams(prepared.ranks).values()
+    batches = [next(stream)[0], *(next(iter(rows)) for rows in held_out)]
+    stream.close()
+    assert [batch.blocks.block_size for batch in batches] == [64] * 3
+
+    session = recipe.Session(prepared)
+    session._backend, sizes = "flex", []
+
+    def predict(batch: Batch) -> torch.Tensor:
+        sizes.append(batch.blocks.block_size if batch.blocks else None)
+        return session.engine(batch.ids_BT, batch.layout, build_plan(batch.layout, session._rule))
+
+    session.predict = predict
+    session.try_largest()
+    session.warm_up(1)
+    session.close()
+    assert len(sizes) > 2 and set(sizes) == {64}
 
 
 def test_weights_of_another_vocabulary_do_not_enter(
