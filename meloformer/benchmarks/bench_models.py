@@ -1,11 +1,20 @@
-"""The model that a bench asks for by size."""
+"""What a bench measures is what training runs: the same models, built in the same way."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 from meloformer.errors import ConfigError
 from meloformer.midi import grid
 from meloformer.model.config import SIZES, MuseFormerConfig
 from meloformer.tokens.vocabulary import VOCAB_SIZE
+from meloformer.training.ds_config import (
+    DEFAULT_DS_CONFIG,
+    RunFacts,
+    load_ds_config,
+    resolve_ds_config,
+)
+from meloformer.training.optimizer import OptimizerConfig
 
 
 def sized_config(size: str, max_seq_len: int, head_width: int | None = None) -> MuseFormerConfig:
@@ -37,3 +46,33 @@ def sized_config(size: str, max_seq_len: int, head_width: int | None = None) -> 
             "leaves whole key/value heads"
         )
     return replace(config, num_heads=num_heads, num_kv_heads=num_kv_heads)
+
+
+def engine_settings(
+    device_type: str,
+    *,
+    batch_size: int,
+    accumulation: int = 1,
+    world_size: int = 1,
+    source: Path = DEFAULT_DS_CONFIG,
+) -> dict[str, Any]:
+    """Partitioning as a run with default flags would resolve it.
+
+    Args:
+        device_type: where the run computes.
+        batch_size: rows of a micro-batch.
+        accumulation: micro-batches of a step.
+        world_size: number of ranks.
+        source: ds_configs file.
+
+    Raises:
+        ConfigError: the file is refused.
+    """
+    facts = RunFacts(
+        micro_batch_rows=batch_size,
+        accumulation=accumulation,
+        world_size=world_size,
+        gradient_clipping=OptimizerConfig().gradient_clipping,
+        device=device_type,
+    )
+    return resolve_ds_config(load_ds_config(source), facts, source=str(source))

@@ -1,8 +1,6 @@
 """Claims that wait for recipes to come: each names the figure that its recipe will write."""
 
-from typing import Any
-
-from meloformer.benchmarks.proof import Claim, Command, Goal, named
+from meloformer.benchmarks.proof import Command, Goal, figure_claim
 
 _GENERATE = Command(
     name="generate",
@@ -20,34 +18,28 @@ _CONTROL = Command(
 )
 
 
-def _planned(
-    id: str, claim: str, command: Command, unit: str, comparison: Any, number: float
-) -> Claim:
-    return Claim(
-        id=id,
-        claim=claim,
-        command=command,
-        figure=named(id.replace("-", "_")),
-        unit=unit,
-        goal=Goal(comparison, number),
-    )
-
-
 PLANNED = (
-    _planned("generate-gpu", "a 2-minute 8-track piece", _GENERATE, "s", "<=", 10),
-    _planned(
-        "generate-cpu", "the same beside a bare matmul loop", _GENERATE_CPU, "times", "<=", 1.5
+    figure_claim("generate-gpu", "a 2-minute 8-track piece", _GENERATE, "s", Goal("<=", 10)),
+    figure_claim(
+        "generate-cpu",
+        "the same beside a bare matmul loop",
+        _GENERATE_CPU,
+        "times",
+        Goal("<=", 1.5),
     ),
-    _planned("bridge-diffusion", "text to 160 summaries, 10 steps", _BRIDGE, "s", "<=", 0.06),
-    _planned("bridge-qformer", "text to 160 summaries, Q-Former", _BRIDGE, "s", "<=", 0.005),
+    figure_claim(
+        "bridge-diffusion", "text to 160 summaries, 10 steps", _BRIDGE, "s", Goal("<=", 0.06)
+    ),
+    figure_claim(
+        "bridge-qformer", "text to 160 summaries, Q-Former", _BRIDGE, "s", Goal("<=", 0.005)
+    ),
     *(
-        _planned(
+        figure_claim(
             f"control-{way}-{what}",
             f"text control on held-out wordings, {told}: {what.replace('-', ' ')}",
             _CONTROL,
             "%",
-            ">=",
-            percent,
+            Goal(">=", percent),
         )
         for way, told, goals in (
             ("summaries", "summaries alone", (60, 85, 50, 60)),
@@ -57,7 +49,11 @@ PLANNED = (
             ("tempo-bin", "tempo-within-one-bin", "key", "key-or-relative"), goals, strict=True
         )
     ),
-    _planned(
-        "control-strict", "strict text control: of what was predicted", _CONTROL, "%", ">=", 99
+    figure_claim(
+        "control-strict",
+        "strict text control: of what was predicted",
+        _CONTROL,
+        "%",
+        Goal(">=", 99),
     ),
 )

@@ -105,6 +105,26 @@ class Claim:
     readme: str = ""
 
 
+def figure_claim(id: str, claim: str, command: Command, unit: str, goal: Goal) -> Claim:
+    """A claim whose figure its command writes under the claim's own name.
+
+    Args:
+        id: with hyphens, where the figure's name has underscores.
+        claim: in words.
+        command: what measures it.
+        unit: of the figure.
+        goal: what it has to be.
+    """
+    return Claim(
+        id=id,
+        claim=claim,
+        command=command,
+        figure=named(id.replace("-", "_")),
+        unit=unit,
+        goal=goal,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Circumstances:
     """Where and when a figure was measured."""

@@ -4,7 +4,7 @@ The benches give each figure with time to spare; `make gpu-report` gives all of 
 and judges them by the same goals.
 """
 
-from meloformer.benchmarks.proof import SCRATCH, Claim, Command, Goal, named
+from meloformer.benchmarks.proof import SCRATCH, Command, Goal, figure_claim
 
 _SHARDS = f"{SCRATCH}/shards/default"
 _PREPARE = f"test -f {_SHARDS}/manifest.json || python launch/shard_data.py --output {_SHARDS}"
@@ -36,27 +36,24 @@ _REPORT = Command(
 )
 
 
-def _claim(id: str, claim: str, command: Command, unit: str, goal: Goal) -> Claim:
-    return Claim(
-        id=id,
-        claim=claim,
-        command=command,
-        figure=named(id.replace("-", "_")),
-        unit=unit,
-        goal=goal,
-    )
-
-
 SPEED = (
-    _claim("train-tokens", "train large at 8,192", _TRAIN_LARGE, "tokens/s", Goal(">=", 150_000)),
-    _claim("train-mfu", "the same, unmasked attention only", _TRAIN_LARGE, "% MFU", Goal(">=", 45)),
-    _claim(
+    figure_claim(
+        "train-tokens", "train large at 8,192", _TRAIN_LARGE, "tokens/s", Goal(">=", 150_000)
+    ),
+    figure_claim(
+        "train-mfu", "the same, unmasked attention only", _TRAIN_LARGE, "% MFU", Goal(">=", 45)
+    ),
+    figure_claim(
         "train-wait", "share of a step that the GPU waits for data", _TRAIN_LARGE, "%", Goal("<", 2)
     ),
-    _claim("graphs-beyond", "graphs beyond the declared number", _TRAIN_LARGE, "", Goal("=", 0)),
-    _claim("epochs-hours", "529,000 pieces x 3 epochs, small", _TRAIN_SMALL, "h", Goal("<=", 6)),
+    figure_claim(
+        "graphs-beyond", "graphs beyond the declared number", _TRAIN_LARGE, "", Goal("=", 0)
+    ),
+    figure_claim(
+        "epochs-hours", "529,000 pieces x 3 epochs, small", _TRAIN_SMALL, "h", Goal("<=", 6)
+    ),
     *(
-        _claim(
+        figure_claim(
             f"attention-{rule}-{length // 1024}k",
             f"{rule}: the model forward and backward against its dense twin under the fastest "
             f"dense causal attention, {length:,} tokens, one run",
@@ -67,10 +64,10 @@ SPEED = (
         for rule, goals in (("halves", (1.4, 1.9, 3)), ("museformer", (1.2, 1.6, 2.4)))
         for length, times in zip((8192, 16384, 32768), goals, strict=True)
     ),
-    _claim(
+    figure_claim(
         "attention-memory", "memory at 32k beside 8k: linear", _ATTENTION, "times", Goal("<=", 4)
     ),
-    _claim(
+    figure_claim(
         "gradients-bf16",
         "flex in bf16 against dense in float64 at 1,024 tokens, all rules: error of outputs and "
         "gradients",
@@ -78,9 +75,9 @@ SPEED = (
         "%",
         Goal("<=", 6),
     ),
-    _claim("gradients-fp32", "the same in fp32", _REPORT, "%", Goal("<=", 0.2)),
+    figure_claim("gradients-fp32", "the same in fp32", _REPORT, "%", Goal("<=", 0.2)),
     *(
-        _claim(
+        figure_claim(
             f"loss-fall-{size}",
             f"{size} on real shards: mean loss of the first 20 steps less that of the last 20",
             _REPORT,
@@ -89,13 +86,17 @@ SPEED = (
         )
         for size in ("base", "large")
     ),
-    _claim(
+    figure_claim(
         "busy", "share of the time in which the GPU computes, large", _REPORT, "%", Goal(">=", 95)
     ),
-    _claim("cold-s", "first step of large, nothing compiled before", _REPORT, "s", Goal("<", 120)),
-    _claim("warm-s", "the same, compiled code from the cache", _REPORT, "s", Goal("<", 30)),
-    _claim("longest-row", "tokens of a row that large trains on", _REPORT, "", Goal(">=", 65_536)),
-    _claim(
+    figure_claim(
+        "cold-s", "first step of large, nothing compiled before", _REPORT, "s", Goal("<", 120)
+    ),
+    figure_claim("warm-s", "the same, compiled code from the cache", _REPORT, "s", Goal("<", 30)),
+    figure_claim(
+        "longest-row", "tokens of a row that large trains on", _REPORT, "", Goal(">=", 65_536)
+    ),
+    figure_claim(
         "peak-error",
         "predicted peak beside the measured one, worst run",
         _REPORT,

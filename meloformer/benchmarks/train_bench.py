@@ -21,6 +21,7 @@ from meloformer.benchmarks.alternation import (
     release,
 )
 from meloformer.benchmarks.attention_bench import Bench, fastest_kernel
+from meloformer.benchmarks.bench_models import engine_settings
 from meloformer.benchmarks.bench_rows import BenchRows
 from meloformer.benchmarks.bench_tables import mebibytes, percent, plain, rounded, table_of
 from meloformer.benchmarks.stepper import Stepper, StepSettings, Trainee
@@ -28,15 +29,9 @@ from meloformer.benchmarks.workload import Workload
 from meloformer.model.config import Checkpointing, MuseFormerConfig
 from meloformer.model.precision import choose_precision
 from meloformer.model.rules import load_rule
-from meloformer.training.ds_config import (
-    DEFAULT_DS_CONFIG,
-    RunFacts,
-    load_ds_config,
-    resolve_ds_config,
-)
+from meloformer.training.ds_config import DEFAULT_DS_CONFIG
 from meloformer.training.graphs import limit_graphs
 from meloformer.training.metrics import gpu_utilisation
-from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.prepare import backend_of
 from meloformer.training.ranks import Ranks
 
@@ -178,12 +173,12 @@ def settle(
         ConfigError: the file's partitioning is refused, or attention is wrong in every precision.
     """
     check_bars_fit(index, max_seq_len)
-    facts = RunFacts(
-        micro_batch_rows=batch_size,
+    ds_config = engine_settings(
+        ranks.device.type,
+        batch_size=batch_size,
         accumulation=accumulation,
         world_size=ranks.world_size,
-        gradient_clipping=OptimizerConfig().gradient_clipping,
-        device=ranks.device.type,
+        source=config,
     )
     return StepSettings(
         index=index,
@@ -191,7 +186,7 @@ def settle(
         batch_size=batch_size,
         accumulation=accumulation,
         num_workers=num_workers,
-        ds_config=resolve_ds_config(load_ds_config(config), facts, source=str(config)),
+        ds_config=ds_config,
         ranks=ranks,
         checkpointing=checkpointing,
         precision=choose_precision("auto", ranks.device).dtype,

@@ -1,7 +1,4 @@
-import importlib.util
 import json
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -9,20 +6,12 @@ import pytest
 from meloformer.command_line import run_recipe
 from meloformer.training.cards import CARDS
 from tests.benchmarks.test_gpu_findings import RIGHT, found
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.launch.recipes import load_recipe
 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "launch_check_gpu", ROOT / "launch/tools/check_gpu.py"
-    )
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("tools/check_gpu.py")
 
 
 @pytest.fixture

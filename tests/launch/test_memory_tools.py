@@ -1,10 +1,8 @@
-import importlib.util
 import json
 import signal
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -14,19 +12,7 @@ from meloformer.benchmarks.memory_trial import Trial, longest_that_fits, run_tri
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
 from meloformer.training.cards import CARDS
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        f"launch_{name}", ROOT / f"launch/tools/{name}.py"
-    )
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+from tests.launch.recipes import load_recipe
 
 
 @pytest.fixture
@@ -34,7 +20,7 @@ def run(capsys):
     """Exit code, stdout and stderr of a tool."""
 
     def run_(name: str, *flags: str):
-        recipe = load(name)
+        recipe = load_recipe(f"tools/{name}.py")
         config = recipe.MemoryProfileConfig if name == "memory_profile" else recipe.MaxSeqlenConfig
         with pytest.raises(SystemExit) as ended:
             run_recipe(getattr(recipe, name), config, list(flags))
@@ -161,7 +147,7 @@ def row_of(measured: int | None) -> MemoryRow:
 
 
 def test_what_did_not_fit_is_no_peak_of_zero() -> None:
-    words = load("memory_profile").measured_words
+    words = load_recipe("tools/memory_profile.py").measured_words
     found = [words(row_of(measured)) for measured in (None, 0, 1 << 30)]
     assert found == ["-", "does not fit", "1.00"]
 
