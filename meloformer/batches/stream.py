@@ -46,6 +46,7 @@ class TrainStream:
         cursor: place after the last step that was handed out.
         step: number of that step, from 1; 0 before the first.
         facts: what it amounts to over all ranks; None before the first.
+        planned: its rows over all ranks; None before the first.
 
     Raises:
         BatchError: no pieces, a bar longer than a row, or a state of another plan.
@@ -74,12 +75,13 @@ class TrainStream:
         self.cursor = Cursor() if state is None else Cursor.from_json(state["cursor"])
         self.step = step
         self.facts: StepFacts | None = None
+        self.planned: Step | None = None
         self._collator, self._config, self._phases = collator, config, phases
         self._rank, self._world_size = rank, world_size
         self._pin_memory = pin_memory
         self._batches: Iterator[Batch] | None = None
         # Steps that are on their way through the workers.
-        self._planned: deque[tuple[Cursor, StepFacts, int]] = deque()
+        self._planned: deque[tuple[Step, StepFacts, int]] = deque()
 
     @property
     def phase(self) -> Phase:
@@ -101,10 +103,25 @@ class TrainStream:
             self._batches = load(specs, self._collator, next_phase.num_workers, self._pin_memory)
         # The first batch comes before its step is looked at: only then has the plan got there.
         batches = [next(self._batches)]
-        cursor, facts, num_batches = self._planned.popleft()
+        planned, facts, num_batches = self._planned.popleft()
         batches += [next(self._batches) for _ in range(num_batches - 1)]
-        self.cursor, self.facts, self.step = cursor, facts, self.step + 1
+        self.planned, self.facts = planned, facts
+        self.cursor, self.step = planned.cursor_after, self.step + 1
         return batches
+
+    def piece_keys(self) -> list[list[list[str]]]:
+        """Keys of the last step's pieces: of every micro-step, of every rank, row after row."""
+        assert self.planned is not None
+        rows = self.phase.micro_batch_rows
+        of_ranks = [
+            micro_batches(self.planned, rank, self._world_size, rows)
+            for rank in range(self._world_size)
+        ]
+        key = self._collator.index.key
+        return [
+            [[key(window.piece) for row in spec.rows for window in row] for spec in of_step]
+            for of_step in zip(*of_ranks, strict=True)
+        ]
 
     def close(self) -> None:
         """Stop the workers; the next step starts new ones."""
@@ -123,7 +140,7 @@ class TrainStream:
                 cursor = step.cursor_after
                 specs = micro_batches(step, self._rank, self._world_size, phase.micro_batch_rows)
                 facts = step_facts(step, self._world_size, phase.micro_batch_rows)
-                self._planned.append((cursor, facts, len(specs)))
+                self._planned.append((step, facts, len(specs)))
                 yield from specs
             # An epoch of a mixture may end in shards of which it takes nothing.
             cursor = Cursor(epoch=epoch + 1)

@@ -151,6 +151,23 @@ def test_workers_hand_out_real_batches_in_the_order_of_the_plan(chorale_shards):
         stream.close()
 
 
+def test_every_rank_can_name_the_pieces_of_every_micro_batch_of_the_last_step(chorale_shards):
+    index = ShardFolder.open(chorale_shards).split("train")
+    config = PlanConfig(max_seq_len=1024, global_batch=8)
+    phases = PhaseConfig(phases="off", micro_batch_rows=2, num_workers=0)
+    streams = [
+        TrainStream(Echo(index), config, phases, rank=rank, world_size=2) for rank in range(2)
+    ]
+    for _ in range(2):
+        specs = [next(stream) for stream in streams]
+        expected = [
+            [[index.key(window.piece) for row in spec.rows for window in row] for spec in of_step]
+            for of_step in zip(*specs, strict=True)
+        ]
+        assert sum(len(keys) for of_step in expected for keys in of_step) >= 8
+        assert [stream.piece_keys() for stream in streams] == [expected, expected]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_cursor_counts_what_was_handed_out_and_not_what_was_prefetched(simulated, num_workers):
     index = simulated(1, 100, 5, 6.0, 12.0)
