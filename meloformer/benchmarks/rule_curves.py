@@ -19,7 +19,7 @@ class Curve:
     Args:
         steps: optimizer steps done before each; the first is 0.
         seconds: training clock, validation and data left out.
-        nats_per_note: see `training.validation.Nats`.
+        nats_per_note: see `training.nats.Nats`.
     """
 
     steps: tuple[int, ...]

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable
 
 from meloformer.errors import TrainingError
-from meloformer.training.loss import step_loss
+from meloformer.training.loss import share_of_step, token_nats
+from meloformer.training.nats import KindTotals
 from meloformer.training.saving import export_model
 from meloformer.training.schedule import learning_rate
 from meloformer.training.session import Session
@@ -27,6 +28,7 @@ def train(session: Session, sample: Sample | None = None) -> None:
     """
     config, ranks, engine = session.config, session.ranks, session.engine
     progress = session.progress
+    kinds = KindTotals(ranks)
     session.try_largest()
     for step in range(progress.step + 1, session.num_steps + 1):
         session.warm_up(step)
@@ -41,12 +43,14 @@ def train(session: Session, sample: Sample | None = None) -> None:
         for batch in (batch.to(ranks.device) for batch in micro_batches):
             with session.watch(f"step {step}", batch):
                 logits_BTV = session.predict(batch)
-                share = step_loss(logits_BTV, batch.targets_BT, counts.targets, ranks.world_size)
+                nats_BT = token_nats(logits_BTV, batch.targets_BT)
+                kinds.add(nats_BT, batch)
+                share = share_of_step(nats_BT, counts.targets, ranks.world_size)
                 losses.append(engine.backward(share))
 
         # All ranks decide together: one rank stopping alone leaves the others waiting.
         with session.watch(f"the update of step {step}"):
-            loss, grad_norm = ranks.mean_of_sums(losses), engine.grad_norm()
+            (loss, nats), grad_norm = kinds.over_ranks(losses), engine.grad_norm()
             is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
             if is_finite:
                 engine.update()
@@ -54,7 +58,13 @@ def train(session: Session, sample: Sample | None = None) -> None:
                 engine.drop_gradients()
         progress = progress.after(counts, is_finite=is_finite)
         session.report(
-            progress, micro_batches, counts, loss=loss, grad_norm=grad_norm, learning_rate=rate
+            progress,
+            micro_batches,
+            counts,
+            loss=loss,
+            nats=nats,
+            grad_norm=grad_norm,
+            learning_rate=rate,
         )
         if progress.skipped_in_a_row == SKIPS_IN_A_ROW:
             raise TrainingError(

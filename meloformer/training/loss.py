@@ -22,9 +22,7 @@ def token_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def step_loss(
-    logits_BTV: Tensor, targets_BT: Tensor, num_targets: float, world_size: int
-) -> Tensor:
+def share_of_step(nats_BT: Tensor, num_targets: float, world_size: int) -> Tensor:
     """Share of one micro-batch in the loss of a step.
 
     The engine averages gradients over ranks and adds them over micro-batches, so that with this
@@ -33,9 +31,15 @@ def step_loss(
     backward.
 
     Args:
-        logits_BTV: of one micro-batch.
-        targets_BT: see `token_nats`.
+        nats_BT: of one micro-batch; see `token_nats`.
         num_targets: targets of all micro-batches of all ranks.
         world_size: number of ranks.
     """
-    return token_nats(logits_BTV, targets_BT).sum() * (world_size / num_targets)
+    return nats_BT.sum() * (world_size / num_targets)
+
+
+def step_loss(
+    logits_BTV: Tensor, targets_BT: Tensor, num_targets: float, world_size: int
+) -> Tensor:
+    """`share_of_step` from the logits, for those who do not look at single tokens."""
+    return share_of_step(token_nats(logits_BTV, targets_BT), num_targets, world_size)

@@ -1,6 +1,5 @@
 """A run in motion: the parts that the loop drives, and what it reports and saves."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -29,13 +28,15 @@ from meloformer.training.engine import Engine
 from meloformer.training.graphs import GraphBudget, declare_shapes, limit_graphs, warm_up
 from meloformer.training.metrics import (
     STEPS_PER_LINE,
-    Metrics,
     StepMetrics,
     device_memory,
     duration,
+    finite,
     gpu_utilisation,
     host_memory,
 )
+from meloformer.training.metrics_writer import MetricsWriter
+from meloformer.training.nats import Nats
 from meloformer.training.out_of_memory import (
     describe,
     explain_out_of_memory,
@@ -98,7 +99,7 @@ class Session:
         self._validation = self._data.validation_streams(self.ranks)
 
         self.ranks.on_first(lambda: self.run.save(self.config.output))
-        self.metrics = Metrics(
+        self.metrics = MetricsWriter(
             self.config.output,
             start_step=self.progress.step,
             num_steps=self.num_steps,
@@ -270,6 +271,7 @@ class Session:
         counts: StepCounts,
         *,
         loss: float,
+        nats: Nats,
         grad_norm: float,
         learning_rate: float,
     ) -> None:
@@ -284,10 +286,12 @@ class Session:
                 step=progress.step,
                 epoch=facts.epoch,
                 phase=self.stream.phase.number if self.config.phases == "on" else None,
-                loss=loss if math.isfinite(loss) else None,
+                loss=finite(loss),
+                nats_per_note=finite(nats.per_note),
+                loss_by_kind={kind: finite(value) for kind, value in nats.per_kind.items()},
                 tokens=counts.targets,
                 lr=learning_rate,
-                grad_norm=grad_norm if math.isfinite(grad_norm) else None,
+                grad_norm=finite(grad_norm),
                 tokens_per_second=counts.targets / seconds,
                 mfu=self._mfu(progress.step, micro_batches, counts),
                 padding=counts.padding,

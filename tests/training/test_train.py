@@ -18,7 +18,7 @@ from meloformer.model.masks import RULES
 from meloformer.model.weights import find_model_folder, load_model, load_weights, save_model
 from meloformer.training.checkpoint import check_files, step_folders
 from meloformer.training.config import TrainConfig
-from meloformer.training.loss import step_loss
+from meloformer.training.loss import share_of_step
 from meloformer.training.metrics import METRICS_NAME, VALIDATION_NAME
 from meloformer.training.schedule import learning_rate
 from meloformer.training.step import Progress
@@ -71,12 +71,15 @@ def test_metrics_hold_one_object_per_step_with_every_field(finished: Path) -> No
     assert [line["step"] for line in written] == list(range(1, NUM_STEPS + 1))
     fields = (
         "step epoch phase loss tokens lr grad_norm tokens_per_second mfu padding data_wait graphs "
-        "memory memory_host gpu_utilisation skipped eta_seconds"
+        "memory memory_host gpu_utilisation skipped eta_seconds nats_per_note loss_by_kind"
     )
     for line in written:
         assert set(line) == set(fields.split())
         assert line["loss"] > 0 and line["grad_norm"] > 0 and line["tokens"] > 0
         assert 0 <= line["padding"] < 1 and 0 <= line["data_wait"] <= 1
+        assert {"PITCH", "ONSET", "BAR", "DURATION"} <= line["loss_by_kind"].keys()
+        kinds = line["loss_by_kind"].values()
+        assert min(kinds) < line["loss"] < max(kinds) and line["nats_per_note"] > line["loss"]
         assert line["memory"] is line["gpu_utilisation"] is None, "there is no GPU"
 
 
@@ -173,10 +176,10 @@ def test_a_step_that_is_not_finite_is_dropped_counted_and_trained_past(
 
     def poisoned(*arguments: object) -> torch.Tensor:
         calls.append(None)
-        loss = step_loss(*arguments)  # type: ignore[arg-type]
+        loss = share_of_step(*arguments)  # type: ignore[arg-type]
         return loss * float("nan") if len(calls) == 3 else loss
 
-    monkeypatch.setattr("meloformer.training.loop.step_loss", poisoned)
+    monkeypatch.setattr("meloformer.training.loop.share_of_step", poisoned)
     flags = [*base_flags, "--max_steps", "4", "--output", str(tmp_path / "run")]
     recipe.main(parse_flags(TrainConfig, flags))
     written = lines(tmp_path / "run" / METRICS_NAME)
@@ -192,8 +195,8 @@ def test_step_after_step_that_is_not_finite_ends_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "meloformer.training.loop.step_loss",
-        lambda *arguments: step_loss(*arguments) * float("inf"),
+        "meloformer.training.loop.share_of_step",
+        lambda *arguments: share_of_step(*arguments) * float("inf"),
     )
     rows = ["--batch_size", "1", "--gradient_accumulation_steps", "1", "--save_every", "0"]
     flags = [*base_flags, *rows, "--max_steps", "30", "--output", str(tmp_path)]

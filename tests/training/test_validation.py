@@ -10,8 +10,9 @@ from meloformer.batches.plan import PlanConfig
 from meloformer.batches.stream import ValidationStream
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.vocabulary import KIND_OF, VOCAB_SIZE, Kind
+from meloformer.training.nats import Nats
 from meloformer.training.ranks import Ranks
-from meloformer.training.validation import Nats, validate
+from meloformer.training.validation import validate
 
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 

@@ -3,16 +3,17 @@ from pathlib import Path
 
 import pytest
 
-from meloformer.training import metrics
-from meloformer.training.metrics import LOG_NAME, Metrics
+from meloformer.training import metrics_writer
+from meloformer.training.metrics import LOG_NAME
+from meloformer.training.metrics_writer import MetricsWriter
 
 
 def test_a_long_validation_says_how_far_it_is_and_when_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def watched(seconds_per_line: float) -> str:
-        monkeypatch.setattr(metrics, "_SECONDS_PER_LINE", seconds_per_line)
-        writer = Metrics(tmp_path, start_step=0, num_steps=9, is_first=True)
+        monkeypatch.setattr(metrics_writer, "_SECONDS_PER_LINE", seconds_per_line)
+        writer = MetricsWriter(tmp_path, start_step=0, num_steps=9, is_first=True)
         with writer.watch_validation(9, num_batches=3) as advance:
             for _ in range(3):
                 advance()
@@ -31,7 +32,7 @@ def test_a_validation_moves_a_bar_of_its_own_where_there_is_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
-    writer = Metrics(tmp_path, start_step=0, num_steps=9, is_first=True)
+    writer = MetricsWriter(tmp_path, start_step=0, num_steps=9, is_first=True)
     assert writer._progress is not None
     with writer.watch_validation(9, num_batches=4) as advance:
         advance()
