@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from meloformer.batches.batch import Batch
 from meloformer.batches.collate import Collator
-from meloformer.batches.phases import Phase, PhaseConfig, phase_at
+from meloformer.batches.phases import BatchShape, Phase, PhaseConfig, phase_at
 from meloformer.batches.plan import Cursor, PlanConfig, Step, iterate_steps, plan_fingerprint
 from meloformer.batches.share import MicroBatchSpec, StepFacts, micro_batches, step_facts
+from meloformer.batches.short_step import short_step
 from meloformer.batches.validation_rows import validation_rows
 from meloformer.batches.windows import check_bars_fit
 from meloformer.errors import BatchError, MeloFormerError
@@ -122,6 +123,18 @@ class TrainStream:
             [[key(window.piece) for row in spec.rows for window in row] for spec in of_step]
             for of_step in zip(*of_ranks, strict=True)
         ]
+
+    def short_step(self, shape: BatchShape, num_micro_steps: int) -> list[list[MicroBatchSpec]]:
+        """The next step in small, see `short_step`; empty where no epoch follows."""
+        steps = iterate_steps(self._collator.index, self._config, self.cursor)
+        step = next(steps, None)
+        if step is None:
+            return []
+        return short_step(self._collator.index, step, shape, self._world_size, num_micro_steps)
+
+    def collate(self, spec: MicroBatchSpec) -> Batch:
+        """Make one batch here and now; the stream stays where it is."""
+        return self._collator(spec)
 
     def close(self) -> None:
         """Stop the workers; the next step starts new ones."""
