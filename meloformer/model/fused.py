@@ -23,18 +23,18 @@ BACKEND = "inductor"
 _OPTIONS: dict[str, Any] = {"triton.mix_order_reduction": False}
 
 
-def norm_rotate(x_BHNK: Tensor, weight_K: Tensor, eps: float | None, angles: Tensor) -> Tensor:
-    """RMSNorm of every head, then its rotation.
+def norm_rotate(x_BNHK: Tensor, weight_K: Tensor, eps: float | None, angles: Tensor) -> Tensor:
+    """RMSNorm of every head, then its rotation; (B, N, H, K), dense.
 
     Args:
-        x_BHNK: queries or keys.
+        x_BNHK: queries or keys.
         weight_K: of the norm.
         eps: of the norm; that of the precision if None.
         angles: (B, 1, N, K/2).
     """
-    _set_symbol(x_BHNK, 2)
+    _set_symbol(x_BNHK, 1)
     _set_symbol(angles, 2)
-    return _compiled(_norm_rotate)(x_BHNK, weight_K, eps, angles)
+    return _compiled(_norm_rotate)(x_BNHK, weight_K, eps, angles)
 
 
 def swiglu(both_BNF: Tensor) -> Tensor:
@@ -49,8 +49,8 @@ def plain_swiglu(both_BNF: Tensor) -> Tensor:
     return F.silu(gate_BNF) * value_BNF
 
 
-def _norm_rotate(x_BHNK: Tensor, weight_K: Tensor, eps: float | None, angles: Tensor) -> Tensor:
-    return rotate(F.rms_norm(x_BHNK, weight_K.shape, weight_K, eps), angles)
+def _norm_rotate(x_BNHK: Tensor, weight_K: Tensor, eps: float | None, angles: Tensor) -> Tensor:
+    return rotate(F.rms_norm(x_BNHK, weight_K.shape, weight_K, eps), angles.transpose(1, 2))
 
 
 def _set_symbol(tensor: Tensor, dimension: int) -> None:

@@ -142,27 +142,30 @@ def _kept_by_layer(config: MuseFormerConfig, size: BatchSize, index: int) -> Cou
 def _kept_by_attention(
     config: MuseFormerConfig, size: BatchSize, tokens: int, slots: int
 ) -> Counter[str]:
-    """Both stages: inputs of the kernel, its result and log-sum-exp, the heads side by side."""
+    """Both stages: inputs of the kernel, its result and log-sum-exp, the heads side by side.
+
+    Keys and values of tokens are kept twice, behind the summaries that each stage reads.
+    """
     D, H, e = config.width, config.num_heads, size.element_bytes
     a = size.attention_bytes or e
     kv_width = config.num_kv_heads * config.head_width
     keys = tokens + slots
+    # The kernel's result lies as queries do: in the dtype of the model, with one head group in
+    # time, heads side by side are that result.
+    rule = masks.rule_of(config.rule)
+    is_plain = len(rule) == 1 and rule[0].order != "instrument"
+    side_by_side = 0 if a == e else e
     kept: Counter[str] = Counter()
     if slots:
         kept["queries"] += a * slots * D
         kept["keys and values"] += 2 * a * keys * kv_width
-        kept["attention results"] += (a + e) * slots * D + _FP32 * slots * H
-    rule = masks.rule_of(config.rule)
-    reordered = sum(group.share for group in rule if group.order == "instrument") / sum(
-        group.share for group in rule
-    )
-    # Heads stored in another order are copies; those that are not keep the original, which is one
-    # piece of memory for all heads.
-    into_kernel = a if a != e else e * (reordered + (reordered < 1))
-    kept["queries"] += round(tokens * D * into_kernel)
-    kept["attention results"] += (a + e) * tokens * D + _FP32 * tokens * H
-    if slots or a != e:
-        kept["keys and values"] += round(2 * keys * kv_width * into_kernel)
+        kept["attention results"] += (a + side_by_side) * slots * D + _FP32 * slots * H
+    # Whatever the groups and their orders: of each head one copy, which the kernel reads.
+    kept["queries"] += a * tokens * D
+    kept["attention results"] += (a + (side_by_side if is_plain else e)) * tokens * D
+    kept["attention results"] += _FP32 * tokens * H
+    if slots or a != e or not is_plain:
+        kept["keys and values"] += 2 * a * keys * kv_width
     else:
         # Without summaries the values are the projection itself, which the keys' norm may keep.
         kept["keys and values"] += e * tokens * kv_width * (1 if _keeps_input(size) else 3)

@@ -58,18 +58,18 @@ class Layer(nn.Module):
 
     def queries(self, normed_BND: Tensor, angles: Tensor) -> Tensor:
         """(B, H, N, K) queries of normed states."""
-        q_BHNK = self.query(normed_BND).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        return self._turned(self.query_norm, q_BHNK, angles)
+        q_BNHK = self.query(normed_BND).unflatten(-1, (self.num_heads, -1))
+        return self._turned(self.query_norm, q_BNHK, angles)
 
     def keys_values(self, normed_BND: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
         """(B, G, N, K) keys and values of normed states."""
-        k_BGNK, v_BGNK = self._split(self.key_value(normed_BND))
-        return self._turned(self.key_norm, k_BGNK, angles), v_BGNK
+        k_BNGK, v_BGNK = self._split(self.key_value(normed_BND))
+        return self._turned(self.key_norm, k_BNGK, angles), v_BGNK
 
     def coarse_keys_values(self, s_BSD: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
         """(B, G, S, K) keys and values that tokens read, of summaries after SUMMARIZE."""
-        k_BGSK, v_BGSK = self._split(self.coarse_key_value(self.coarse_norm(s_BSD)))
-        return self._turned(self.coarse_key_norm, k_BGSK, angles), v_BGSK
+        k_BSGK, v_BGSK = self._split(self.coarse_key_value(self.coarse_norm(s_BSD)))
+        return self._turned(self.coarse_key_norm, k_BSGK, angles), v_BGSK
 
     def add_attention(self, x_BND: Tensor, heads_BHNK: Tensor) -> Tensor:
         """Residual of an attention call."""
@@ -108,20 +108,12 @@ class Layer(nn.Module):
         normed_BSD = self.attention_norm(s_BSD)
         k_BGSK, v_BGSK = self.keys_values(normed_BSD, summary_angles)
         gathered_BHSK = attention.summarize(
-            self.queries(normed_BSD, summary_angles),
-            torch.cat([k_BGSK, k_BGTK], dim=2),
-            torch.cat([v_BGSK, v_BGTK], dim=2),
-            plan,
+            self.queries(normed_BSD, summary_angles), k_BGTK, v_BGTK, plan, (k_BGSK, v_BGSK)
         )
         s_BSD = self.add_attention(s_BSD, gathered_BHSK)
 
-        k2_BGSK, v2_BGSK = self.coarse_keys_values(s_BSD, summary_angles)
-        read_BHTK = attention.update(
-            q_BHTK,
-            torch.cat([k2_BGSK, k_BGTK], dim=2),
-            torch.cat([v2_BGSK, v_BGTK], dim=2),
-            plan,
-        )
+        coarse = self.coarse_keys_values(s_BSD, summary_angles)
+        read_BHTK = attention.update(q_BHTK, k_BGTK, v_BGTK, plan, coarse)
         x_BTD = self._ffn(self.add_attention(x_BTD, read_BHTK))
         # Nobody reads the summaries after the last layer's UPDATE.
         return x_BTD, s_BSD if self.is_last else self._ffn(s_BSD)
@@ -131,10 +123,14 @@ class Layer(nn.Module):
         # Scoring and generation would want graphs of their own, the latter for single tokens.
         return self.fuse and torch.is_grad_enabled()
 
-    def _turned(self, norm: nn.RMSNorm, x_BHNK: Tensor, angles: Tensor) -> Tensor:
+    def _turned(self, norm: nn.RMSNorm, x_BNHK: Tensor, angles: Tensor) -> Tensor:
+        """(B, H, N, K), with the heads of a token together in memory as they were projected.
+
+        The kernel writes its result as its queries lie: so heads side by side are no copy of it.
+        """
         if self._is_fused:
-            return fused.norm_rotate(x_BHNK, norm.weight, norm.eps, angles)
-        return rotate(norm(x_BHNK), angles)
+            return fused.norm_rotate(x_BNHK, norm.weight, norm.eps, angles).transpose(1, 2)
+        return rotate(norm(x_BNHK), angles.transpose(1, 2)).transpose(1, 2)
 
     def _ffn(self, x_BND: Tensor) -> Tensor:
         if self.checkpointing == "ffn" and torch.is_grad_enabled():
@@ -142,8 +138,9 @@ class Layer(nn.Module):
         return self.add_ffn(x_BND)
 
     def _split(self, kv_BNE: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (B, N, G, K) and values (B, G, N, K)."""
         k, v = kv_BNE.unflatten(-1, (2, self.num_kv_heads, self.head_width)).unbind(2)
-        return k.transpose(1, 2), v.transpose(1, 2)
+        return k, v.transpose(1, 2)
 
 
 class MuseFormer(nn.Module):
