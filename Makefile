@@ -75,8 +75,12 @@ format: $(BIN)/.ready-dev ## let ruff write the format
 shard-data: setup ## MIDI=<input> OUT=<folder> WORKERS=<n>: MIDI files to shards; default: music21's scores, all cores
 	$(BIN)/python launch/shard_data.py --midi '$(MIDI)' --output '$(OUT)' --num_workers $(WORKERS) $(ARGS)
 
-train: setup ## ARGS='--model_size small ...': train on the newest shards, in one process
-	$(BIN)/python launch/train.py $(ARGS)
+# One process, unless several are asked for.
+GPUS     ?=
+LAUNCHER ?= $(if $(GPUS),torchrun,python)
+
+train: setup ## GPUS=<n> LAUNCHER=torchrun|deepspeed|accelerate ARGS='--model_size small ...': train on the newest shards; without GPUS and LAUNCHER in one process
+	PATH='$(abspath $(BIN))':"$$PATH" GPUS='$(GPUS)' LAUNCHER='$(LAUNCHER)' launch/cluster/one_node.sh $(ARGS)
 
 generate: setup ## ARGS='--bars 16 --tempo 120 ...': sample from the newest run
 	$(BIN)/python launch/generate.py $(ARGS)

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# One machine. The flags are those of launch/train.py:
+#     launch/cluster/one_node.sh --data data_shards/<name> --output runs/<name>
+#     LAUNCHER=deepspeed GPUS=4 launch/cluster/one_node.sh --config ds_configs/zero2.json ...
+#
+# LAUNCHER  torchrun (default), deepspeed, accelerate, or python: one process. Same code, same losses.
+# GPUS      processes, one on each GPU; all GPUs if not given, and 1 where there is none.
+# RESTARTS  how often torchrun brings a run back that has failed; 0 if not given, so that a wrong
+#           flag is refused once. Above 0 it wants --output, to find the run again.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+command -v torchrun >/dev/null || . .venv/bin/activate
+
+if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    found=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l)
+else
+    found=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+fi
+gpus=${GPUS:-$((found > 0 ? found : 1))}
+
+case ${LAUNCHER:-torchrun} in
+    python)
+        exec python launch/train.py "$@"
+        ;;
+    torchrun)
+        exec torchrun --standalone --nproc_per_node "$gpus" --max_restarts "${RESTARTS:-0}" \
+            launch/train.py "$@"
+        ;;
+    deepspeed)
+        exec deepspeed --num_gpus "$gpus" launch/train.py "$@"
+        ;;
+    accelerate)
+        # Accelerate starts the processes and no more: precision and compiling are the run's own.
+        several=()
+        if [ "$gpus" -gt 1 ]; then several=(--multi_gpu); fi
+        exec accelerate launch --num_processes "$gpus" ${several[@]+"${several[@]}"} \
+            --num_machines 1 --mixed_precision no --dynamo_backend no launch/train.py "$@"
+        ;;
+    *)
+        echo "error: found LAUNCHER=$LAUNCHER; allowed: python, torchrun, deepspeed, accelerate" >&2
+        exit 2
+        ;;
+esac

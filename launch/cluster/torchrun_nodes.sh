@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Several machines, and no scheduler. The same line on each of them, in any order:
+#     HEAD=<name or address of one of them> NODES=2 GPUS=8 launch/cluster/torchrun_nodes.sh \
+#         --data data_shards/<name> --output runs/<name>
+# slurm.sbatch and kubernetes.yaml come here too.
+#
+# HEAD      where the agents meet; that machine has to stay, any other may go and come back.
+# NODES     machines; 2:4 goes on with two of four: an optimizer step keeps its rows on any number.
+# GPUS      processes on this machine, one on each GPU.
+# PORT      on HEAD; RUN_ID  two runs that meet on one port want two.
+# RESTARTS  how often a failed rank brings all ranks back from the newest intact checkpoint.
+# NODE_RANK where names and addresses do not tell which machine is HEAD: 0 there, not 0 elsewhere.
+#
+# --data and --output lie on a disk that all machines share.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+command -v torchrun >/dev/null || . .venv/bin/activate
+
+port=${PORT:-29400}
+meeting=(--rdzv_backend c10d --rdzv_endpoint "$HEAD:$port" --rdzv_id "${RUN_ID:-meloformer}")
+node=${NODE_RANK:-${SLURM_NODEID:-${JOB_COMPLETION_INDEX:-}}}
+if [ -n "$node" ]; then
+    meeting+=(--rdzv_conf "is_host=$([ "$node" = 0 ] && echo 1 || echo 0)")
+fi
+
+# After SIGTERM, seconds in which ranks may end their step and save, before SIGKILL.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
+
+# An agent that is started anew counts its restarts from 0 and so do agents that others join: only
+# --resume auto, given here, goes on in each of these cases. An absent folder starts a run.
+exec torchrun --nnodes "$NODES" --nproc_per_node "$GPUS" --max_restarts "${RESTARTS:-3}" \
+    "${meeting[@]}" launch/train.py --resume auto "$@"
