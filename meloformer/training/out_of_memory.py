@@ -123,6 +123,28 @@ def what_fits(config: MuseFormerConfig, size: BatchSize, room: float) -> list[st
     return ways
 
 
+def remedy(config: MuseFormerConfig, size: BatchSize | None, room: float) -> str:
+    """What to do about a batch that is too large, for the end of a message.
+
+    Args:
+        config: the model.
+        size: the batch; None where the formula says nothing about it.
+        room: see `what_fits`.
+    """
+    ways = what_fits(config, size, room) if size else []
+    if ways:
+        start = f"by formula it fits with {' or with '.join(ways)}"
+    else:
+        start = (
+            "start again with a smaller --batch_size, with --checkpointing ffn or layer, or "
+            "with a shorter --max_seq_len"
+        )
+    return (
+        f"{start}; an optimizer step keeps its rows; launch/tools/max_seqlen.py finds the "
+        "longest row by trying; the checkpoints stand"
+    )
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, is that memory has run out."""
     while error is not None:

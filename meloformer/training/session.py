@@ -41,8 +41,8 @@ from meloformer.training.out_of_memory import (
     describe,
     explain_out_of_memory,
     held_bytes,
+    remedy,
     total_bytes,
-    what_fits,
 )
 from meloformer.training.preflight import is_cheap, try_largest
 from meloformer.training.prepare import Prepared
@@ -224,12 +224,11 @@ class Session:
             rows, tokens = batch.ids_BT.shape
             shape = BatchShape(rows, tokens, batch.layout.piece_BS.shape[1])
         budget = nullcontext() if batch is None else self.graphs.watch(batch)
-        remedy = partial(self._remedy, shape)
-        with explain_out_of_memory(self.ranks, moment, shape, remedy), budget:
+        with explain_out_of_memory(self.ranks, moment, shape, partial(self._remedy, shape)), budget:
             yield
 
     def _remedy(self, shape: BatchShape | None) -> str:
-        ways = []
+        size = None
         # On a CPU attention is dense, and takes what the formula does not count.
         if shape and self.ranks.device.type == "cuda":
             size = BatchSize(
@@ -238,18 +237,7 @@ class Session:
                 attention_bytes=4 if self._precision == torch.float32 else None,
                 checkpointing=self.config.checkpointing,
             )
-            ways = what_fits(self.model_config, size, self._room)
-        if ways:
-            start = f"by formula it fits with {' or with '.join(ways)}"
-        else:
-            start = (
-                "start again with a smaller --batch_size, with --checkpointing ffn or layer, or "
-                "with a shorter --max_seq_len"
-            )
-        return (
-            f"{start}; an optimizer step keeps its rows; launch/tools/max_seqlen.py finds the "
-            "longest row by trying; the checkpoints stand"
-        )
+        return remedy(self.model_config, size, self._room)
 
     def predict(self, batch: Batch) -> Tensor:
         """(B, T, V) logits of a batch on this rank's device."""
