@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class TrainingState:
         ds_config: the partitioning they used.
         tokenizer_fingerprint: of the vocabulary.
         settings: resolved settings of the run.
+        setbacks: counters of dropped steps and of rollbacks, as `Progress` takes them.
+        recent_steps: loss and gradient norm of the last good steps, as `Judge` takes them.
         format_version: of this folder's layout.
     """
 
@@ -54,6 +56,8 @@ class TrainingState:
     ds_config: dict[str, Any]
     tokenizer_fingerprint: str
     settings: dict[str, Any]
+    setbacks: dict[str, int] = field(default_factory=dict)
+    recent_steps: list[list[float]] = field(default_factory=list)
     format_version: int = FORMAT_VERSION
 
     def save(self, folder: Path) -> None:

@@ -18,6 +18,7 @@ from meloformer.shards.disk_cache import CacheConfig
 from meloformer.shards.download import without_credentials
 from meloformer.shards.reader import SHARD_CACHE
 from meloformer.tokens.vocabulary import VOCAB_SIZE
+from meloformer.training.bad_steps import BadStepConfig
 from meloformer.training.ds_config import DEFAULT_DS_CONFIG
 from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.schedule import ScheduleConfig
@@ -69,6 +70,9 @@ class TrainConfig:
         memory_headroom: share of the device's memory above which a peak is warned of.
         compile_cache: folder for compiled attention code, kept for later runs and other ranks;
             meloformer/compiled in the user's cache folder if not given.
+        compile_workers: processes that each rank starts to compile attention before a first step
+            whose code is not in the cache yet; half the host's CPU cores, shared out over its ranks
+            and at most 8 each, if not given; 0 leaves it to the rank itself.
         shard_cache: most shards of a folder that stay mapped in each rank and each data worker.
         phases: start with small micro-batches; on in bucket mode on CUDA if not given.
         save_every: optimizer steps between checkpoints; 0 saves at the end only.
@@ -78,12 +82,15 @@ class TrainConfig:
         resume: none, auto (newest intact checkpoint of --output) or one of its checkpoints. Auto
             if not given and a launcher has restarted the run, none otherwise.
         init_from: start from the weights of a run, step or model folder.
+        check_gradients: before the first step compare the gradient of a small step with that of a
+            single process, and stop where it is another; on for more than one rank if not given.
         dry_run: say what would be done, and stop.
         device: where to compute.
         augmentation: random shifts of training windows.
         cache: files of remote shards.
         schedule: learning rate.
         optimizer: AdamW.
+        bad_steps: steps whose loss or gradient goes wrong.
     """
 
     config: Path = DEFAULT_DS_CONFIG
@@ -106,6 +113,7 @@ class TrainConfig:
     fuse: Fuse = "auto"
     memory_headroom: float = 0.9
     compile_cache: Path | None = None
+    compile_workers: int | None = None
     shard_cache: int = SHARD_CACHE
     phases: OnOff | None = None
     save_every: int = 500
@@ -114,12 +122,14 @@ class TrainConfig:
     keep_last: int = 3
     resume: str | None = None
     init_from: Path | None = None
+    check_gradients: OnOff | None = None
     dry_run: bool = False
     device: DeviceName = "auto"
     augmentation: Augmentation = field(default_factory=Augmentation)
     cache: CacheConfig = field(default_factory=CacheConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    bad_steps: BadStepConfig = field(default_factory=BadStepConfig)
 
     def __post_init__(self) -> None:
         lowest = {
@@ -130,6 +140,7 @@ class TrainConfig:
             "epochs": 1,
             "max_steps": 1,
             "seed": 0,
+            "compile_workers": 0,
             "shard_cache": 1,
             "save_every": 0,
             "validate_every": 0,
