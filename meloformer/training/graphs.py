@@ -4,9 +4,10 @@ One more than declared means that something captures a value which changes from 
 and then every batch compiles anew: a run 100 times too slow, and nothing else to see.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from meloformer.batches.plan import PlanConfig
 from meloformer.errors import TrainingError
 from meloformer.model.fused import GRAPHS_PER_ROWS
 from meloformer.model.masks import BLOCK_SIZE, Rule
-from meloformer.training.engine import Engine
 from meloformer.training.loss import step_loss
+from meloformer.training.ranks import Ranks, ranks_on_host
+
+Item = TypeVar("Item")
 
 # Around the forward and backward pass of a batch: looks at it, and at what went wrong with it.
 Watch = Callable[[Batch], AbstractContextManager[None]]
@@ -148,8 +151,20 @@ class GraphBudget:
         )
 
 
+class Trainee(Protocol):
+    """What `warm_up` needs of an engine."""
+
+    ranks: Ranks
+
+    def backward(self, loss: Tensor) -> Tensor:
+        """Add the gradient of one micro-batch."""
+
+    def drop_gradients(self) -> None:
+        """Forget it."""
+
+
 def warm_up(
-    engine: Engine,
+    engine: Trainee,
     predict: Callable[[Batch], Tensor],
     shapes: Shapes,
     blocks_rule: Rule | None,
@@ -162,6 +177,10 @@ def warm_up(
     Compiling as they come would stop one step after another for minutes, and a run that lacks
     memory for its longest rows would say so only when the first of them comes.
 
+    Each rank of a host begins with other shapes, to find in the cache what the others have compiled
+    by then. What ranks say to each other in a backward pass depends on the model and not on the
+    shape, and all of them run as many.
+
     Args:
         engine: the model, between two steps; its gradients are dropped.
         predict: logits of a batch.
@@ -171,16 +190,27 @@ def warm_up(
         watch: held around each batch.
     """
     ranks = engine.ranks
-    for shape in sorted(shapes.train, key=lambda shape: -shape.rows * shape.tokens):
+    turn = ranks.local_rank, ranks_on_host()
+    for shape in in_turn(shapes.train, *turn):
         batch = padding(shape, blocks_rule, block_size).to(ranks.device)
         with watch(batch):
             loss = step_loss(predict(batch), batch.targets_BT, 1, ranks.world_size)
             engine.backward(loss)
         engine.drop_gradients()
-    for shape in shapes.score:
+    for shape in in_turn(shapes.score, *turn):
         batch = padding(shape, blocks_rule, block_size).to(ranks.device)
         with torch.no_grad(), watch(batch):
             predict(batch)
+
+
+def in_turn(items: Sequence[Item], rank: int, num_ranks: int) -> list[Item]:
+    """The same, begun by each rank at another place.
+
+    >>> in_turn([0, 1, 2, 3], 1, 2)
+    [2, 3, 0, 1]
+    """
+    start = len(items) * (rank % num_ranks) // num_ranks
+    return [*items[start:], *items[:start]]
 
 
 def padding(shape: BatchShape, blocks_rule: Rule | None, block_size: int = BLOCK_SIZE) -> Batch:

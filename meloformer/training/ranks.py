@@ -7,7 +7,7 @@ the same variables for a world of one, so nothing after this module asks how it 
 import atexit
 import os
 import socket
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -109,8 +109,8 @@ def start_ranks(wanted: DeviceName, environment: MutableMapping[str, str] = os.e
         for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
     )
     if device_type == "cuda":
-        local_size = int(environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", 1)))
-        check_gpus(max(local_size, local_rank + 1), torch.cuda.device_count())
+        num_ranks = max(ranks_on_host(environment), local_rank + 1)
+        check_gpus(num_ranks, torch.cuda.device_count())
         torch.cuda.set_device(local_rank)
     defaults = {
         "RANK": str(rank),
@@ -138,6 +138,11 @@ def start_ranks(wanted: DeviceName, environment: MutableMapping[str, str] = os.e
     return Ranks(
         rank=rank, local_rank=local_rank, world_size=world_size, device=torch.device(device)
     )
+
+
+def ranks_on_host(environment: Mapping[str, str] = os.environ) -> int:
+    """Processes of the run on this host, as the launcher says."""
+    return int(environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", 1)))
 
 
 def check_gpus(num_ranks: int, num_gpus: int) -> None:

@@ -1,0 +1,227 @@
+"""Compiling ahead: who compiles what, when nobody does, and that the run then finds it all."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from meloformer.batches.phases import BatchShape
+from meloformer.model.config import SIZES
+from meloformer.model.fused import GRAPHS_PER_ROWS
+from meloformer.model.masks import HeadGroup
+from meloformer.training import compile_ahead
+from meloformer.training.compile_ahead import CompileAhead, CompileSpec, default_workers
+from meloformer.training.compile_cache import INDUCTOR
+from meloformer.training.graphs import Shapes, in_turn
+from tests.layouts import tiny_config
+from tests.training.launching import ENVIRONMENT, ROOT, TIME_LIMIT_SECONDS
+
+SPEC = CompileSpec(
+    model=tiny_config(num_layers=4),
+    device=torch.device("cpu"),
+    backend="flex",
+    is_bf16=True,
+    precision=torch.float32,
+    checkpointing="ffn",
+    fuse=True,
+    block_size=64,
+)
+SHAPES = Shapes(
+    train=tuple(BatchShape(1, 128 * n, 128) for n in range(1, 5)),
+    score=tuple(BatchShape(2, 128 * n, 128) for n in range(1, 4)),
+)
+Items = list[tuple[str, BatchShape]]
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[Items]]:
+    """What processes were told to compile, instead of processes; the cache folder is a new one."""
+    monkeypatch.setenv(INDUCTOR, str(tmp_path / "cache"))
+    told: list[list[Items]] = []
+
+    def run(spec: CompileSpec, parts: list[Items]) -> list[str]:
+        told.append(parts)
+        return []
+
+    monkeypatch.setattr(compile_ahead, "_run_workers", run)
+    return told
+
+
+def items(parts: list[Items]) -> Items:
+    return [item for part in parts for item in part]
+
+
+def test_every_cold_shape_is_compiled_by_one_process_and_looked_at_once(
+    started: list[list[Items]],
+) -> None:
+    said: list[str] = []
+    ahead = CompileAhead(SPEC, 3, 0, say=said.append)
+    ahead.compile(SHAPES)
+    ahead.compile(SHAPES)
+    (parts,) = started
+    assert sorted(map(len, parts)) == [2, 2, 3]
+    assert sorted(items(parts)) == sorted(
+        [("train", shape) for shape in SHAPES.train] + [("score", shape) for shape in SHAPES.score]
+    )
+    assert ahead.has_compiled and len(said) == 1 and "3 processes" in said[0]
+
+
+def test_ranks_of_a_host_begin_with_other_shapes(
+    started: list[list[Items]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for rank in range(2):
+        CompileAhead(SPEC, 1, rank, say=lambda line: None).compile(SHAPES)
+    (first,), (second,) = started
+    assert first != second and sorted(first) == sorted(second)
+    for num_ranks in (1, 3, 8):
+        orders = [in_turn(range(16), rank, num_ranks) for rank in range(num_ranks)]
+        assert len({order[0] for order in orders}) == num_ranks
+        assert all(sorted(order) == list(range(16)) for order in orders)
+
+
+def test_what_is_little_or_known_to_be_compiled_is_left_to_the_run(
+    started: list[list[Items]],
+) -> None:
+    def compile_shapes(spec: CompileSpec, shapes: Shapes = SHAPES, num_workers: int = 2) -> bool:
+        started.clear()
+        CompileAhead(spec, num_workers, 0, say=lambda line: None).compile(shapes)
+        return bool(started)
+
+    assert not compile_shapes(SPEC, Shapes(train=SHAPES.train[:2], score=()))
+    assert not compile_shapes(SPEC, num_workers=0)
+    assert compile_shapes(SPEC)
+    # Nobody is told that it is compiled before the run itself has.
+    assert compile_shapes(SPEC)
+    CompileAhead(SPEC, 2, 0, say=lambda line: None).note_compiled(SHAPES)
+    assert not compile_shapes(SPEC)
+
+    deeper = replace(SPEC, model=replace(SPEC.model, num_layers=40, max_seq_len=65536))
+    assert not compile_shapes(deeper), "layers are alike, and lengths stand in the shapes"
+    wider = replace(SPEC.model, width=2 * SPEC.model.width)
+    changes = {
+        "block_size": 128,
+        "is_bf16": False,
+        "precision": None,
+        "fuse": False,
+        "model": wider,
+    }
+    for name, value in changes.items():
+        assert compile_shapes(replace(SPEC, **{name: value})), name
+    other_rows = tuple(shape._replace(rows=3) for shape in SHAPES.train)
+    assert compile_shapes(SPEC, Shapes(train=(*SHAPES.train, *other_rows), score=()))
+    assert {shape.rows for _, shape in items(started[0])} == {3}
+
+    with torch._inductor.config.patch(force_disable_caches=True):
+        assert not compile_shapes(replace(SPEC, is_bf16=False)), "nothing would be found again"
+
+
+def test_a_run_that_starts_no_processes_writes_nothing_into_the_cache(tmp_path: Path) -> None:
+    ahead = CompileAhead(SPEC, 0, 0, say=lambda line: pytest.fail(line))
+    ahead.compile(SHAPES)
+    ahead.note_compiled(SHAPES)
+    assert not ahead.has_compiled and not list(tmp_path.iterdir())
+
+
+def test_processes_share_half_the_cores_of_a_host_and_one_alone_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cores, ranks, expected in ((96, 8, 6), (96, 1, 8), (16, 1, 8), (16, 8, 0), (2, 1, 0)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=cores: set(range(n)))
+        assert default_workers(ranks) == expected
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_a_short_model_has_a_first_a_middle_and_a_last_layer_of_the_runs_own_widths(
+    size: str,
+) -> None:
+    rule = (HeadGroup(True, (0, 3), "instrument"), HeadGroup(False, None))
+    spec = replace(SPEC, model=tiny_config(**vars(SIZES[size]), rule=rule))
+    short = spec.shortened()
+    assert short.model.num_layers == 3
+    assert replace(short.model, num_layers=spec.model.num_layers) == spec.model
+    assert CompileSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    one = replace(spec, model=replace(spec.model, num_layers=1))
+    assert one.shortened() == one
+
+
+@pytest.mark.parametrize(
+    ("python", "reason"),
+    [("/bin/false", "status 1: it said nothing"), (sys.executable, "stopped after 0.2 s")],
+    ids=["fails", "hangs"],
+)
+def test_a_process_that_fails_or_hangs_costs_a_line_and_is_gone(
+    python: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(INDUCTOR, str(tmp_path))
+    monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.setattr(compile_ahead, "LIMIT_SECONDS", 0.2)
+    processes = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **named) -> None:
+            super().__init__(*args, **named)
+            processes.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    said: list[str] = []
+    CompileAhead(SPEC, 2, 0, say=said.append).compile(SHAPES)
+    assert len(said) == 2 and said[1].startswith("2 of them did not end well") and reason in said[1]
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.pid, 0)
+    assert len(processes) == 2
+
+
+def cold_start(folder: Path, device: str, *arguments: str) -> dict:
+    hidden = {INDUCTOR} | (
+        {"CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"} if device == "cuda" else set()
+    )
+    done = subprocess.run(
+        [sys.executable, "tests/training/compile_ahead_worker.py", str(folder), device, *arguments],
+        cwd=ROOT,
+        env={name: value for name, value in ENVIRONMENT.items() if name not in hidden},
+        capture_output=True,
+        text=True,
+        timeout=2 * TIME_LIMIT_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check_all_found(found: dict, num_graphs: int, num_entries: int) -> None:
+    assert len(found["said"]) == 1 and "2 processes" in found["said"][0], "none of them failed"
+    assert found["said_when_warm"] == []
+    assert found["found"] == "warm" and found["graphs"] == num_graphs
+    assert found["hits"] == num_entries
+    missed = ("misses", "bypassed", "autograd_misses", "autograd_bypassed")
+    assert not any(found[name] for name in missed)
+
+
+@pytest.mark.slow
+def test_a_run_finds_compiled_attention_that_processes_without_its_engine_compiled(
+    tmp_path: Path,
+) -> None:
+    # Two stages at two lengths, without gradients: on a CPU the kernel has no backward.
+    check_all_found(cold_start(tmp_path, "cpu", "flex", "score"), 4, 4)
+
+
+@pytest.mark.slow
+def test_a_run_finds_fused_parts_forward_and_backward(tmp_path: Path) -> None:
+    found = cold_start(tmp_path, "cpu", "dense", "train")
+    num_graphs = GRAPHS_PER_ROWS
+    check_all_found(found, num_graphs, 2 * num_graphs)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_run_on_a_gpu_finds_everything_forward_and_backward(tmp_path: Path) -> None:
+    found = cold_start(tmp_path, "cuda", "flex", "train", "score")
+    # Backward passes are entries of their own.
+    num_graphs = GRAPHS_PER_ROWS + 2 * 2 * 2
+    check_all_found(found, num_graphs, num_graphs + GRAPHS_PER_ROWS + 2 * 2)
