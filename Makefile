@@ -47,6 +47,7 @@ test-all: $(BIN)/.ready-all ## every test, slow ones and those for a GPU include
 	$(PYTEST) $(ARGS)
 
 # Another torch in an environment of its own, with the other pins; it brings the sympy that it wants.
+# music21 carries the scores that the tests of leaks read.
 TORCH      ?=
 TORCH_VENV ?= .venv-torch-$(TORCH)
 
@@ -55,7 +56,7 @@ $(TORCH_VENV)/.ready: constraints.txt
 	grep -vE '^(torch|sympy)==' constraints.txt > $(TORCH_VENV)/constraints.txt
 	$(TORCH_VENV)/bin/python -m pip install --quiet --no-compile --no-cache-dir \
 	    --disable-pip-version-check --constraint $(TORCH_VENV)/constraints.txt torch==$(TORCH) \
-	    numpy symusic miditoolkit safetensors pytest pytest-timeout hypothesis
+	    numpy symusic miditoolkit safetensors music21 pytest pytest-timeout hypothesis
 	@touch $@
 
 test-torch: ## TORCH=<version>: tests of masks, precision and generation under another torch (3-7 GB; rm -r .venv-torch-<version> frees it)
