@@ -38,7 +38,7 @@ from meloformer.errors import ConfigError
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.masks import Order, rule_of
 from meloformer.model.rules import load_rule
-from meloformer.training.config import ModelSize
+from meloformer.training.config import Fuse, ModelSize
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a GPU is for, and what a CPU bears.
@@ -70,6 +70,8 @@ class BenchAttentionConfig:
     """Width of a head; that of the size if not given."""
     block_size: int | None = None
     """Tokens along each side of a block; the default of training if not given."""
+    fuse: Fuse = "auto"
+    """Compile the pointwise parts of the models, the dense side's too; auto as training does."""
     batch_size: int = 1
     """Rows of a call."""
     dtype: Literal["bf16", "fp32"] | None = None
@@ -106,8 +108,9 @@ def bench_attention(config: BenchAttentionConfig) -> None:
         dtype=_DTYPES[config.dtype or _UNGIVEN_DTYPE[kind]],
         rounds=config.rounds,
         block_size=config.block_size,
+        fuse=config.fuse,
     )
-    bench.allow_graphs(len(lengths))
+    bench.allow_graphs(lengths, config.batch_size)
     found = []
     for length in lengths:
         rows = find_rows(config.data, config.layout, length, config.batch_size)

@@ -36,7 +36,8 @@ from meloformer.command_line import check_output_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.model.config import Checkpointing
 from meloformer.model.device import DeviceName
-from meloformer.training.config import UNGIVEN, ModelSize, TrainConfig
+from meloformer.model.masks import BLOCK_SIZES
+from meloformer.training.config import UNGIVEN, Fuse, ModelSize, TrainConfig
 from meloformer.training.ds_config import DEFAULT_DS_CONFIG
 from meloformer.training.ranks import start_ranks
 
@@ -69,6 +70,10 @@ class BenchTrainConfig:
     """Data processes of each candidate; those of training on CUDA, none elsewhere if not given."""
     checkpointing: Checkpointing = "none"
     """What the backward pass computes again."""
+    fuse: Fuse = TrainConfig.fuse
+    """Compile the pointwise parts of all candidates, the twin too; auto as training does."""
+    block_size: int = TrainConfig.block_size
+    """Tokens along each side of a block of the attention plan."""
     num_slices: int = 5
     """Turns of each candidate."""
     steps_per_slice: int = 2
@@ -90,6 +95,9 @@ class BenchTrainConfig:
             value, allowed = getattr(self, name), lowest.get(name, 1)
             if value is not None and value < allowed:
                 raise ConfigError(f"--{name} {value}: allowed {allowed} or more")
+        if self.block_size not in BLOCK_SIZES:
+            allowed_sizes = " or ".join(map(str, BLOCK_SIZES))
+            raise ConfigError(f"--block_size {self.block_size}: allowed {allowed_sizes}")
 
 
 def bench_train(config: BenchTrainConfig) -> None:
@@ -114,6 +122,8 @@ def bench_train(config: BenchTrainConfig) -> None:
         num_workers=num_workers if config.num_workers is None else config.num_workers,
         config=config.config,
         checkpointing=config.checkpointing,
+        fuse=config.fuse,
+        block_size=config.block_size,
     )
     model = sized_config(size, max_seq_len)
     rows = find_rows(config.data, "packed", max_seq_len, batch_size)

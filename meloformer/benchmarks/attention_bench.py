@@ -7,13 +7,15 @@ summaries, one causal UPDATE and no masks; pieces that share a row are not told 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
+from meloformer.batches.phases import BatchShape
 from meloformer.benchmarks.alternation import Candidate, Failure, Timing, release, time_in_turns
+from meloformer.benchmarks.bench_models import build_model, num_graphs
 from meloformer.benchmarks.bench_rows import BenchRows
 from meloformer.benchmarks.bench_tables import mebibytes, percent, plain, rounded, table_of
 from meloformer.benchmarks.dense_kernels import Kernel, dense_kernels
@@ -21,10 +23,11 @@ from meloformer.model import attention
 from meloformer.model.attention import AttentionPlan, Backend
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.counts import StepPairs, training_flops
-from meloformer.model.masks import Order, Rule
+from meloformer.model.masks import Order, Rule, num_summaries
 from meloformer.model.museformer import MuseFormer
 from meloformer.training.cards import peak_flops
-from meloformer.training.graphs import limit_graphs
+from meloformer.training.config import Fuse, fuses
+from meloformer.training.graphs import Shapes, limit_graphs
 from meloformer.training.loss import step_loss
 from meloformer.training.prepare import backend_of
 from meloformer.training.work import pair_rate
@@ -54,6 +57,7 @@ class Bench:
         dtype: of weights and attention.
         rounds: timed calls of each candidate.
         block_size: of the block lists; the default of collation if not given.
+        fuse: compile the pointwise parts of the models, the twin's too; as training does.
     """
 
     config: MuseFormerConfig
@@ -62,18 +66,37 @@ class Bench:
     dtype: torch.dtype
     rounds: int
     block_size: int | None = None
+    fuse: Fuse = "auto"
 
     @property
     def backend(self) -> Backend:
         """The attention that has a backward on this device."""
         return backend_of(self.device)
 
-    def allow_graphs(self, num_lengths: int) -> None:
-        """Let torch compile what some lengths will need and no more; call before `measure`."""
-        if self.backend == "flex":
-            # Two levels, whose keys may lie differently in memory; SUMMARIZE and each head group.
-            per_length = len(get_args(Level)) * sum(1 + len(rule) for rule in self.rules.values())
-            limit_graphs(num_lengths * per_length)
+    @property
+    def is_fused(self) -> bool:
+        """Whether pointwise parts are compiled; there is no engine that could take them apart."""
+        return fuses(self.fuse, self.backend, zero_stage=0)
+
+    def allow_graphs(self, lengths: Sequence[int], num_rows: int) -> None:
+        """Let torch compile what some lengths will need and no more; call before `measure`.
+
+        Args:
+            lengths: T of each call of `measure`.
+            num_rows: B.
+        """
+        shapes = Shapes(
+            train=tuple(BatchShape(num_rows, T, num_summaries(T)) for T in lengths), score=()
+        )
+        configs = [replace(self.config, rule=rule) for rule in self.rules.values()]
+        # Two levels, whose keys may lie differently in memory; attention alone has no other parts.
+        allowed = sum(
+            num_graphs(config, shapes, self.backend, fuse=fuse)
+            for config in (*configs, self.twin)
+            for fuse in (False, self.is_fused)
+        )
+        if allowed:
+            limit_graphs(allowed)
 
     @property
     def twin(self) -> MuseFormerConfig:
@@ -298,9 +321,9 @@ def _attention_calls(bench: Bench, rows: BenchRows) -> dict[str, Candidate]:
 
 def _model_calls(bench: Bench, rows: BenchRows) -> dict[str, Candidate]:
     batch = rows.batch(None).to(bench.device)
-    torch.manual_seed(0)
     model, twin = (
-        MuseFormer(config).to(bench.device, bench.dtype) for config in (bench.config, bench.twin)
+        build_model(config, fuse=bench.is_fused).to(bench.device, bench.dtype)
+        for config in (bench.config, bench.twin)
     )
 
     def stepped(model: MuseFormer, plan: AttentionPlan) -> Callable[[], None]:

@@ -4,9 +4,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from meloformer.errors import ConfigError
 from meloformer.midi import grid
-from meloformer.model.config import SIZES, MuseFormerConfig
+from meloformer.model.attention import Backend
+from meloformer.model.config import SIZES, Checkpointing, MuseFormerConfig
+from meloformer.model.masks import rule_of
+from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.vocabulary import VOCAB_SIZE
 from meloformer.training.ds_config import (
     DEFAULT_DS_CONFIG,
@@ -14,6 +19,7 @@ from meloformer.training.ds_config import (
     load_ds_config,
     resolve_ds_config,
 )
+from meloformer.training.graphs import Shapes
 from meloformer.training.optimizer import OptimizerConfig
 
 
@@ -46,6 +52,41 @@ def sized_config(size: str, max_seq_len: int, head_width: int | None = None) -> 
             "leaves whole key/value heads"
         )
     return replace(config, num_heads=num_heads, num_kv_heads=num_kv_heads)
+
+
+def build_model(
+    config: MuseFormerConfig,
+    *,
+    fuse: bool,
+    checkpointing: Checkpointing = "none",
+    seed: int = 0,
+) -> MuseFormer:
+    """A model on the CPU in fp32, as a run builds it.
+
+    Args:
+        config: its settings; a twin without summaries is built like the others, or the comparison
+            would not be fair.
+        fuse: compile its pointwise parts, what `training.config.fuses` says.
+        checkpointing: what the backward pass computes again.
+        seed: of its weights.
+    """
+    torch.manual_seed(seed)
+    return MuseFormer(config, checkpointing=checkpointing, fuse=fuse)
+
+
+def num_graphs(config: MuseFormerConfig, shapes: Shapes, backend: Backend, *, fuse: bool) -> int:
+    """Graphs that a model may compile in a bench.
+
+    Args:
+        config: of the model; without summaries it is the dense twin, whose attention is a kernel
+            of torch's and is not compiled.
+        shapes: of its batches.
+        backend: of attention.
+        fuse: whether its pointwise parts are compiled.
+    """
+    is_compiled = backend == "flex" and config.summaries
+    rule = rule_of(config.rule) if is_compiled else ()
+    return shapes.num_graphs(rule, summaries=is_compiled, fuse=fuse)
 
 
 def engine_settings(

@@ -17,10 +17,10 @@ from torch import Tensor
 from meloformer.batches.attributes import ALL_ATTRIBUTES
 from meloformer.batches.batch import Batch
 from meloformer.batches.collate import Collator
-from meloformer.batches.phases import PhaseConfig
+from meloformer.batches.phases import BatchShape, PhaseConfig
 from meloformer.batches.plan import PlanConfig
 from meloformer.batches.stream import TrainStream, ValidationStream
-from meloformer.benchmarks.bench_models import sized_config
+from meloformer.benchmarks.bench_models import build_model, sized_config
 from meloformer.benchmarks.rule_candidates import (
     DENSE_TWIN,
     GROUPINGS,
@@ -32,12 +32,11 @@ from meloformer.errors import ConfigError
 from meloformer.model.attention import build_plan
 from meloformer.model.config import SIZES, MuseFormerConfig
 from meloformer.model.device import DeviceName, choose_device
-from meloformer.model.masks import RULES, rule_of
-from meloformer.model.museformer import MuseFormer
+from meloformer.model.masks import BLOCK_SIZE, BLOCK_SIZES, RULES, num_summaries, rule_of
 from meloformer.model.precision import attention_dtype
 from meloformer.shards.reader import ShardFolder, SplitIndex
-from meloformer.training.config import ModelSize, newest_shards
-from meloformer.training.graphs import limit_graphs
+from meloformer.training.config import ModelSize, fuses, newest_shards
+from meloformer.training.graphs import Shapes, limit_graphs
 from meloformer.training.loss import step_loss
 from meloformer.training.optimizer import OptimizerConfig, build_optimizer
 from meloformer.training.prepare import backend_of
@@ -67,6 +66,7 @@ class CompareRulesConfig:
             rules need, the same for all.
         max_seq_len: tokens of a row, packed full; longer on CUDA than elsewhere if not given.
         batch_size: rows of an optimizer step; more on CUDA than elsewhere if not given.
+        block_size: tokens along each side of a block of the attention plan, on CUDA.
         learning_rate: constant after the warm-up.
         warmup_steps: optimizer steps of linear rise.
         slice_steps: optimizer steps of a candidate before the next has its turn.
@@ -82,6 +82,7 @@ class CompareRulesConfig:
     model_size: ModelSize | None = None
     max_seq_len: int | None = None
     batch_size: int | None = None
+    block_size: int = BLOCK_SIZE
     learning_rate: float = 1e-3
     warmup_steps: int = 50
     slice_steps: int = 5
@@ -105,6 +106,9 @@ class CompareRulesConfig:
                 raise ConfigError(f"--{name} {value}: allowed: {allowed} or more")
         if not 0 < self.minutes < math.inf:
             raise ConfigError(f"--minutes {self.minutes}: allowed: above 0")
+        if self.block_size not in BLOCK_SIZES:
+            allowed_sizes = " or ".join(map(str, BLOCK_SIZES))
+            raise ConfigError(f"--block_size {self.block_size}: allowed: {allowed_sizes}")
         if self.validate_every % self.slice_steps:
             raise ConfigError(
                 f"--validate_every {self.validate_every}: allowed: multiples of --slice_steps "
@@ -135,6 +139,7 @@ class Race:
         )
         self.device = torch.device(device_type)
         self.backend = backend_of(self.device)
+        self.fuse = fuses("auto", self.backend, zero_stage=0)
         self.dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
         self.candidates = find_candidates(config.rules)
         self.models = {c.name: self._model_config(c) for c in self.candidates}
@@ -146,14 +151,13 @@ class Race:
         head_width = self.models[self.candidates[0].name].head_width
         precision = attention_dtype("auto", self.device, head_width=head_width)
         if self.backend == "flex":
-            # One graph for SUMMARIZE and one per head group, in training and in validation.
-            limit_graphs(sum(2 * (c.summaries + len(rule_of(c.rule))) for c in self.candidates))
+            limit_graphs(sum(map(self._num_graphs, self.candidates)))
         self.trainees = [
             [_Trainee(self, candidate, seed, precision) for candidate in self.candidates]
             for seed in range(config.seeds)
         ]
         self._validation = {
-            candidate.name: [candidate.prepare(batch, self.backend) for batch in validation]
+            candidate.name: [self._prepared(candidate, batch) for batch in validation]
             for candidate in self.candidates
         }
         self._targets = [0] * config.seeds
@@ -207,6 +211,18 @@ class Race:
                 with torch.no_grad():
                     trainee.predict(batch.to(self.device))
 
+    def _prepared(self, candidate: Candidate, batch: Batch) -> Batch:
+        return candidate.prepare(batch, self.backend, self.config.block_size)
+
+    def _num_graphs(self, candidate: Candidate) -> int:
+        """In training and in validation; the twin's attention is sparse in pieces, and compiled."""
+        assert self.config.max_seq_len is not None and self.config.batch_size is not None
+        T = self.config.max_seq_len
+        shape = BatchShape(self.config.batch_size, T, num_summaries(T))
+        return Shapes(train=(shape,), score=(shape,)).num_graphs(
+            rule_of(candidate.rule), summaries=candidate.summaries, fuse=self.fuse
+        )
+
     def _model_config(self, candidate: Candidate) -> MuseFormerConfig:
         assert self.config.model_size is not None and self.config.max_seq_len is not None
         size = SIZES[self.config.model_size]
@@ -257,8 +273,8 @@ class _Trainee:
         self.candidate, self.seconds = candidate, 0.0
         self._device, self._backend, self._precision = race.device, race.backend, precision
         self._rule, self._config = rule_of(candidate.rule), race.config
-        torch.manual_seed(seed)
-        master = MuseFormer(race.models[candidate.name]).to(race.device)
+        master = build_model(race.models[candidate.name], fuse=race.fuse, seed=seed)
+        master = master.to(race.device)
         self._optimizer = build_optimizer(master, OptimizerConfig())
         self._model = master
         if race.dtype != torch.float32:
@@ -276,7 +292,8 @@ class _Trainee:
 
         Block lists are made beforehand: in a run that is the work of the data workers.
         """
-        prepared = [self.candidate.prepare(batch, self._backend) for batch in batches]
+        block_size = self._config.block_size
+        prepared = [self.candidate.prepare(batch, self._backend, block_size) for batch in batches]
         began = self._now()
         for number, batch in enumerate(prepared, start=step + 1):
             self.backward(batch)

@@ -11,15 +11,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from meloformer.benchmarks.bench_models import sized_config
+from meloformer.batches.phases import BatchShape
+from meloformer.benchmarks.bench_models import build_model, num_graphs, sized_config
 from meloformer.benchmarks.bench_rows import BenchRows, find_rows
 from meloformer.command_line import run_recipe
-from meloformer.model.attention import build_plan
+from meloformer.model.attention import AttentionPlan, build_plan
+from meloformer.model.config import MuseFormerConfig
 from meloformer.model.device import DeviceName, choose_device
-from meloformer.model.masks import RULES, Rule
+from meloformer.model.masks import RULES, Rule, num_summaries
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.precision import choose_precision
-from meloformer.training.graphs import limit_graphs
+from meloformer.training.config import fuses
+from meloformer.training.graphs import Shapes, limit_graphs
 from meloformer.training.loss import step_loss
 from meloformer.training.prepare import backend_of
 
@@ -66,8 +69,14 @@ def check_gradients(
         num_layers: its depth.
         device: where the kernel runs; on a CPU, which has no backward of it, dense masks run.
     """
-    if backend_of(device) == "flex":
-        limit_graphs(sum(1 + len(RULES[name]) for name in rules) * len(_DTYPES))
+    backend, T = backend_of(device), rows.seq_len
+    shapes = Shapes(train=(BatchShape(len(rows.rows), T, num_summaries(T)),), score=())
+    allowed = len(_DTYPES) * sum(
+        num_graphs(_config(RULES[name], rows, num_layers), shapes, backend, fuse=_is_fused(device))
+        for name in rules
+    )
+    if allowed:
+        limit_graphs(allowed)
     errors = {
         name: {
             dtype_name: gradient_error(RULES[name], rows, num_layers, device, dtype)
@@ -87,32 +96,37 @@ def gradient_error(
 ) -> float:
     """Largest relative error of the loss and of any weight's gradient, as norms.
 
-    The judge is dense attention in float64 with the same weights.
+    The judge is dense attention in float64 with the same weights, and nothing compiled.
     """
-    backend = backend_of(device)
-    config = replace(sized_config("small", rows.seq_len), num_layers=num_layers, rule=rule)
+    backend, config = backend_of(device), _config(rule, rows, num_layers)
     batch = rows.batch(rule if backend == "flex" else None).to(device)
-    torch.manual_seed(0)
-    model = MuseFormer(config).to(device, dtype)
+    model = build_model(config, fuse=_is_fused(device)).to(device, dtype)
+    judge = MuseFormer(config).to(device)
+    judge.load_state_dict(model.state_dict())
 
-    def gradients(plan) -> list[Tensor]:
-        model.zero_grad(set_to_none=True)
+    def gradients(model: MuseFormer, plan: AttentionPlan) -> list[Tensor]:
         logits_BTV = model(batch.ids_BT, batch.layout, plan)
         # In the model's own precision: the loss is no part of what is judged.
         loss = step_loss(logits_BTV, batch.targets_BT, batch.num_targets, 1)
         loss.backward()
         return [loss.detach(), *(parameter.grad for parameter in model.parameters())]  # type: ignore[list-item]
 
-    found = gradients(build_plan(batch.layout, rule, backend, batch.blocks))
-    found = [tensor.double() for tensor in found]
-    model.double()
-    expected = gradients(build_plan(batch.layout, rule))
+    found = gradients(model, build_plan(batch.layout, rule, backend, batch.blocks))
+    expected = gradients(judge.double(), build_plan(batch.layout, rule))
     ratios = [
-        float((a - b).norm() / b.norm().clamp_min(torch.finfo(torch.float64).tiny))
+        float((a.double() - b).norm() / b.norm().clamp_min(torch.finfo(torch.float64).tiny))
         for a, b in zip(found, expected, strict=True)
     ]
     # `max` passes over what is no number.
     return max(ratio if ratio == ratio else float("inf") for ratio in ratios)
+
+
+def _config(rule: Rule, rows: BenchRows, num_layers: int) -> MuseFormerConfig:
+    return replace(sized_config("small", rows.seq_len), num_layers=num_layers, rule=rule)
+
+
+def _is_fused(device: torch.device) -> bool:
+    return fuses("auto", backend_of(device), zero_stage=0)
 
 
 if __name__ == "__main__":

@@ -15,33 +15,35 @@ import torch
 from torch import nn
 
 from meloformer.batches.phases import BatchShape
+from meloformer.benchmarks.bench_models import build_model, engine_settings, num_graphs
+from meloformer.benchmarks.child_runs import kill_all
 from meloformer.benchmarks.peak_memory import peak_bytes
 from meloformer.errors import ConfigError
 from meloformer.model.attention import build_plan
 from meloformer.model.config import Checkpointing, MuseFormerConfig, Precision
 from meloformer.model.masks import num_summaries, rule_of
-from meloformer.model.museformer import MuseFormer
+from meloformer.model.memory import BatchSize
 from meloformer.model.precision import choose_precision
-from meloformer.training.config import ModelSize, TrainConfig, model_config, resolve
-from meloformer.training.ds_config import (
-    DEFAULT_DS_CONFIG,
-    RunFacts,
-    load_ds_config,
-    resolve_ds_config,
-)
+from meloformer.training.config import ModelSize, TrainConfig, fuses, model_config, resolve
+from meloformer.training.ds_config import DEFAULT_DS_CONFIG
 from meloformer.training.engine import Engine
-from meloformer.training.graphs import padding
+from meloformer.training.graphs import Shapes, limit_graphs, padding
 from meloformer.training.loss import step_loss
-from meloformer.training.memory import BUCKET_ELEMENTS
+from meloformer.training.memory import BUCKET_ELEMENTS, Partitioning, forecast
 from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.out_of_memory import is_out_of_memory
 from meloformer.training.prepare import backend_of
 from meloformer.training.ranks import start_ranks
 
+# The second one meets the gradients of the first, which is where the peak lies.
+_MICRO_BATCHES = 2
+# Long rows on a slow card, and everything compiled for them.
+LIMIT_SECONDS = 900.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One optimizer step of two micro-batches.
+    """One optimizer step.
 
     Args:
         model_size: a preset.
@@ -65,6 +67,11 @@ class Trial:
     limit_bytes: int = 0
     stage: Literal[1, 2, 3] = 2
 
+    @property
+    def shape(self) -> BatchShape:
+        """Of a micro-batch."""
+        return BatchShape(self.rows, self.tokens, num_summaries(self.tokens))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -80,8 +87,12 @@ class Outcome:
     peak_bytes: int
 
 
-def run_trial(trial: Trial) -> Outcome:
+def run_trial(trial: Trial, *, limit_seconds: float = LIMIT_SECONDS) -> Outcome:
     """Try in a process of its own.
+
+    Args:
+        trial: what is tried.
+        limit_seconds: after which it is ended, and counts as failed.
 
     Raises:
         ConfigError: the process failed otherwise than by running out of memory.
@@ -89,16 +100,34 @@ def run_trial(trial: Trial) -> Outcome:
     command = [sys.executable, "-m", __name__, json.dumps(asdict(trial))]
     # Each arena of malloc reserves 64 MiB, filled or not, which a limit would count.
     arenas = {"MALLOC_ARENA_MAX": "1"} if trial.limit_bytes else {}
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **arenas})
-    lines = done.stdout.splitlines()
-    if done.returncode == 0 and lines:
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **arenas},
+        start_new_session=True,
+    )
+    what = f"--device {trial.device}: a trial of {trial.rows} x {trial.tokens} tokens"
+    try:
+        said, complaint = process.communicate(timeout=limit_seconds)
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"{what} did not end within {limit_seconds:.0f} s; allowed: a device that nobody else "
+            "works on, or fewer tokens"
+        ) from error
+    finally:
+        kill_all(process)  # the compiler's own processes too
+    lines = said.splitlines()
+    if process.returncode == 0 and lines:
         return Outcome(**json.loads(lines[-1]))
-    if _ended_for_memory(done.returncode, trial):
+    if _ended_for_memory(process.returncode, trial):
         return Outcome(fits=False, peak_bytes=0)
-    said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+    last = (complaint.strip().splitlines() or ["nothing"])[-1]
     raise ConfigError(
-        f"--device {trial.device}: a trial of {trial.rows} x {trial.tokens} tokens ended with "
-        f"status {done.returncode} and said: {said}; allowed: a machine that trains"
+        f"{what} ended with status {process.returncode} and said: {last}; allowed: a machine that "
+        "trains"
     )
 
 
@@ -136,6 +165,19 @@ def model_of(model_size: ModelSize, attention: str, max_seq_len: int) -> MuseFor
     return model_config(resolve(flags, "cpu", time_utc="")[0])
 
 
+def predicted_bytes(trial: Trial) -> int:
+    """The peak of a trial by formula, for the device that it is tried on."""
+    is_bf16 = trial.device == "cuda"
+    size = BatchSize(
+        **trial.shape._asdict(),
+        attention_bytes=4 if trial.attention_precision == "fp32" else None,
+        checkpointing=trial.checkpointing,
+    )
+    model = model_of(trial.model_size, trial.attention, trial.tokens)
+    partitioning = Partitioning(stage=trial.stage, is_bf16=is_bf16)
+    return forecast(model, size, partitioning, trial.device).peak
+
+
 def _bucket(device: torch.device) -> int:
     # A limit on a CPU counts what is reserved, filled or not.
     return BUCKET_ELEMENTS if device.type == "cuda" else 1_000_000
@@ -145,21 +187,19 @@ def train_once(trial: Trial) -> Outcome:
     """Do the step in this process, which ends up with a lowered limit of memory."""
     ranks = start_ranks(trial.device)  # type: ignore[arg-type]
     device = ranks.device
-    run = RunFacts(
-        micro_batch_rows=trial.rows,
-        accumulation=2,
-        world_size=1,
-        gradient_clipping=1.0,
-        device=device.type,
-    )
     source = DEFAULT_DS_CONFIG.with_name(f"zero{trial.stage}.json")
-    ds_config = resolve_ds_config(load_ds_config(source), run, source=str(source))
+    ds_config = engine_settings(
+        device.type, batch_size=trial.rows, accumulation=_MICRO_BATCHES, source=source
+    )
     model = model_of(trial.model_size, trial.attention, trial.tokens)
     precision = choose_precision(
         trial.attention_precision, device, head_width=model.head_width
     ).dtype
-    rule = rule_of(model.rule)
-    backend = backend_of(device)
+    rule, backend = rule_of(model.rule), backend_of(device)
+    fuse = fuses("auto", backend, trial.stage)
+    shapes = Shapes(train=(trial.shape,), score=())
+    if allowed := num_graphs(model, shapes, backend, fuse=fuse):
+        limit_graphs(allowed)
     ds_config["zero_optimization"].setdefault("reduce_bucket_size", _bucket(device))
     # Libraries take room of their own: an engine of nothing loads them before the limit.
     Engine(nn.Linear(4, 4), ranks, ds_config, OptimizerConfig())
@@ -169,14 +209,13 @@ def train_once(trial: Trial) -> Outcome:
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     try:
         engine = Engine(
-            MuseFormer(model, checkpointing=trial.checkpointing),
+            build_model(model, fuse=fuse, checkpointing=trial.checkpointing),
             ranks,
             ds_config,
             OptimizerConfig(),
         )
-        shape = BatchShape(trial.rows, trial.tokens, num_summaries(trial.tokens))
-        for _ in range(2):
-            batch = padding(shape, rule if backend == "flex" else None).to(device)
+        for _ in range(_MICRO_BATCHES):
+            batch = padding(trial.shape, rule if backend == "flex" else None).to(device)
             plan = build_plan(batch.layout, rule, backend, batch.blocks, precision)
             loss = step_loss(engine(batch.ids_BT, batch.layout, plan), batch.targets_BT, 1, 1)
             engine.backward(loss)

@@ -8,7 +8,7 @@ from meloformer.batches.block_plans import build_blocks
 from meloformer.batches.collate import as_tensors
 from meloformer.errors import ConfigError
 from meloformer.model.attention import Backend
-from meloformer.model.masks import NEAR_BARS, HeadGroup, Layout, Rule, rule_of
+from meloformer.model.masks import BLOCK_SIZE, NEAR_BARS, HeadGroup, Layout, Rule, rule_of
 from meloformer.model.rules import describe_rule, load_rule
 
 DENSE_TWIN = "dense_twin"
@@ -46,7 +46,7 @@ class Candidate:
         """What stands behind a name that is no preset."""
         return "full, no summaries" if not self.summaries else describe_rule(rule_of(self.rule))
 
-    def prepare(self, batch: Batch, backend: Backend) -> Batch:
+    def prepare(self, batch: Batch, backend: Backend, block_size: int = BLOCK_SIZE) -> Batch:
         """A batch as this candidate reads it: with no slots for summaries that it does not have,
         and with the block lists of its rule where the backend wants them.
         """
@@ -54,7 +54,7 @@ class Candidate:
         blocks = None
         if backend == "flex":
             arrays = {item.name: getattr(layout, item.name).numpy() for item in fields(Layout)}
-            blocks = as_tensors(build_blocks(Layout(**arrays), rule_of(self.rule)))
+            blocks = as_tensors(build_blocks(Layout(**arrays), rule_of(self.rule), block_size))
         return replace(batch, layout=layout, blocks=blocks)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from meloformer.batches.batch import Batch
 from meloformer.batches.collate import Collator
-from meloformer.batches.phases import PhaseConfig
+from meloformer.batches.phases import BatchShape, PhaseConfig
 from meloformer.batches.piece_index import PieceIndex
 from meloformer.batches.plan import PlanConfig
 from meloformer.batches.stream import TrainStream
@@ -19,13 +19,14 @@ from meloformer.benchmarks.alternation import (
     num_compiled,
     synchronise,
 )
+from meloformer.benchmarks.bench_models import build_model, num_graphs
 from meloformer.benchmarks.dense_kernels import Kernel
-from meloformer.model.attention import Backend, build_plan, causal_plan
+from meloformer.model.attention import build_plan, causal_plan
 from meloformer.model.config import Checkpointing, MuseFormerConfig
-from meloformer.model.masks import Rule, rule_of
-from meloformer.model.museformer import MuseFormer
+from meloformer.model.masks import BLOCK_SIZE, Rule, num_summaries, rule_of
 from meloformer.training.cards import peak_flops
 from meloformer.training.engine import Engine
+from meloformer.training.graphs import Shapes
 from meloformer.training.loss import step_loss
 from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.prepare import backend_of
@@ -52,6 +53,8 @@ class StepSettings:
         ranks: this process.
         checkpointing: what the backward pass computes again.
         precision: dtype of the attention call; None keeps the model's.
+        block_size: of the block lists.
+        fuse: whether pointwise parts are compiled, the twin's too.
     """
 
     index: PieceIndex
@@ -63,6 +66,13 @@ class StepSettings:
     ranks: Ranks
     checkpointing: Checkpointing = "none"
     precision: torch.dtype | None = None
+    block_size: int = BLOCK_SIZE
+    fuse: bool = False
+
+    @property
+    def shape(self) -> BatchShape:
+        """Of every micro-batch."""
+        return BatchShape(self.batch_size, self.max_seq_len, num_summaries(self.max_seq_len))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +99,13 @@ class Trainee:
         """Whether it is the dense side."""
         return not self.config.summaries
 
-    def num_graphs(self, backend: Backend) -> int:
-        """Graphs that it may compile: SUMMARIZE and each head group, in one shape."""
-        return 0 if self.is_twin or backend == "dense" else 1 + len(self.rule)
+    def num_graphs(self, settings: StepSettings) -> int:
+        """Graphs that it may compile; there is one shape, and no validation."""
+        shapes, backend = (
+            Shapes(train=(settings.shape,), score=()),
+            backend_of(settings.ranks.device),
+        )
+        return num_graphs(self.config, shapes, backend, fuse=settings.fuse)
 
 
 @dataclass
@@ -112,13 +126,18 @@ class Stepper:
         settings, ranks = self.settings, self.settings.ranks
         self._backend = backend_of(ranks.device)
         before = _allocated(ranks.device)
-        torch.manual_seed(0)
-        model = MuseFormer(self.trainee.config, checkpointing=settings.checkpointing)
+        model = build_model(
+            self.trainee.config, fuse=settings.fuse, checkpointing=settings.checkpointing
+        )
         self.engine = Engine(model, ranks, settings.ds_config, OptimizerConfig())
         self.engine.set_learning_rate(_LEARNING_RATE)
         is_sparse = self._backend == "flex" and not self.trainee.is_twin
         self.stream = TrainStream(
-            Collator(index=settings.index, blocks_rule=self.trainee.rule if is_sparse else None),
+            Collator(
+                index=settings.index,
+                blocks_rule=self.trainee.rule if is_sparse else None,
+                block_size=settings.block_size,
+            ),
             PlanConfig(
                 max_seq_len=settings.max_seq_len,
                 collate="pack",
@@ -134,7 +153,12 @@ class Stepper:
             pin_memory=ranks.device.type == "cuda",
         )
         self.last: tuple[list[Batch], StepCounts] | None = None
-        self._warm_up(before)
+        try:
+            self._warm_up(before)
+        except BaseException:
+            # Nobody else knows of its data workers yet.
+            self.close()
+            raise
 
     def _warm_up(self, allocated_before: int) -> None:
         """Compile, let the optimizer make its state, and see what a step takes."""
@@ -213,7 +237,7 @@ class Stepper:
             "memory": self.memory,
             "data_wait": sum(self.waits) / sum(self.seconds),
             "graphs": self.graphs,
-            "graphs_declared": self.trainee.num_graphs(self._backend),
+            "graphs_declared": self.trainee.num_graphs(self.settings),
             "first_seconds": self.first_seconds,
             "last_loss": self.losses[-1],
         }

@@ -6,6 +6,7 @@ norm, update. All candidates read the same rows in the same order.
 
 import statistics
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ from meloformer.benchmarks.bench_tables import mebibytes, percent, plain, rounde
 from meloformer.benchmarks.stepper import Stepper, StepSettings, Trainee
 from meloformer.benchmarks.workload import Workload
 from meloformer.model.config import Checkpointing, MuseFormerConfig
+from meloformer.model.masks import BLOCK_SIZE
 from meloformer.model.precision import choose_precision
 from meloformer.model.rules import load_rule
+from meloformer.training.config import Fuse, fuses
 from meloformer.training.ds_config import DEFAULT_DS_CONFIG
 from meloformer.training.graphs import limit_graphs
 from meloformer.training.metrics import gpu_utilisation
@@ -54,12 +57,24 @@ def measure_steps(
         steady_steps: of the first candidate alone at the end, without a break in which its data
             workers could get ahead: these tell the wait for data and the busy share.
     """
+    with ExitStack() as at_end:  # the data workers of whatever has come into motion
+        return _measured(settings, trainees, at_end, num_slices, steps_per_slice, steady_steps)
+
+
+def _measured(
+    settings: StepSettings,
+    trainees: Sequence[Trainee],
+    at_end: ExitStack,
+    num_slices: int,
+    steps_per_slice: int,
+    steady_steps: int,
+) -> list[dict[str, Any]]:
     device = settings.ranks.device
     steppers: dict[str, Stepper] = {}
     reasons: dict[str, str] = {}
     for trainee in trainees:
         try:
-            steppers[trainee.name] = Stepper(settings, trainee)
+            steppers[trainee.name] = at_end.enter_context(closing(Stepper(settings, trainee)))
         except REFUSALS as error:
             reasons[trainee.name] = reason_of(error)
         if trainee.name in reasons:
@@ -75,7 +90,6 @@ def measure_steps(
             stepper.close()
     if first in steppers:
         found[first] |= _steady(steppers[first], steady_steps)
-        steppers[first].close()
     twin = next((t.name for t in trainees if t.is_twin and t.name in found), None)
     for row in found.values():
         if twin is not None:
@@ -155,6 +169,8 @@ def settle(
     num_workers: int,
     config: Path = DEFAULT_DS_CONFIG,
     checkpointing: Checkpointing = "none",
+    fuse: Fuse = "auto",
+    block_size: int = BLOCK_SIZE,
 ) -> StepSettings:
     """Settings as a run would have them.
 
@@ -167,6 +183,8 @@ def settle(
         num_workers: data processes of each candidate.
         config: ds_configs file.
         checkpointing: what the backward pass computes again.
+        fuse: compile pointwise parts.
+        block_size: of the block lists.
 
     Raises:
         BatchError: a bar is longer than a row.
@@ -190,6 +208,8 @@ def settle(
         ranks=ranks,
         checkpointing=checkpointing,
         precision=choose_precision("auto", ranks.device).dtype,
+        block_size=block_size,
+        fuse=fuses(fuse, backend_of(ranks.device), ds_config["zero_optimization"]["stage"]),
     )
 
 
@@ -216,6 +236,7 @@ def trainees_of(
     kernel_name, kernel = fastest_kernel(bench, kernel_rows)
     sparse = [Trainee(name=name, config=replace(model, rule=load_rule(name))) for name in rules]
     twin = Trainee(name=f"dense twin ({kernel_name})", config=bench.twin, kernel=kernel)
-    if (num_graphs := sum(t.num_graphs(backend_of(ranks.device)) for t in sparse)) > 0:
-        limit_graphs(num_graphs)
-    return [*sparse, twin]
+    trainees = [*sparse, twin]
+    if (allowed := sum(trainee.num_graphs(settings) for trainee in trainees)) > 0:
+        limit_graphs(allowed)
+    return trainees
