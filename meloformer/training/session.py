@@ -22,6 +22,7 @@ from meloformer.model.weights import check_state, find_model_folder, load_weight
 from meloformer.tokens.vocabulary import fingerprint
 from meloformer.training.cards import peak_flops
 from meloformer.training.checkpoint import TrainingState
+from meloformer.training.compile_ahead import CompileAhead, CompileSpec
 from meloformer.training.compile_cache import found_in_cache, use_compile_cache
 from meloformer.training.config import fuses
 from meloformer.training.engine import Engine
@@ -116,6 +117,7 @@ class Session:
         if is_compiled:
             limit_graphs(num_graphs)
         self.graphs = GraphBudget(shapes, num_graphs if is_compiled else None)
+        self._ahead = self._compiling_ahead(self.config.compile_workers if is_compiled else 0)
         self._warm_rows: set[int] = set()
         self.clock = Clock()
 
@@ -153,6 +155,19 @@ class Session:
             model.load_state_dict(weights)
         return model
 
+    def _compiling_ahead(self, num_workers: int | None) -> CompileAhead:
+        spec = CompileSpec(
+            model=self.model_config,
+            device=self.ranks.device,
+            backend=self._backend,
+            is_bf16=self.engine.is_bf16,
+            precision=self._precision,
+            checkpointing=self.config.checkpointing,
+            fuse=self._fuse,
+            block_size=self.config.block_size,
+        )
+        return CompileAhead(spec, num_workers, self.ranks.local_rank, say=self.metrics.say)
+
     def try_largest(self) -> None:
         """Before the first step of a start: does the largest batch fit, on every rank?
 
@@ -170,6 +185,9 @@ class Session:
                 "on a CPU that would take more than seconds"
             )
             return
+        # Not beside the trial: the processes that compile take memory too.
+        shapes = self.graphs.shapes.of_rows(phase_at(first, self._data.phases).micro_batch_rows)
+        self._ahead.compile(replace(shapes, train=(shape, *shapes.train)))
         trial = try_largest(
             self.engine,
             self.predict,
@@ -192,6 +210,7 @@ class Session:
         self._warm_rows.add(rows)
         shapes = self.graphs.shapes.of_rows(rows)
         began = time.perf_counter()
+        self._ahead.compile(shapes)
         warm_up(
             self.engine,
             self.predict,
@@ -200,6 +219,7 @@ class Session:
             block_size=self.config.block_size,
             watch=lambda batch: self.watch(f"the warm-up before step {step}", batch),
         )
+        self._ahead.note_compiled(shapes)
         self.metrics.say(
             f"compiled attention for {len(shapes.train)} shapes: {self.graphs.num_compiled} "
             f"graphs of {self.graphs.num_graphs} declared, in "
@@ -299,6 +319,8 @@ class Session:
     def _note_first_step(self, seconds: float) -> None:
         """What the first step of this start took, and whether its code was compiled before."""
         found = found_in_cache() if self._backend == "flex" else None
+        if self._ahead.has_compiled:
+            found = "cold"  # it lay in the cache because other processes had just put it there
         times = {
             "first_step_s": seconds,
             "cold_s": seconds if found == "cold" else None,

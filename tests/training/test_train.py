@@ -18,6 +18,7 @@ from meloformer.model.masks import RULES
 from meloformer.model.weights import find_model_folder, load_model, load_weights, save_model
 from meloformer.training.checkpoint import check_files, step_folders
 from meloformer.training.config import TrainConfig
+from meloformer.training.graphs import Shapes
 from meloformer.training.loss import share_of_step
 from meloformer.training.metrics import METRICS_NAME, VALIDATION_NAME
 from meloformer.training.schedule import learning_rate
@@ -360,6 +361,41 @@ def test_each_phase_compiles_its_own_shapes_before_its_first_step(
     session.close()
     assert [step for step, _ in compiled] == [1, 101]
     assert [{shape.rows for shape in shapes.train} for _, shapes in compiled] == [{1}, {2}]
+
+
+def test_processes_that_compile_are_gone_before_the_trial_and_know_what_comes_after_it(
+    recipe: ModuleType, base_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*base_flags, "--output", str(tmp_path / "run"), "--phases", "on", "--max_steps", "110"]
+    session = recipe.Session(recipe.prepare(parse_flags(TrainConfig, flags)))
+    done: list[tuple[str, set[tuple[int, int]]]] = []
+
+    def note(name: str, shapes: Shapes) -> None:
+        done.append((name, {(shape.rows, shape.tokens) for shape in shapes.train}))
+
+    monkeypatch.setattr(session._ahead, "compile", lambda shapes: note("processes", shapes))
+    monkeypatch.setattr(session._ahead, "note_compiled", lambda shapes: note("known", shapes))
+    monkeypatch.setattr(
+        "meloformer.training.session.warm_up",
+        lambda engine, predict, shapes, rule, **_: note("warm-up", shapes),
+    )
+    session._backend = "flex"
+    session.predict = lambda batch: (
+        done.append(("trial", set()))
+        or session.engine(batch.ids_BT, batch.layout, build_plan(batch.layout, session._rule))
+    )
+    session.try_largest()
+    session.warm_up(1)
+    session.warm_up(101)
+    session.close()
+    lengths = set(session._data.plan.row_lengths)
+    first, full = ({(rows, tokens) for tokens in lengths} for rows in (1, 2))
+    assert [name for name, _ in done if name != "trial"] == [
+        "processes",
+        *["processes", "warm-up", "known"] * 2,
+    ]
+    assert done[0] == ("processes", first | {(2, max(lengths))}) and done[1][0] == "trial"
+    assert [shapes for name, shapes in done if name == "known"] == [first, full]
 
 
 def test_blocks_are_of_the_size_asked_for_wherever_a_run_builds_them(
