@@ -26,14 +26,21 @@ class StepMetrics:
         tokens: targets of the step.
         lr: learning rate of the step.
         grad_norm: before clipping; None where it is not finite.
+        step_seconds: wall clock, data wait included.
         tokens_per_second: targets per second of wall clock, data wait included.
         mfu: share of the devices' peak; None where the peak or the work is unknown.
         padding: share of positions without a token.
         data_wait: share of the step that ranks waited for data.
+        rank_seconds_min: the least that a rank spent on its own in the step before, waiting for
+            data and in forward passes; see `step.Clock`. None in the first step of a start.
+        rank_seconds_median: over ranks.
+        rank_seconds_max: the most.
+        slowest_rank: which rank that was.
         graphs: compiled attention graphs so far; None where nothing is compiled.
         memory: peak bytes on the first rank's device; None on a CPU.
         memory_host: bytes of the first rank's process.
-        gpu_utilisation: 0 to 1; None on a CPU.
+        gpu_utilisation: share of the time in which the first rank's device computed, mean over
+            the step; None on a CPU.
         skipped: steps dropped so far.
         eta_seconds: at the recent pace, to the end of the run.
     """
@@ -47,10 +54,15 @@ class StepMetrics:
     tokens: int
     lr: float
     grad_norm: float | None
+    step_seconds: float
     tokens_per_second: float
     mfu: float | None
     padding: float
     data_wait: float
+    rank_seconds_min: float | None
+    rank_seconds_median: float | None
+    rank_seconds_max: float | None
+    slowest_rank: int | None
     graphs: int | None
     memory: int | None
     memory_host: int

@@ -20,22 +20,13 @@ from meloformer.model.museformer import MuseFormer
 from meloformer.model.precision import choose_precision
 from meloformer.model.weights import check_state, find_model_folder, load_weights
 from meloformer.tokens.vocabulary import fingerprint
-from meloformer.training.cards import peak_flops
 from meloformer.training.checkpoint import TrainingState
 from meloformer.training.compile_ahead import CompileAhead, CompileSpec
 from meloformer.training.compile_cache import found_in_cache, use_compile_cache
 from meloformer.training.config import fuses
 from meloformer.training.engine import Engine
 from meloformer.training.graphs import GraphBudget, declare_shapes, limit_graphs, warm_up
-from meloformer.training.metrics import (
-    STEPS_PER_LINE,
-    StepMetrics,
-    device_memory,
-    duration,
-    finite,
-    gpu_utilisation,
-    host_memory,
-)
+from meloformer.training.metrics import duration
 from meloformer.training.metrics_writer import MetricsWriter
 from meloformer.training.nats import Nats
 from meloformer.training.out_of_memory import (
@@ -50,8 +41,8 @@ from meloformer.training.prepare import Prepared
 from meloformer.training.run_folder import lock_run
 from meloformer.training.saving import check_tokenizer, restore, save_checkpoint
 from meloformer.training.step import Clock, Progress, StepCounts
+from meloformer.training.step_meter import StepMeter
 from meloformer.training.validation import validate
-from meloformer.training.work import PairRates, step_flops
 
 
 class Session:
@@ -108,7 +99,6 @@ class Session:
         )
         for note in [*self.run.notes, *notes]:
             self.metrics.say(note)
-        self._pair_rates = PairRates(self._rule)
         shapes = declare_shapes(self._data.plan, self._data.phases)
         num_graphs = shapes.num_graphs(
             self._rule, summaries=self.model_config.summaries, fuse=self._fuse
@@ -119,7 +109,8 @@ class Session:
         self.graphs = GraphBudget(shapes, num_graphs if is_compiled else None)
         self._ahead = self._compiling_ahead(self.config.compile_workers if is_compiled else 0)
         self._warm_rows: set[int] = set()
-        self.clock = Clock()
+        self.clock = Clock(self.ranks.device)
+        self._meter = StepMeter(self.model_config, self.ranks, self.num_steps, self.clock)
 
     def _choose_precision(self) -> torch.dtype | None:
         # One rank tries it for all: hosts of a run hold the same cards.
@@ -262,7 +253,8 @@ class Session:
     def predict(self, batch: Batch) -> Tensor:
         """(B, T, V) logits of a batch on this rank's device."""
         plan = build_plan(batch.layout, self._rule, self._backend, batch.blocks, self._precision)
-        return self.engine(batch.ids_BT, batch.layout, plan)
+        with self.clock.forward() if torch.is_grad_enabled() else nullcontext():
+            return self.engine(batch.ids_BT, batch.layout, plan)
 
     @property
     def _blocks_rule(self) -> Rule | None:
@@ -285,31 +277,20 @@ class Session:
     ) -> None:
         """Write down a step that is done."""
         self.clock.lap()
-        device = self.ranks.device
-        seconds = self.clock.step_seconds
         facts = self.stream.facts
         assert facts is not None
         self.metrics.step(
-            StepMetrics(
-                step=progress.step,
+            self._meter.measure(
+                progress,
+                micro_batches,
+                counts,
                 epoch=facts.epoch,
                 phase=self.stream.phase.number if self.config.phases == "on" else None,
-                loss=finite(loss),
-                nats_per_note=finite(nats.per_note),
-                loss_by_kind={kind: finite(value) for kind, value in nats.per_kind.items()},
-                tokens=counts.targets,
-                lr=learning_rate,
-                grad_norm=finite(grad_norm),
-                tokens_per_second=counts.targets / seconds,
-                mfu=self._mfu(progress.step, micro_batches, counts),
-                padding=counts.padding,
-                data_wait=min(counts.wait_seconds / seconds, 1.0),
+                loss=loss,
+                nats=nats,
+                grad_norm=grad_norm,
+                learning_rate=learning_rate,
                 graphs=self.graphs.num_compiled if self._backend == "flex" else None,
-                memory=device_memory(device),
-                memory_host=host_memory(),
-                gpu_utilisation=gpu_utilisation(device),
-                skipped=progress.skipped,
-                eta_seconds=self.clock.pace_seconds * (self.num_steps - progress.step),
             )
         )
         if self._began is not None:
@@ -333,15 +314,6 @@ class Session:
             f"the first step ended {seconds:.1f} s after the start of the session"
             + (words[found] if found else "")
         )
-
-    def _mfu(self, step: int, micro_batches: Sequence[Batch], counts: StepCounts) -> float | None:
-        peak = peak_flops(self.ranks.device)
-        if peak is None:
-            return None
-        # Counting is slow next to a step, and rows of one length hardly differ from step to step.
-        rate = self._pair_rates.of_step(micro_batches, refresh=step % STEPS_PER_LINE == 0)
-        flops = step_flops(self.model_config, counts, rate)
-        return flops / (self.clock.step_seconds * peak * self.ranks.world_size)
 
     def _score(self, step: int, batch: Batch) -> Tensor:
         with self.watch(f"the validation after step {step}", batch):
@@ -386,6 +358,7 @@ class Session:
     def close(self) -> None:
         """Stop data workers, flush files."""
         self.stream.close()
+        self._meter.close()
         self.metrics.close()
         if self._lock:
             self._lock.close()

@@ -1,12 +1,17 @@
-"""What one optimizer step amounts to over all ranks, and how far a run has come."""
+"""One optimizer step over all ranks: what it amounts to, how long it takes, how far it leads."""
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from meloformer.batches.batch import Batch
 from meloformer.training.ranks import Ranks
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +24,7 @@ class StepCounts:
         positions: what the model computes, padding included.
         summaries: bars, each of which has a summary.
         wait_seconds: waiting for data, mean over ranks.
+        rank_seconds: of each rank, what it spent on its own in the step before; see `Clock`.
     """
 
     targets: int
@@ -26,6 +32,7 @@ class StepCounts:
     positions: int
     summaries: int
     wait_seconds: float
+    rank_seconds: tuple[float, ...]
 
     @property
     def padding(self) -> float:
@@ -33,16 +40,29 @@ class StepCounts:
         return 1 - self.tokens / self.positions
 
 
-def count_step(micro_batches: Sequence[Batch], wait_seconds: float, ranks: Ranks) -> StepCounts:
-    """Count a step over all ranks; one collective."""
+def count_step(
+    micro_batches: Sequence[Batch], wait_seconds: float, ranks: Ranks, own_seconds: float = 0.0
+) -> StepCounts:
+    """Count a step over all ranks; one collective.
+
+    Args:
+        micro_batches: of this rank.
+        wait_seconds: that it has waited for them.
+        ranks: the started processes.
+        own_seconds: that it spent on its own in the step before; see `Clock`.
+    """
+    # Each rank's time at a place of its own: the sum is all of them.
+    rank_seconds = [0.0] * ranks.world_size
+    rank_seconds[ranks.rank] = own_seconds
     own = [
         sum(batch.num_targets for batch in micro_batches),
         sum(int((batch.layout.piece_BT >= 0).sum()) for batch in micro_batches),
         sum(batch.ids_BT.numel() for batch in micro_batches),
         sum(int((batch.layout.piece_BS >= 0).sum()) for batch in micro_batches),
         wait_seconds / ranks.world_size,
+        *rank_seconds,
     ]
-    *counts, waited = ranks.sum(own)
+    *counts, waited = (totals := ranks.sum(own))[: -ranks.world_size]
     targets, tokens, positions, summaries = map(int, counts)
     return StepCounts(
         targets=targets,
@@ -50,6 +70,7 @@ def count_step(micro_batches: Sequence[Batch], wait_seconds: float, ranks: Ranks
         positions=positions,
         summaries=summaries,
         wait_seconds=waited,
+        rank_seconds=tuple(totals[-ranks.world_size :]),
     )
 
 
@@ -79,20 +100,29 @@ class Progress:
         )
 
 
-@dataclass
 class Clock:
-    """Wall clock of the steps: how long each takes, and how much of it is waiting for data.
+    """Times the steps of this rank.
+
+    A step ends on all ranks at once, since they wait for each other in it, so its length does not
+    say who was slow. What a rank spends on its own does: waiting for data, and forward passes,
+    in which no rank waits for another (but under ZeRO stage 3, where all gather weights).
 
     Args:
+        device: where this rank computes.
+
+    Attributes:
         step_seconds: of the last step.
         wait_seconds: of the last step's wait for data.
+        own_seconds: of the last step, spent on waiting for data and forward passes.
         pace_seconds: moving average over the recent steps.
     """
 
-    step_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    pace_seconds: float = 0.0
-    _began: float = field(default_factory=time.perf_counter)
+    def __init__(self, device: torch.device = CPU) -> None:
+        self.step_seconds = self.wait_seconds = self.own_seconds = self.pace_seconds = 0.0
+        self._is_cuda = device.type == "cuda"
+        self._forward_seconds = 0.0
+        self._forward_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._began = time.perf_counter()
 
     def wait_for(self, stream: Iterator[Any]) -> Any:
         """Take the next item, and note how long that took."""
@@ -101,14 +131,33 @@ class Clock:
         self.wait_seconds = time.perf_counter() - began
         return item
 
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Held around a forward pass of a step; does not wait for the device."""
+        if not self._is_cuda:
+            began = time.perf_counter()
+            yield
+            self._forward_seconds += time.perf_counter() - began
+            return
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        yield
+        after.record()
+        self._forward_events.append((before, after))
+
     def lap(self) -> None:
-        """End a step and begin the next."""
+        """End a step and begin the next; its loss has been read, so its forward passes are over."""
+        milliseconds = sum(before.elapsed_time(after) for before, after in self._forward_events)
+        self.own_seconds = self.wait_seconds + self._forward_seconds + milliseconds / 1000
         now = time.perf_counter()
-        self.step_seconds, self._began = now - self._began, now
+        self.step_seconds = now - self._began
         # The first step compiles and warms up; a plain start would haunt the average.
         share = 0.1 if self.pace_seconds else 1.0
         self.pace_seconds += share * (self.step_seconds - self.pace_seconds)
+        self.pause()
 
     def pause(self) -> None:
         """Begin the next step now: what came between was no training."""
+        self._forward_seconds = 0.0
+        self._forward_events.clear()
         self._began = time.perf_counter()

@@ -21,6 +21,7 @@ import torch
 from meloformer.errors import ConfigError
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.museformer import MuseFormer
+from meloformer.tokens.vocabulary import Kind
 from meloformer.training.optimizer import OptimizerConfig, parameter_groups
 
 Operation = Literal["all_reduce", "reduce", "all_gather", "reduce_scatter"]
@@ -112,9 +113,13 @@ def step_traffic(
         moved = _sharded(groups, zero, world_size, accumulation, element_bytes)
     else:
         moved = _partitioned(groups, zero, world_size, accumulation, element_bytes)
-    # step.count_step and Ranks.mean_of_sums: five numbers and one.
+    # step.count_step: five numbers and one per rank; nats.KindTotals: two per kind and two more.
     own = Collective(
-        operation="all_reduce", elements=6, element_bytes=8, calls=2, purpose="counts and loss"
+        operation="all_reduce",
+        elements=5 + world_size + 2 * len(Kind) + 2,
+        element_bytes=8,
+        calls=2,
+        purpose="counts and loss",
     )
     return [*moved, own, *_decisions(stage, is_bf16)]
 

@@ -1,5 +1,6 @@
 """launch/train.py in this process: what a run leaves behind, and what it refuses."""
 
+import itertools
 import json
 import re
 import shutil
@@ -72,7 +73,9 @@ def test_metrics_hold_one_object_per_step_with_every_field(finished: Path) -> No
     assert [line["step"] for line in written] == list(range(1, NUM_STEPS + 1))
     fields = (
         "step epoch phase loss tokens lr grad_norm tokens_per_second mfu padding data_wait graphs "
-        "memory memory_host gpu_utilisation skipped eta_seconds nats_per_note loss_by_kind"
+        "memory memory_host gpu_utilisation skipped eta_seconds "
+        "nats_per_note loss_by_kind step_seconds rank_seconds_min rank_seconds_median "
+        "rank_seconds_max slowest_rank"
     )
     for line in written:
         assert set(line) == set(fields.split())
@@ -81,7 +84,12 @@ def test_metrics_hold_one_object_per_step_with_every_field(finished: Path) -> No
         assert {"PITCH", "ONSET", "BAR", "DURATION"} <= line["loss_by_kind"].keys()
         kinds = line["loss_by_kind"].values()
         assert min(kinds) < line["loss"] < max(kinds) and line["nats_per_note"] > line["loss"]
+        assert line["tokens_per_second"] == pytest.approx(line["tokens"] / line["step_seconds"])
         assert line["memory"] is line["gpu_utilisation"] is None, "there is no GPU"
+    assert written[0]["slowest_rank"] is None, "each line says it of the step before"
+    for before, line in itertools.pairwise(written):
+        assert line["slowest_rank"] == 0
+        assert 0 < line["rank_seconds_max"] < before["step_seconds"]
 
 
 def test_the_loss_falls(finished: Path) -> None:

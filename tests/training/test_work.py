@@ -66,7 +66,9 @@ def test_a_step_of_short_rows_is_not_counted_at_the_rate_of_long_ones() -> None:
 
 
 def test_padding_and_masked_pairs_are_no_work() -> None:
-    counts = StepCounts(targets=90, tokens=100, positions=1000, summaries=5, wait_seconds=0.0)
+    counts = StepCounts(
+        targets=90, tokens=100, positions=1000, summaries=5, wait_seconds=0.0, rank_seconds=(0.0,)
+    )
     found = step_flops(tiny_config(), counts, PairRate(update=7.0, summarize=20.0))
     pairs = StepPairs(update=700.0, summarize=100.0)
     assert found == training_flops(tiny_config(), 100, 5, pairs)
