@@ -332,7 +332,9 @@ def _model_calls(bench: Bench, rows: BenchRows) -> dict[str, Candidate]:
 
         def step() -> None:
             logits_BTV = model(batch.ids_BT, layout, plan)
-            step_loss(logits_BTV, batch.targets_BT, batch.num_targets, 1).backward()
+            step_loss(
+                logits_BTV, batch.targets_BT, batch.num_targets, 1, fuse=bench.is_fused
+            ).backward()
             model.zero_grad(set_to_none=True)
 
         return step

@@ -273,6 +273,7 @@ class _Trainee:
         self.candidate, self.seconds = candidate, 0.0
         self._device, self._backend, self._precision = race.device, race.backend, precision
         self._rule, self._config = rule_of(candidate.rule), race.config
+        self._fuse = race.fuse
         master = build_model(race.models[candidate.name], fuse=race.fuse, seed=seed)
         master = master.to(race.device)
         self._optimizer = build_optimizer(master, OptimizerConfig())
@@ -304,7 +305,7 @@ class _Trainee:
         """Gradients of the mean loss of a batch."""
         batch = batch.to(self._device)
         logits_BTV = self.predict(batch)
-        step_loss(logits_BTV, batch.targets_BT, batch.num_targets, 1).backward()
+        step_loss(logits_BTV, batch.targets_BT, batch.num_targets, 1, fuse=self._fuse).backward()
 
     def drop_gradients(self) -> None:
         """Forget them."""

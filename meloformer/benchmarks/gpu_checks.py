@@ -107,7 +107,8 @@ def gradient_error(
     def gradients(model: MuseFormer, plan: AttentionPlan) -> list[Tensor]:
         logits_BTV = model(batch.ids_BT, batch.layout, plan)
         # In the model's own precision: the loss is no part of what is judged.
-        loss = step_loss(logits_BTV, batch.targets_BT, batch.num_targets, 1)
+        is_fused = model is not judge and _is_fused(device)
+        loss = step_loss(logits_BTV, batch.targets_BT, batch.num_targets, 1, fuse=is_fused)
         loss.backward()
         return [loss.detach(), *(parameter.grad for parameter in model.parameters())]  # type: ignore[list-item]
 

@@ -217,7 +217,9 @@ def train_once(trial: Trial) -> Outcome:
         for _ in range(_MICRO_BATCHES):
             batch = padding(trial.shape, rule if backend == "flex" else None).to(device)
             plan = build_plan(batch.layout, rule, backend, batch.blocks, precision)
-            loss = step_loss(engine(batch.ids_BT, batch.layout, plan), batch.targets_BT, 1, 1)
+            logits_BTV = engine(batch.ids_BT, batch.layout, plan)
+            loss = step_loss(logits_BTV, batch.targets_BT, 1, 1, fuse=fuse)
+            del logits_BTV
             engine.backward(loss)
             del plan, loss
         engine.grad_norm()

@@ -188,8 +188,13 @@ class Stepper:
         losses = []
         with self._kernel():
             for batch in (batch.to(ranks.device) for batch in micro_batches):
-                logits_BTV = self._predict(batch)
-                share = step_loss(logits_BTV, batch.targets_BT, counts.targets, ranks.world_size)
+                share = step_loss(
+                    self._predict(batch),
+                    batch.targets_BT,
+                    counts.targets,
+                    ranks.world_size,
+                    fuse=self.settings.fuse,
+                )
                 losses.append(engine.backward(share))
         loss = ranks.mean_of_sums(losses)
         engine.grad_norm()

@@ -1,4 +1,4 @@
-"""Pointwise parts of a layer in one kernel each: the values of the plain calls, by torch.compile.
+"""Pointwise parts in one kernel each: the values of the plain calls, by torch.compile.
 
 Uncompiled, each of their operations reads and writes a whole stream. The length of a row is a
 symbol to the compiler, everything else is a constant: the number of graphs depends on the number of
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from meloformer.model.rotary import rotate
 
-# Queries and keys, which lie differently in memory, and the feed-forward network.
-GRAPHS_PER_ROWS = 3
+# Queries and keys, which lie differently in memory, the feed-forward network, and the loss.
+GRAPHS_PER_ROWS = 4
 BACKEND = "inductor"
 # On a GPU, torch 2.10 and later decide by the length of the rows whether the two sums of a norm's
 # backward share a kernel, and compile anew on the other side: the summaries of the first layer.
@@ -47,6 +47,31 @@ def plain_swiglu(both_BNF: Tensor) -> Tensor:
     """The same, uncompiled (Shazeer 2020)."""
     gate_BNF, value_BNF = both_BNF.chunk(2, dim=-1)
     return F.silu(gate_BNF) * value_BNF
+
+
+def token_nats(logits_BTV: Tensor, targets_BT: Tensor, ignore_index: int) -> Tensor:
+    """Cross entropy of every target in float32, (B, T), 0 where there is none.
+
+    No float32 copy of the logits is written, here or in the backward pass.
+
+    Args:
+        logits_BTV: of any precision.
+        targets_BT: class ids.
+        ignore_index: id of a place without a target.
+    """
+    _set_symbol(logits_BTV, 1)
+    _set_symbol(targets_BT, 1)
+    return _compiled(_token_nats)(logits_BTV, targets_BT, ignore_index)
+
+
+def _token_nats(logits_BTV: Tensor, targets_BT: Tensor, ignore_index: int) -> Tensor:
+    logits_BTV = logits_BTV.float()
+    # A comparison and not an index, whose backward would be a scatter into zeros.
+    classes_V = torch.arange(logits_BTV.shape[-1], device=logits_BTV.device)
+    is_target_BTV = classes_V == targets_BT.unsqueeze(-1)
+    target_BT = torch.where(is_target_BTV, logits_BTV, 0.0).sum(-1)
+    nats_BT = torch.logsumexp(logits_BTV, -1) - target_BT
+    return torch.where(targets_BT == ignore_index, 0.0, nats_BT)
 
 
 def _norm_rotate(x_BNHK: Tensor, weight_K: Tensor, eps: float | None, angles: Tensor) -> Tensor:

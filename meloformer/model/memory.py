@@ -2,7 +2,7 @@
 
 Every term is a tensor that autograd keeps, under the name of the part that keeps it. Counted are
 the tensors of the block-sparse kernel: queries, keys, values, result and log-sum-exp, never scores
-or a dense mask. Fusing parts of a layer by a compiler keeps fewer tensors than counted here.
+or a dense mask.
 """
 
 from collections import Counter
@@ -27,6 +27,9 @@ class BatchSize:
         checkpointing: what the backward pass computes again.
         is_norm_fused: RMSNorm is one kernel, which keeps its input; without (on a CPU) its parts
             keep a product in fp32 besides.
+        is_compiled: the pointwise parts and the loss are compiled (model/fused.py): they keep their
+            inputs, and nothing that can be computed again from them on the way. None is for whoever
+            knows the device to settle, and no here.
     """
 
     rows: int
@@ -36,6 +39,7 @@ class BatchSize:
     attention_bytes: int | None = None
     checkpointing: Checkpointing = "none"
     is_norm_fused: bool = True
+    is_compiled: bool | None = None
 
     @classmethod
     def of(cls, rows: int, tokens: int, **how: object) -> "BatchSize":
@@ -50,14 +54,16 @@ def kept_bytes(config: MuseFormerConfig, size: BatchSize) -> Counter[str]:
     for index in range(config.num_layers):
         kept += _kept_by_layer(config, size, index)
     num_tokens, e = size.rows * size.tokens, size.element_bytes
-    if size.checkpointing == "layer":
+    if size.checkpointing == "layer" or size.is_compiled:
         slots = size.summaries if config.summaries else 0
         kept["rotations"] += _FP32 * size.rows * (size.tokens + slots) * config.head_width // 2
     kept["norms"] += _norm(size, num_tokens, config.width, input_width=config.width)
     kept["norms"] += e * num_tokens * config.width
     # Onsets and instruments as indices; the ids are the batch's own.
     kept["embeddings"] += 2 * _INT64 * num_tokens
-    kept["loss"] += _FP32 * num_tokens * config.vocab_size
+    kept["loss"] += (e if size.is_compiled else _FP32) * num_tokens * config.vocab_size
+    if size.is_compiled:
+        kept["loss"] += 2 * _FP32 * num_tokens
     return kept
 
 
@@ -89,9 +95,13 @@ def peak_bytes(config: MuseFormerConfig, size: BatchSize) -> int:
     kept = kept_bytes(config, size)
     everything = sum(kept.values()) + batch_bytes(config, size)
     logits, row = num_tokens * config.vocab_size, size.tokens * config.vocab_size
-    # The loss is taken row by row in fp32.
-    loss = e * logits + (_FP32 * row if e != _FP32 else 0)
-    back_through_loss = 2 * _FP32 * row + e * row
+    if size.is_compiled:
+        # Logits are among what is kept; their gradient comes in one piece.
+        loss, back_through_loss = 0, e * logits
+    else:
+        # The loss is taken row by row in fp32.
+        loss = e * logits + (_FP32 * row if e != _FP32 else 0)
+        back_through_loss = 2 * _FP32 * row + e * row
 
     # Not the last layer: it runs no feed-forward network on the summaries.
     inner = max(config.num_layers - 2, 0)
@@ -119,20 +129,21 @@ def _kept_by_layer(config: MuseFormerConfig, size: BatchSize, index: int) -> Cou
         kept["layer inputs"] = e * D * (tokens + slot_inputs)
         return kept
 
+    heads = replace(size, is_norm_fused=bool(size.is_norm_fused or size.is_compiled))
     for positions, num_kept, turned in ((tokens, tokens, 2), (slots, slot_inputs, 3)):
         # Normed states, and queries, keys and values before their norms.
         kept["norms"] += _norm(size, positions, D, num_kept=num_kept) + e * positions * D
-        kept["queries"] += _norm(size, positions * config.num_heads, K)
+        kept["queries"] += _norm(heads, positions * config.num_heads, K)
         kept["keys and values"] += _norm(
-            size, positions * config.num_kv_heads, K, input_width=2 * K
+            heads, positions * config.num_kv_heads, K, input_width=2 * K
         )
         # Cosines and sines of each rotation: of queries, keys and, for summaries, K2.
-        kept["rotations"] += e * turned * positions * K
+        kept["rotations"] += 0 if size.is_compiled else e * turned * positions * K
     kept += _kept_by_attention(config, size, tokens, slots)
     if slots:
         # K2 and V2, from the summaries after SUMMARIZE, whose own norm keeps what it reads.
         kept["norms"] += _norm(size, slots, D) + e * slots * D
-        kept["keys and values"] += _norm(size, slots * config.num_kv_heads, K, input_width=2 * K)
+        kept["keys and values"] += _norm(heads, slots * config.num_kv_heads, K, input_width=2 * K)
     kept += _kept_by_ffn(config, size, tokens)
     if slots and not is_last:
         kept += _kept_by_ffn(config, size, slots, is_input_kept=_keeps_input(size))
@@ -168,19 +179,22 @@ def _kept_by_attention(
         kept["keys and values"] += 2 * a * keys * kv_width
     else:
         # Without summaries the values are the projection itself, which the keys' norm may keep.
-        kept["keys and values"] += e * tokens * kv_width * (1 if _keeps_input(size) else 3)
+        is_there = _keeps_input(size) or size.is_compiled
+        kept["keys and values"] += e * tokens * kv_width * (1 if is_there else 3)
     return kept
 
 
 def _kept_by_ffn(
     config: MuseFormerConfig, size: BatchSize, positions: int, is_input_kept: bool = False
 ) -> Counter[str]:
-    """Normed states; gate and value, SiLU of the gate, and their product."""
+    """Normed states; gate and value, SiLU of the gate if that is a step of its own, the product."""
     D, e = config.width, size.element_bytes
     if size.checkpointing == "ffn":
         return Counter({"ffn inputs": 0 if is_input_kept else e * positions * D})
     norm = _norm(size, positions, D, num_kept=0 if is_input_kept else positions)
-    return Counter({"norms": norm + e * positions * D, "ffn": 4 * e * positions * config.ffn_width})
+    streams = 3 if size.is_compiled else 4
+    ffn = streams * e * positions * config.ffn_width
+    return Counter({"norms": norm + e * positions * D, "ffn": ffn})
 
 
 def _keeps_input(size: BatchSize) -> bool:

@@ -326,7 +326,14 @@ def compile_here(spec: CompileSpec, shapes: Shapes) -> int:
     alone, num_left_out = _Alone(spec), 0
     for item in _items(shapes):
         try:
-            warm_up(alone, alone.predict, _shapes([item]), blocks_rule, block_size=spec.block_size)
+            warm_up(
+                alone,
+                alone.predict,
+                _shapes([item]),
+                blocks_rule,
+                block_size=spec.block_size,
+                fuse=spec.fuse,
+            )
         except torch.OutOfMemoryError:
             num_left_out += 1
         alone.drop_gradients()

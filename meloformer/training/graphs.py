@@ -170,6 +170,7 @@ def warm_up(
     blocks_rule: Rule | None,
     *,
     block_size: int = BLOCK_SIZE,
+    fuse: bool = False,
     watch: Watch = lambda batch: nullcontext(),
 ) -> None:
     """Compile shapes on all ranks before a step; leaves no trace in the weights.
@@ -187,6 +188,7 @@ def warm_up(
         shapes: what to compile.
         blocks_rule: rule to build block lists for; None builds none.
         block_size: tokens along each side of a block.
+        fuse: whether the loss is compiled too.
         watch: held around each batch.
     """
     ranks = engine.ranks
@@ -194,7 +196,7 @@ def warm_up(
     for shape in in_turn(shapes.train, *turn):
         batch = padding(shape, blocks_rule, block_size).to(ranks.device)
         with watch(batch):
-            loss = step_loss(predict(batch), batch.targets_BT, 1, ranks.world_size)
+            loss = step_loss(predict(batch), batch.targets_BT, 1, ranks.world_size, fuse=fuse)
             engine.backward(loss)
         engine.drop_gradients()
     for shape in in_turn(shapes.score, *turn):

@@ -38,13 +38,12 @@ def train(session: Session, sample: Sample | None = None) -> None:
         # One count for all micro-batches of all ranks: how the batch is cut cannot change the
         # gradient.
         micro_batches = session.clock.wait_for(session.stream)
-        clock = session.clock
-        counts = count_step(micro_batches, clock.wait_seconds, ranks, clock.own_seconds)
+        counts = count_step(micro_batches, session.clock.wait_seconds, ranks)
         losses = []
         for batch in (batch.to(ranks.device) for batch in micro_batches):
             with session.watch(f"step {step}", batch):
-                logits_BTV = session.predict(batch)
-                nats_BT = token_nats(logits_BTV, batch.targets_BT)
+                # No name for the logits: held through the backward pass they would cost memory.
+                nats_BT = token_nats(session.predict(batch), batch.targets_BT, fuse=session.fuse)
                 kinds.add(nats_BT, batch)
                 share = share_of_step(nats_BT, counts.targets, ranks.world_size)
                 losses.append(engine.backward(share))

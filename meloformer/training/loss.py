@@ -5,15 +5,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meloformer.batches.batch import IGNORE_INDEX
+from meloformer.model import fused
 
 
-def token_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+def token_nats(logits_BTV: Tensor, targets_BT: Tensor, *, fuse: bool = False) -> Tensor:
     """Cross entropy of every target, (B, T) float32, 0 where there is none.
 
     Args:
         logits_BTV: of any precision; taken in float32.
         targets_BT: ids of the next token, `IGNORE_INDEX` for padding and the ends of windows.
+        fuse: compile it, for training; see model/fused.py.
     """
+    if fuse:
+        return fused.token_nats(logits_BTV, targets_BT, IGNORE_INDEX)
     # Row by row: the float32 copy of a row is a fraction of the batch's.
     rows = [
         F.cross_entropy(logits_TV.float(), targets_T, ignore_index=IGNORE_INDEX, reduction="none")
@@ -39,7 +43,12 @@ def share_of_step(nats_BT: Tensor, num_targets: float, world_size: int) -> Tenso
 
 
 def step_loss(
-    logits_BTV: Tensor, targets_BT: Tensor, num_targets: float, world_size: int
+    logits_BTV: Tensor,
+    targets_BT: Tensor,
+    num_targets: float,
+    world_size: int,
+    *,
+    fuse: bool = False,
 ) -> Tensor:
     """`share_of_step` from the logits, for those who do not look at single tokens."""
-    return share_of_step(token_nats(logits_BTV, targets_BT), num_targets, world_size)
+    return share_of_step(token_nats(logits_BTV, targets_BT, fuse=fuse), num_targets, world_size)

@@ -19,6 +19,7 @@ from meloformer.model.memory import (
     kept_bytes,
     peak_bytes,
 )
+from meloformer.training.config import fuses
 from meloformer.training.metrics import BYTES_PER_GIB
 
 # Elements of DeepSpeed's buffer for gradients on their way, where ds_configs say nothing.
@@ -138,7 +139,15 @@ def forecast(
             and norms keep more.
     """
     is_cuda = device_type == "cuda"
-    size = replace(size, element_bytes=partitioning.element_bytes, is_norm_fused=is_cuda)
+    is_compiled = size.is_compiled
+    if is_compiled is None:
+        is_compiled = fuses("auto", "flex" if is_cuda else "dense", partitioning.stage)
+    size = replace(
+        size,
+        element_bytes=partitioning.element_bytes,
+        is_norm_fused=is_cuda,
+        is_compiled=is_compiled,
+    )
     parameters, ranks, stage = num_parameters(model), partitioning.world_size, partitioning.stage
     weights = parameters * partitioning.element_bytes
     if stage == 3:

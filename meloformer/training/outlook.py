@@ -8,6 +8,7 @@ from meloformer.model.masks import num_summaries
 from meloformer.model.memory import BatchSize
 from meloformer.model.rules import describe_rule
 from meloformer.training.cards import peak_flops
+from meloformer.training.config import fuses
 from meloformer.training.data import TrainData
 from meloformer.training.memory import Partitioning, forecast
 from meloformer.training.metrics import BYTES_PER_GIB, duration
@@ -67,14 +68,15 @@ def describe_folders(data: TrainData) -> list[str]:
 def predicted_memory(prepared: Prepared) -> str:
     """Peak of a rank by formula, what it consists of, and whether it fits the device in hand."""
     config, ranks, plan = prepared.config, prepared.ranks, prepared.data.plan
+    partitioning = Partitioning.of(prepared.ds_config, ranks.world_size)
     size = BatchSize.of(
         config.batch_size,
         max(plan.row_lengths),
         # `auto` may find that fp32 is needed; the trial before step 1 measures what then comes.
         attention_bytes=4 if config.attention_precision == "fp32" else None,
         checkpointing=config.checkpointing,
+        is_compiled=fuses(config.fuse, prepared.backend, partitioning.stage),
     )
-    partitioning = Partitioning.of(prepared.ds_config, ranks.world_size)
     found = forecast(prepared.model, size, partitioning, ranks.device.type)
     total = total_bytes(ranks.device)
     allowed = total * config.memory_headroom

@@ -73,6 +73,7 @@ def try_largest(
     accumulates: bool,
     watch: Watch,
     block_size: int = BLOCK_SIZE,
+    fuse: bool = False,
 ) -> Trial:
     """Run the largest batch forward and backward on all ranks; collective.
 
@@ -87,6 +88,7 @@ def try_largest(
             second, beside the gradients of the first.
         watch: held around each batch.
         block_size: tokens along each side of a block.
+        fuse: whether the loss is compiled.
     """
     ranks, device = engine.ranks, engine.ranks.device
     devices = [device] if device.type == "cuda" else []
@@ -95,7 +97,7 @@ def try_largest(
         for _ in range(2 if accumulates else 1):
             batch = padding(shape, blocks_rule, block_size).to(device)
             with watch(batch):
-                loss = step_loss(predict(batch), batch.targets_BT, 1, ranks.world_size)
+                loss = step_loss(predict(batch), batch.targets_BT, 1, ranks.world_size, fuse=fuse)
                 engine.backward(loss)
             del batch, loss
         engine.grad_norm()

@@ -101,7 +101,7 @@ class Session:
             self.metrics.say(note)
         shapes = declare_shapes(self._data.plan, self._data.phases)
         num_graphs = shapes.num_graphs(
-            self._rule, summaries=self.model_config.summaries, fuse=self._fuse
+            self._rule, summaries=self.model_config.summaries, fuse=self.fuse
         )
         is_compiled = self._backend == "flex"
         if is_compiled:
@@ -129,14 +129,15 @@ class Session:
         self._lock = lock_run(self.config.output)
 
     @property
-    def _fuse(self) -> bool:
+    def fuse(self) -> bool:
+        """Whether the pointwise parts and the loss are compiled."""
         stage = self._ds_config["zero_optimization"]["stage"]
         return fuses(self.config.fuse, self._backend, stage)
 
     def _build_model(self) -> MuseFormer:
         torch.manual_seed(self.config.seed)
         model = MuseFormer(
-            self.model_config, checkpointing=self.config.checkpointing, fuse=self._fuse
+            self.model_config, checkpointing=self.config.checkpointing, fuse=self.fuse
         )
         if self.config.init_from:
             folder = find_model_folder(self.config.init_from)
@@ -154,7 +155,7 @@ class Session:
             is_bf16=self.engine.is_bf16,
             precision=self._precision,
             checkpointing=self.config.checkpointing,
-            fuse=self._fuse,
+            fuse=self.fuse,
             block_size=self.config.block_size,
         )
         return CompileAhead(spec, num_workers, self.ranks.local_rank, say=self.metrics.say)
@@ -187,6 +188,7 @@ class Session:
             accumulates=self.config.gradient_accumulation_steps > 1
             or rows < self.config.batch_size,
             block_size=self.config.block_size,
+            fuse=self.fuse,
             watch=lambda batch: self.watch("the trial before the first step", batch),
         )
         for line in trial.lines(self.config.memory_headroom):
@@ -208,6 +210,7 @@ class Session:
             shapes,
             self._blocks_rule,
             block_size=self.config.block_size,
+            fuse=self.fuse,
             watch=lambda batch: self.watch(f"the warm-up before step {step}", batch),
         )
         self._ahead.note_compiled(shapes)
@@ -247,6 +250,7 @@ class Session:
                 element_bytes=2 if self.engine.is_bf16 else 4,
                 attention_bytes=4 if self._precision == torch.float32 else None,
                 checkpointing=self.config.checkpointing,
+                is_compiled=self.fuse,
             )
         return remedy(self.model_config, size, self._room)
 

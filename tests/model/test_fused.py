@@ -11,6 +11,7 @@ from meloformer.model import fused
 from meloformer.model.attention import build_plan
 from meloformer.model.masks import rule_of
 from meloformer.model.museformer import Layer, MuseFormer
+from meloformer.training.loss import IGNORE_INDEX, token_nats
 from tests.layouts import as_torch, random_layout, tiny_config
 
 RULE = rule_of("halves")
@@ -47,20 +48,58 @@ def forward(museformer: MuseFormer, rows: int, length: int) -> torch.Tensor:
     return museformer(ids, layout, build_plan(layout, RULE))
 
 
+def targets(rows: int, length: int) -> torch.Tensor:
+    """Some places have none, and so has the last row."""
+    drawn = torch.randint(97, (rows, length), generator=torch.Generator().manual_seed(2))
+    drawn[:, ::5] = IGNORE_INDEX
+    drawn[-1] = IGNORE_INDEX
+    return drawn
+
+
+def train(museformer: MuseFormer, rows: int, length: int) -> None:
+    logits = forward(museformer, rows, length)
+    token_nats(logits, targets(rows, length), fuse=True).sum().backward()
+
+
 # A backend that compiles nothing: which graphs there are is settled before it.
 @pytest.mark.parametrize("compiler", ["aot_eager"], indirect=True)
 @pytest.mark.parametrize("checkpointing", ["none", "layer"])
 def test_lengths_add_no_graph_and_scoring_has_none(compiler: None, checkpointing: str) -> None:
     museformer = model(fuse=True, checkpointing=checkpointing)
     for length in (96, 64, 112, 32):
-        forward(museformer, 2, length).sum().backward()
+        train(museformer, 2, length)
         assert num_graphs() == fused.GRAPHS_PER_ROWS, length
     for length in (96, 48):
-        forward(museformer, 1, length).sum().backward()
+        train(museformer, 1, length)
         assert num_graphs() == 2 * fused.GRAPHS_PER_ROWS, length
     with torch.no_grad():
         forward(museformer, 3, 80)
     assert num_graphs() == 2 * fused.GRAPHS_PER_ROWS
+
+
+@pytest.mark.parametrize(
+    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)], indirect=True
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_loss_and_its_gradient_are_the_plain_ones(
+    compiler: None, dtype: torch.dtype
+) -> None:
+    for length in (64, 48):
+        drawn = torch.randn(3, length, 97, generator=torch.Generator().manual_seed(length))
+        results = []
+        for fuse in (False, True):
+            logits = (8 * drawn).to(dtype).requires_grad_()
+            nats = token_nats(logits, targets(3, length), fuse=fuse)
+            assert nats.dtype == torch.float32
+            (nats * torch.linspace(0, 1, length)).sum().backward()
+            results.append((nats.detach(), logits.grad))
+        (nats, gradient), (fast_nats, fast_gradient) = results
+        assert torch.allclose(fast_nats, nats, rtol=1e-5, atol=1e-5)
+        assert not fast_nats[targets(3, length) == IGNORE_INDEX].any()
+        assert fast_gradient.dtype == dtype and not fast_gradient[-1].any()
+        error = (fast_gradient - gradient).abs().max() / gradient.abs().max()
+        assert error <= (1e-6 if dtype == torch.float32 else 2**-8)
+    assert num_graphs() == 1
 
 
 @pytest.mark.slow
@@ -78,7 +117,7 @@ def test_compiled_and_plain_give_the_same_logits_and_gradients(
         assert (found - expected).abs().max() <= tolerance * scale
         for museformer, logits in ((plain, expected), (fast, found)):
             museformer.zero_grad()
-            logits.float().logsumexp(-1).sum().backward()
+            token_nats(logits, targets(2, length), fuse=museformer is fast).sum().backward()
         for (name, one), other in zip(plain.named_parameters(), fast.parameters(), strict=True):
             largest = one.grad.abs().max()
             assert (other.grad - one.grad).abs().max() <= tolerance * largest + 1e-7, name
@@ -130,5 +169,7 @@ def test_no_length_adds_a_graph_on_a_gpu(compiler: None) -> None:
         x = torch.randn(1, length, 32, device="cuda", dtype=torch.bfloat16)
         angles = torch.zeros(1, 1, length, layer.head_width // 2, device="cuda")
         out = layer.queries(x, angles).sum() + layer.keys_values(x, angles)[0].sum()
-        (out + layer.add_ffn(x).sum()).backward()
+        logits = torch.randn(1, length, 976, device="cuda", dtype=torch.bfloat16)
+        nats = token_nats(logits.requires_grad_(), targets(1, length).cuda(), fuse=True)
+        (out + layer.add_ffn(x).sum() + nats.sum()).backward()
         assert num_graphs() == fused.GRAPHS_PER_ROWS, length

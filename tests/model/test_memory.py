@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor
 
-from meloformer.model import attention, masks
+from meloformer.model import attention, fused, masks
 from meloformer.model.config import SIZES, Checkpointing, MuseFormerConfig
 from meloformer.model.memory import BatchSize, batch_bytes, kept_bytes, peak_bytes
 from meloformer.model.museformer import MuseFormer
@@ -55,9 +56,11 @@ class Run:
         dtype: torch.dtype = torch.float32,
         checkpointing: Checkpointing = "none",
         precision: torch.dtype | None = None,
+        fuse: bool = False,
     ) -> None:
         torch.manual_seed(0)
-        self.model = MuseFormer(config, checkpointing=checkpointing).to(dtype)
+        self.fuse = fuse
+        self.model = MuseFormer(config, checkpointing=checkpointing, fuse=fuse).to(dtype)
         self.layout = as_torch(random_layout(3, rows=ROWS, length=LENGTH, slots=SLOTS))
         if not config.summaries:
             self.layout = self.layout.without_summaries()
@@ -80,8 +83,10 @@ class Run:
         return is_mask or tensor.untyped_storage().data_ptr() in self._own
 
     def loss(self) -> Tensor:
-        """As training/loss.py takes it: row by row, in fp32."""
+        """As training/loss.py takes it: compiled, or row by row in fp32."""
         logits_BTV = self.model(self.ids, self.layout, self.plan)
+        if self.fuse:
+            return fused.token_nats(logits_BTV, self.ids, ignore_index=-100).sum()
         rows = [
             F.cross_entropy(logits_TV.float(), ids_T, reduction="none")
             for logits_TV, ids_T in zip(logits_BTV, self.ids, strict=True)
@@ -99,6 +104,7 @@ def size_of(run: Run, *, is_norm_fused: bool = False) -> BatchSize:
         attention_bytes=precision and precision.itemsize,
         checkpointing=run.model.checkpointing,
         is_norm_fused=is_norm_fused,
+        is_compiled=run.fuse,
     )
 
 
@@ -146,6 +152,26 @@ def test_the_formula_knows_grouped_heads_other_widths_and_the_dense_twin(
     )
     for config in (grouped, twin, small):
         assert_kept(Run(config, dtype), is_norm_fused=True)
+
+
+@pytest.fixture
+def partitioner(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the compiler keeps and computes again, without writing its kernels."""
+    monkeypatch.setattr(fused, "BACKEND", "aot_eager_decomp_partition")
+    fused._compiled.cache_clear()
+    torch._dynamo.reset()
+    yield
+    fused._compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["none", "ffn", "layer"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_parts_and_the_compiled_loss_keep_their_inputs_alone(
+    partitioner: None, dtype: torch.dtype, checkpointing: Checkpointing
+) -> None:
+    assert_kept(Run(tiny_config(num_layers=2), dtype, checkpointing, fuse=True))
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "ffn", "layer"])
