@@ -108,6 +108,16 @@ class TrainData:
         text = json.dumps([sums, list(self.config.weights)])
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def bars_per_token(self) -> float:
+        """Mean over an epoch's tokens; each bar has a summary."""
+        totals = [
+            weight * np.array([folder.manifest.total("train", what) for what in ("bars", "tokens")])
+            for folder, weight in zip(self.folders, self.config.weights, strict=True)
+        ]
+        bars, tokens = np.sum(totals, axis=0)
+        return float(bars / tokens)
+
     def epoch(self, epoch: int) -> EpochFacts:
         """Plan an epoch and count it, a large one in part."""
         if epoch not in self._facts:

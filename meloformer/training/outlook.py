@@ -4,7 +4,6 @@ import torch
 from rich.table import Table
 
 from meloformer.model.counts import StepPairs, num_parameters, training_flops
-from meloformer.model.masks import num_summaries
 from meloformer.model.memory import BatchSize
 from meloformer.model.rules import describe_rule
 from meloformer.training.cards import peak_flops
@@ -93,9 +92,9 @@ def estimated_time(prepared: Prepared, tokens_per_step: float) -> str:
     peak = peak_flops(prepared.ranks.device)
     if peak is None:
         return f"known after the first steps (no data sheet for {device_name(prepared)})"
-    tokens = int(tokens_per_step)
+    summaries = tokens_per_step * prepared.data.bars_per_token
     flops = training_flops(
-        prepared.model, tokens, num_summaries(tokens), StepPairs(update=0, summarize=0)
+        prepared.model, int(tokens_per_step), int(summaries), StepPairs(update=0, summarize=0)
     )
     seconds = flops / (peak * EXPECTED_MFU * prepared.ranks.world_size) * prepared.num_steps
     return f"about {duration(seconds)} at {EXPECTED_MFU:.0%} MFU, attention left out"

@@ -10,13 +10,15 @@ from meloformer.batches.plan import Cursor, iterate_steps
 from meloformer.command_line import parse_flags
 from meloformer.errors import BatchError
 from meloformer.midi.default_corpus import default_corpus_paths
+from meloformer.model.counts import StepPairs, training_flops
 from meloformer.shards.build import build_shards
 from meloformer.shards.manifest import ShardSettings
 from meloformer.shards.pool import local_engine
 from meloformer.shards.reader import ShardFolder
 from meloformer.shards.sources import score_source
 from meloformer.training.config import TrainConfig
-from meloformer.training.outlook import outlook
+from meloformer.training.metrics import duration
+from meloformer.training.outlook import EXPECTED_MFU, estimated_time, outlook
 from meloformer.training.prepare import Prepared, prepare
 from tests.conftest import NUM_CHORALES
 
@@ -104,6 +106,28 @@ def test_the_outlook_says_the_weight_of_each_folder_and_its_share_of_an_epoch(
         assert re.search(rf"{folder}: .*, weight {weight}, {share} of an epoch's tokens", said(run))
     alone = said(prepared(tmp_path, chorale_shards))
     assert "weight" not in alone.split("model")[0]
+
+
+def test_hours_are_those_of_the_bars_that_there_are_and_not_of_the_room_for_them(
+    chorale_shards: Path, other_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepared(tmp_path, chorale_shards, other_shards, more=("--data_weights", "1", "2"))
+    steps = list(iterate_steps(run.data.split("train"), run.data.plan))
+    rows = [row for step in steps for row in step.rows]
+    bars = sum(window.last_bar - window.first_bar for row in rows for window in row.windows)
+    tokens = run.data.epoch(0).num_tokens
+    assert run.data.bars_per_token == pytest.approx(bars / tokens, rel=0.05)
+
+    def hours(bars_per_token: float) -> float:
+        nothing = StepPairs(update=0, summarize=0)
+        flops = training_flops(run.model, 10**6, int(10**6 * bars_per_token), nothing)
+        return flops / (1e9 * EXPECTED_MFU) * run.num_steps / 3600
+
+    monkeypatch.setattr("meloformer.training.outlook.peak_flops", lambda device: 1e9)
+    said_time = estimated_time(run, 10**6)
+    expected = duration(3600 * hours(run.data.bars_per_token))
+    assert said_time.startswith(f"about {expected} at")
+    assert duration(3600 * hours(1 / 16)) != expected, "the two must differ, or nothing is shown"
 
 
 def test_the_outlook_says_the_peak_of_a_rank_its_parts_and_whether_it_fits(
