@@ -3,14 +3,20 @@
     make gpu-report                                     # after make shard-data, if need be
     python launch/tools/gpu_report.py --data data_shards/<name>
     python launch/tools/gpu_report.py --parts attention memory --minutes 4
+    python launch/tools/gpu_report.py --parts choices --minutes 20      # blocks, heads, fusing, ...
 
 Run it alone on the GPU. Each part runs in processes of its own, with time limits; what fails is a
-row with its reason. Writes reports/gpu-<device>-<commit>.json, which `check_gpu.py` reads. Parts
-that were measured before stay in it where commit, versions, driver and shards are the same;
-otherwise, and where files have been changed since the commit, the earlier report is kept under
-another name.
+row with its reason, and Ctrl-C ends it with what was measured until then. Writes
+reports/gpu-<device>-<commit>.json, which `check_gpu.py` reads. Parts that were measured before stay
+in it where commit, versions, driver and shards are the same; otherwise, and where files have been
+changed since the commit, the earlier report is kept under another name.
 Part graphs needs the code that part train has compiled. Without CUDA: one line, exit code 2.
 """
+
+if __name__ == "__main__":  # before the imports that take seconds
+    from meloformer.interrupts import end_at_signals
+
+    end_at_signals()
 
 import math
 import sys
@@ -23,8 +29,9 @@ import torch
 from rich.console import Console
 
 from meloformer.benchmarks.bench_tables import TABLE_WIDTH
+from meloformer.benchmarks.choices import choices_table
 from meloformer.benchmarks.circumstances import circumstances
-from meloformer.benchmarks.gpu_parts import Part, Scale, children_of
+from meloformer.benchmarks.gpu_parts import DEFAULT_PARTS, Part, Scale, children_of
 from meloformer.benchmarks.gpu_peaks import predicted_peak
 from meloformer.benchmarks.gpu_report import (
     children_table,
@@ -51,10 +58,10 @@ class GpuReportConfig:
 
     data: str | None = None
     """Shard folder; the newest of data_shards/ if not given."""
-    parts: tuple[Part, ...] = get_args(Part)
-    """What to measure."""
+    parts: tuple[Part, ...] = DEFAULT_PARTS
+    """What to measure; choices takes some eight minutes by itself (modelled)."""
     minutes: float = 8.0
-    """For all parts together."""
+    """For all parts together; those that matter less give way."""
     output: Path = Path("reports")
     """Folder of the report."""
     json: Path | None = None
@@ -80,7 +87,7 @@ def gpu_report(config: GpuReportConfig) -> None:
     path = config.output / report_name(facts["device"], facts["commit"])
     with tempfile.TemporaryDirectory(prefix="gpu-report-") as scratch:
         children = children_of(Scale(data=str(data)), Path(scratch))
-        found = run_report(
+        found, stopped_by = run_report(
             [child for child in children if child.part in config.parts],
             Path(scratch),
             root=ROOT,
@@ -97,8 +104,12 @@ def gpu_report(config: GpuReportConfig) -> None:
     if config.json:
         write_report(report, config.json)
     console.print(children_table(report))
+    if "choices" in report:
+        console.print(choices_table(report["choices"], report.get("tiles_to_pin")))
     console.print(goals_table(report))
     console.print(f"wrote {path}", highlight=False)
+    if stopped_by:
+        raise stopped_by
 
 
 if __name__ == "__main__":

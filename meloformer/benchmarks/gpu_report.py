@@ -1,5 +1,6 @@
 """The GPU report: every part in a process of its own, one JSON, goals beside what was measured."""
 
+import functools
 import itertools
 import json
 import re
@@ -35,8 +36,11 @@ def run_report(
     root: Path,
     minutes: float,
     say: Callable[[str], None],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], KeyboardInterrupt | None]:
     """Run all children, one after the other, in a limited time.
+
+    Each is sure of the seconds that are modelled for it as long as no other takes more than it
+    has; what the earlier ones leave over is for whichever needs it first.
 
     Args:
         children: in the order of their weight: those for which no time is left are not run.
@@ -46,31 +50,43 @@ def run_report(
         say: takes a line on each.
 
     Returns:
-        What they have found, and under `children` how each of them ended.
+        What they have found, and under `children` how each of them ended; the signal that has
+        stopped it, if one has: what was found before stands.
     """
     deadline = time.monotonic() + 60 * minutes
     found: dict[str, Any] = {name: [] for name in _LISTS}
-    for child in children:
+    for number, child in enumerate(children):
         left = deadline - time.monotonic()
+        spare = left - sum(one.seconds for one in children[number:])
+        limit = min(left, child.seconds + max(spare, 0))
         if left <= 0:
             found["children"].append(_row(child, 0.0, f"the {minutes:g} minutes were over"))
             continue
-        say(f"{child.name}: at most {min(left, child.limit_seconds):.0f} s")
-        ended = run_child(
-            child.command,
-            limit_seconds=min(left, child.limit_seconds),
-            log=folder / f"{child.name}.log",
-            cwd=root,
-            environment=dict(child.environment),
-        )
-        reason = ended.reason
+        say(f"{child.name}: {child.seconds:.0f} s modelled, at most {limit:.0f} s")
+        began, signal = time.monotonic(), None
+        try:
+            reason = run_child(
+                child.command,
+                limit_seconds=limit,
+                log=folder / f"{child.name}.log",
+                cwd=root,
+                environment=dict(child.environment),
+                is_done=functools.partial(child.is_done, folder) if child.is_done else _never,
+            ).reason
+        except KeyboardInterrupt as error:
+            reason, signal = "stopped by a signal, and with it the report", error
+        seconds = time.monotonic() - began
+        if reason.startswith("stopped after"):
+            reason += f": more than the {child.seconds:.0f} s modelled; --minutes gives it more"
         try:
             _add(found, child.read(folder))
         except (OSError, ValueError, LookupError) as error:
             # The way it ended says more than the file that it has not written.
             reason = reason or f"it left no figures: {type(error).__name__} {error}"
-        found["children"].append(_row(child, ended.seconds, without_paths(reason)))
-    return found
+        found["children"].append(_row(child, seconds, without_paths(reason)))
+        if signal is not None:
+            return found, signal
+    return found, None
 
 
 def with_figures(
@@ -94,12 +110,14 @@ def with_figures(
     report |= attention_bench.claimed(found["attention"])
     for size in ("base", "large"):
         ends = runs.get(size)
-        if ends and ends["first_loss"] is not None:
+        if ends and ends["first_loss"] is not None and ends["last_loss"] is not None:
             report[f"loss_fall_{size}"] = ends["first_loss"] - ends["last_loss"]
     if large := runs.get("large"):
         report |= _named_percent(large, {"mfu": "train_mfu", "data_wait": "train_wait"})
-        report |= _named_percent(large, {"busy": "busy"})
         report |= {"train_tokens": large["tokens_per_second"], "cold_s": large["cold_s"]}
+    # Of the run that goes on for long enough.
+    busy = next((run["busy"] for run in told if run.get("busy_steps")), None)
+    report["busy"] = None if busy is None else 100 * busy
     if small := runs.get("small"):
         workload = Workload(model_size="small", max_seq_len=small["max_seq_len"])
         report["epochs_hours"] = workload.hours(small["tokens_per_second"])
@@ -212,7 +230,11 @@ def goals_table(report: Mapping[str, Any]) -> Table:
 
 def children_table(report: Mapping[str, Any]) -> Table:
     """How each process of the report ended."""
-    columns = {"name": ("measured", plain), "seconds": ("s", rounded(0))}
+    columns = {
+        "name": ("measured", plain),
+        "seconds": ("s", rounded(0)),
+        "modelled": ("s, modelled", rounded(0)),
+    }
     return table_of("parts", report["children"], columns)
 
 
@@ -250,4 +272,14 @@ def _add(found: dict[str, Any], figures: Mapping[str, Any]) -> None:
 
 
 def _row(child: Child, seconds: float, why: str) -> dict[str, Any]:
-    return {"name": child.name, "part": child.part, "seconds": seconds, "why": why}
+    return {
+        "name": child.name,
+        "part": child.part,
+        "seconds": seconds,
+        "modelled": child.seconds,
+        "why": why,
+    }
+
+
+def _never() -> bool:
+    return False

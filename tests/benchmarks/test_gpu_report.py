@@ -1,17 +1,20 @@
 """The GPU report where there is no GPU: its machinery, its verdicts, and its refusal."""
 
 import json
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from meloformer.benchmarks.bench_rows import find_rows
+from meloformer.benchmarks.choices import ChoicesConfig
 from meloformer.benchmarks.gpu_checks import GpuChecksConfig, check_gradients
-from meloformer.benchmarks.gpu_parts import Child, Scale, children_of, run_figures
+from meloformer.benchmarks.gpu_parts import Child, Part, Scale, children_of, run_figures
 from meloformer.benchmarks.gpu_peaks import predicted_peak
 from meloformer.benchmarks.gpu_report import (
     goals_of,
@@ -22,6 +25,7 @@ from meloformer.benchmarks.gpu_report import (
     with_figures,
     write_report,
 )
+from meloformer.benchmarks.precision_memory import PrecisionMemoryConfig
 from meloformer.benchmarks.speed_claims import SPEED
 from meloformer.command_line import parse_flags, run_recipe
 from meloformer.training.config import TrainConfig
@@ -30,18 +34,23 @@ from tests.launch.recipes import load_recipe
 ROOT = Path(__file__).parents[2]
 
 
-def child(name: str, code: str, limit_seconds: float = 30.0) -> Child:
+def child(name: str, code: str, seconds: float = 5.0, **changes: Any) -> Child:
     return Child(
         name=name,
         part="graphs",
         command=(sys.executable, "-c", code),
-        limit_seconds=limit_seconds,
+        seconds=seconds,
         read=lambda folder: json.loads((folder / f"{name}.json").read_text()),
+        **changes,
     )
 
 
 def reported(children: list[Child], folder: Path, minutes: float = 1.0) -> dict[str, Any]:
-    return run_report(children, folder, root=folder, minutes=minutes, say=lambda line: None)
+    found, stopped_by = run_report(
+        children, folder, root=folder, minutes=minutes, say=lambda line: None
+    )
+    assert stopped_by is None
+    return found
 
 
 def test_what_fails_or_hangs_is_a_row_with_its_reason_and_costs_no_other_its_figures(
@@ -52,15 +61,15 @@ def test_what_fails_or_hangs_is_a_row_with_its_reason_and_costs_no_other_its_fig
         "print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
     )
     children = [
-        child("fails", "raise SystemExit('no kernel for this card')"),
-        child("hangs", hangs, limit_seconds=2.0),
-        child("silent", ""),
-        child("works", "open('works.json', 'w').write('{\"warm_s\": 3.5}')"),
+        child("hangs", hangs, seconds=2.0),
+        child("fails", "raise SystemExit('no kernel for this card')", seconds=20.0),
+        child("silent", "", seconds=20.0),
+        child("works", "open('works.json', 'w').write('{\"warm_s\": 3.5}')", seconds=20.0),
     ]
-    found = reported(children, tmp_path)
+    found = reported(children, tmp_path, minutes=62 / 60)
     reasons = {row["name"]: row["why"] for row in found["children"]}
     assert "no kernel for this card" in reasons["fails"]
-    assert reasons["hangs"] == "stopped after 2 s"
+    assert reasons["hangs"].startswith("stopped after 2 s: more than the 2 s modelled")
     assert reasons["silent"].startswith("it left no figures")
     assert reasons["works"] == ""
     assert found["warm_s"] == 3.5 and found["early"] == 1, "what was written before stands"
@@ -76,8 +85,56 @@ def test_parts_for_which_no_time_is_left_are_not_run_and_say_so(tmp_path: Path) 
     assert not (tmp_path / "late.json").exists()
 
 
+def test_every_part_gets_the_seconds_that_are_modelled_and_the_spare_ones_if_it_needs_them(
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    children = [child(name, "", seconds=10.0) for name in ("first", "second")]
+    run_report(children, tmp_path, root=tmp_path, minutes=0.5, say=said.append)
+    assert said[0] == "first: 10 s modelled, at most 20 s"
+    run_report(children, tmp_path, root=tmp_path, minutes=0.2, say=said.append)
+    assert said[2] == "first: 10 s modelled, at most 10 s"
+
+
+def test_the_default_parts_fit_into_the_minutes_that_the_command_promises(
+    recipe: ModuleType, tmp_path: Path
+) -> None:
+    config = recipe.GpuReportConfig()
+    children = children_of(Scale(data="data_shards/default"), tmp_path)
+    seconds = sum(one.seconds for one in children if one.part in config.parts)
+    assert 0 < seconds <= 60 * config.minutes
+    assert {one.part for one in children} == set(get_args(Part))
+
+
+def test_a_run_that_has_what_it_is_for_is_ended_and_has_ended_well(tmp_path: Path) -> None:
+    code = "import time; open('whole.json', 'w').write('{\"warm_s\": 1}'); time.sleep(600)"
+    whole = child("whole", code, is_done=lambda folder: (folder / "whole.json").exists())
+    found = reported([whole], tmp_path, minutes=0.5)
+    assert found["children"][0]["why"] == "" and found["warm_s"] == 1
+    assert found["children"][0]["seconds"] < 25
+
+
+def test_a_signal_ends_the_report_with_what_was_found_until_then(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, time; open('late.json', 'w').write('{\"cold_s\": 7}'); "
+        "os.kill(int(sys.argv[1]), signal.SIGINT); time.sleep(600)"
+    )
+    late = child("late", code)
+    late = replace(late, command=(*late.command, str(os.getpid())))
+    children = [child("works", "open('works.json', 'w').write('{\"warm_s\": 3}')"), late]
+    found, stopped_by = run_report(
+        [*children, child("never", "")], tmp_path, root=tmp_path, minutes=1, say=print
+    )
+    assert isinstance(stopped_by, KeyboardInterrupt)
+    assert found["warm_s"] == 3 and found["cold_s"] == 7
+    assert [row["name"] for row in found["children"]] == ["works", "late"]
+    assert "stopped by a signal" in found["children"][1]["why"]
+
+
 def test_every_command_of_the_report_is_one_that_its_recipe_takes(tmp_path: Path) -> None:
     configs = {
+        "meloformer.benchmarks.choices": ChoicesConfig,
+        "meloformer.benchmarks.precision_memory": PrecisionMemoryConfig,
         "launch/train.py": TrainConfig,
         "launch/bench/attention.py": load_recipe("bench/attention.py").BenchAttentionConfig,
         "launch/bench/train.py": load_recipe("bench/train.py").BenchTrainConfig,
@@ -106,6 +163,7 @@ def run_of(size: str, **figures: Any) -> dict[str, Any]:
         "peak_measured": 100,
         "first_loss": 5.0,
         "last_loss": 3.0,
+        "busy_steps": None,
         "cold_s": 80.0,
         "warm_s": None,
     } | figures
@@ -124,7 +182,8 @@ def found_of(*runs: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_goals_are_judged_by_what_was_measured_and_only_by_that() -> None:
-    report = with_figures(found_of(run_of("large"), run_of("base", last_loss=6.0)), lambda run: 108)
+    base = run_of("base", last_loss=6.0, busy_steps=(200, 400))
+    report = with_figures(found_of(run_of("large", busy=0.1), base), lambda run: 108)
     verdicts = {row["id"]: row["verdict"] for row in goals_of(report)}
     assert len(verdicts) == len(SPEED)
     expected = {
@@ -161,7 +220,8 @@ def test_a_predicted_peak_grows_with_the_row_and_with_the_model() -> None:
 
 def test_a_part_that_is_measured_again_takes_the_place_of_what_it_was() -> None:
     earlier = found_of(run_of("large"), run_of("base"))
-    again = {"attention": [], "train": [run_of("large", mfu=0.1)], "steps": [], "children": []}
+    again: dict[str, Any] = dict.fromkeys(("attention", "steps", "children"), ())
+    again |= {"train": [run_of("large", mfu=0.1)]}
     both = merged(earlier, again)
     mfu = {run["model_size"]: run["mfu"] for run in both["train"]}
     assert mfu == {"large": 0.1, "base": 0.46}
@@ -203,7 +263,8 @@ def test_impossible_flags_are_refused_before_anything_is_measured(
     assert ended.value.code == 2 and flags.split()[0] in said and said.count("\n") == 1
 
 
-def test_a_stopped_run_tells_of_the_steps_that_it_did(tmp_path: Path) -> None:
+def write_run(folder: Path, busy: list[Any], after: str = "") -> None:
+    """A run folder with a step for each busy share."""
     settings = {
         "model_size": "large",
         "attention": "halves",
@@ -211,21 +272,35 @@ def test_a_stopped_run_tells_of_the_steps_that_it_did(tmp_path: Path) -> None:
         "batch_size": 4,
     }
     run = {"settings": settings, "starts": [{"cold_s": 70.0, "warm_s": None}]}
-    (tmp_path / "run.json").write_text(json.dumps(run))
-    step = {
-        "tokens_per_second": 10.0,
-        "mfu": None,
-        "data_wait": 0.5,
-        "gpu_utilisation": None,
-        "graphs": 6,
-        "memory": 5,
-    }
-    lines = [json.dumps(step | {"loss": float(9 - number)}) for number in range(4)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"loss": 1.0, "to']))
+    (folder / "run.json").write_text(json.dumps(run))
+    step = {"tokens_per_second": 10.0, "mfu": None, "data_wait": 0.5, "graphs": 6, "memory": 5}
+    lines = [
+        json.dumps(step | {"loss": float(9 - number), "gpu_utilisation": share})
+        for number, share in enumerate(busy)
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, after]))
+
+
+def test_a_stopped_run_tells_of_the_steps_that_it_did(tmp_path: Path) -> None:
+    write_run(tmp_path, [None] * 4, '{"loss": 1.0, "to')
     found = run_figures(tmp_path)
     assert found["steps"] == 4 and found["cold_s"] == 70.0
     assert found["first_loss"] == 8.5 and found["last_loss"] == 6.5
     assert found["mfu"] is None and found["peak_measured"] == 5
+
+
+def test_a_fall_of_the_loss_and_a_busy_share_are_those_of_their_steps_or_nobodys(
+    tmp_path: Path,
+) -> None:
+    write_run(tmp_path, busy=[0.1, 0.2, 0.4, 0.8])
+    found = run_figures(tmp_path, loss_steps=2, busy_steps=(1, 3))
+    assert (found["first_loss"], found["last_loss"]) == (9.0, 8.0)
+    assert found["busy"] == pytest.approx(0.3) and found["busy_steps"] == (1, 3)
+    short = run_figures(tmp_path, loss_steps=5, busy_steps=(3, 5))
+    assert short["first_loss"] is short["last_loss"] is short["busy"] is None
+    report = with_figures(found_of(short | {"model_size": "large"}), lambda run: 1)
+    verdicts = {row["id"]: row["verdict"] for row in goals_of(report)}
+    assert verdicts["loss-fall-large"] == verdicts["busy"] == "NOT RUN"
 
 
 def test_a_sound_kernel_passes_the_gradient_check_in_both_precisions() -> None:
@@ -261,7 +336,10 @@ def test_the_whole_machinery_runs_at_toy_scale_on_a_cpu(
         device="cpu",
         lengths=(256,),
         sizes=("tiny",),
+        busy_size="tiny",
+        busy_steps=(4, 10),
         quick_sizes=(),
+        memory_size="tiny",
         seq_len=256,
         batch_size=2,
         num_steps=8,
@@ -271,14 +349,20 @@ def test_the_whole_machinery_runs_at_toy_scale_on_a_cpu(
     )
     # Small's widths in float64 and the probe are for a GPU; both have tests of their own.
     children = [
-        one for one in children_of(scale, tmp_path) if one.part not in ("gradients", "precision")
+        one
+        for one in children_of(scale, tmp_path)
+        if one.part in ("attention", "train", "memory", "graphs")
     ]
-    found = run_report(children, tmp_path, root=ROOT, minutes=30, say=print)
+    found, _ = run_report(children, tmp_path, root=ROOT, minutes=30, say=print)
     assert [row["why"] for row in found["children"]] == [""] * len(children)
     report = with_figures(found, predicted_peak)
     write_report({"device": "cpu"} | report, tmp_path / "reports" / "gpu-toy.json")
     written = json.loads((tmp_path / "reports" / "gpu-toy.json").read_text())
-    assert written["train"][0]["model_size"] == "tiny" and written["train"][0]["steps"] == 8
+    assert written["train"][0]["model_size"] == "tiny" and written["train"][0]["steps"] == 10
+    assert written["train"][0]["loss_steps"] == 8
     assert written["train"][0]["last_loss"] < written["train"][0]["first_loss"]
+    rows = written["precision_memory"]
+    assert [row["attention_precision"] for row in rows] == ["bf16", "fp32"]
+    assert all(row["peak_measured"] > 0 and row["peak_predicted"] > 0 for row in rows)
     assert written["longest_row"] == 512 and written["graphs_beyond"] == 0
     assert set(written["rules"]) >= {"museformer"}
