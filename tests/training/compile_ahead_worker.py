@@ -72,7 +72,8 @@ def main(folder: str, device: str, backend: str, modes: list[str]) -> None:
     said: list[str] = []
     ahead = CompileAhead(spec, len(SHAPES), 0, say=said.append)
     ahead.compile(shapes)
-    warm_up(engine, predict, shapes, rule if backend == "flex" else None)
+    blocks_rule = rule if backend == "flex" else None
+    warm_up(engine, predict, shapes, blocks_rule, fuse=spec.fuse)
     ahead.note_compiled(shapes)
     said_when_warm: list[str] = []
     CompileAhead(spec, len(SHAPES), 0, say=said_when_warm.append).compile(shapes)
