@@ -38,7 +38,8 @@ def train(session: Session, sample: Sample | None = None) -> None:
         # One count for all micro-batches of all ranks: how the batch is cut cannot change the
         # gradient.
         micro_batches = session.clock.wait_for(session.stream)
-        counts = count_step(micro_batches, session.clock.wait_seconds, ranks)
+        clock = session.clock
+        counts = count_step(micro_batches, clock.wait_seconds, ranks, clock.own_seconds)
         losses = []
         for batch in (batch.to(ranks.device) for batch in micro_batches):
             with session.watch(f"step {step}", batch):
