@@ -29,7 +29,7 @@ import torch
 from rich.console import Console
 
 from meloformer.benchmarks.bench_tables import TABLE_WIDTH
-from meloformer.benchmarks.choices import choices_table
+from meloformer.benchmarks.choice_trials import choices_table
 from meloformer.benchmarks.circumstances import circumstances
 from meloformer.benchmarks.gpu_parts import DEFAULT_PARTS, Part, Scale, children_of
 from meloformer.benchmarks.gpu_peaks import predicted_peak

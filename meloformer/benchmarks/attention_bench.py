@@ -288,8 +288,10 @@ def _attention_calls(bench: Bench, rows: BenchRows) -> dict[str, Candidate]:
     torch.manual_seed(0)
 
     def drawn(heads: int, length: int) -> Tensor:
-        shape = (B, heads, length, K)
-        return torch.randn(shape, device=bench.device, dtype=bench.dtype).requires_grad_()
+        # As projections leave them: the heads of a position lie together.
+        shape = (B, length, heads, K)
+        x_BNHK = torch.randn(shape, device=bench.device, dtype=bench.dtype)
+        return x_BNHK.transpose(1, 2).requires_grad_()
 
     queries, keys, values = drawn(H, T), drawn(G, T), drawn(G, T)
     upstream = torch.randn_like(queries)
@@ -303,16 +305,18 @@ def _attention_calls(bench: Bench, rows: BenchRows) -> dict[str, Candidate]:
 
         candidates[f"{DENSE} {name}"] = Candidate(dense, kernel)
 
-    summary_queries, all_keys, all_values = drawn(H, S), drawn(G, S + T), drawn(G, S + T)
+    summary_queries = drawn(H, S)
     summary_upstream = torch.randn_like(summary_queries)
-    inputs = (queries, summary_queries, all_keys, all_values)
+    # Of the summaries that summaries read, and of those that tokens read.
+    fine, coarse = (drawn(G, S), drawn(G, S)), (drawn(G, S), drawn(G, S))
+    inputs = (queries, keys, values, summary_queries, *fine, *coarse)
     for name, rule in bench.rules.items():
         # Dense masks as numbers, as the model hands them to its layers.
         plan = _plan(bench, rows, rule).for_dtype(bench.dtype)
 
         def sparse(plan: AttentionPlan = plan) -> None:
-            gathered = attention.summarize(summary_queries, all_keys, all_values, plan)
-            read = attention.update(queries, all_keys, all_values, plan)
+            gathered = attention.summarize(summary_queries, keys, values, plan, fine)
+            read = attention.update(queries, keys, values, plan, coarse)
             torch.autograd.grad((read, gathered), inputs, (upstream, summary_upstream))
 
         candidates[name] = Candidate(sparse)

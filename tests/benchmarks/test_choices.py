@@ -15,15 +15,14 @@ import torch.nn.functional as F
 from meloformer.benchmarks.alternation import Failure, Timing
 from meloformer.benchmarks.bench_models import sized_config
 from meloformer.benchmarks.bench_rows import find_rows
-from meloformer.benchmarks.choices import (
+from meloformer.benchmarks.choice_trials import (
     Choice,
-    ChoicesConfig,
     Conditions,
     choices_table,
-    main,
     measure_choices,
     winner,
 )
+from meloformer.benchmarks.choices import ChoicesConfig, main
 from meloformer.benchmarks.liger_kernels import cross_entropy, take_norms, take_swiglu
 from meloformer.model import fused
 
