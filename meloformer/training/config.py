@@ -62,11 +62,11 @@ class TrainConfig:
         attention_precision: dtype of the attention call; auto probes the device.
         block_size: tokens along each side of a block of the attention plan, 128 or 64, on CUDA.
             Smaller blocks leave out more pairs, and their tiles are timed when they are compiled:
-            the first start takes longer. Results are the same.
+            the first start takes longer. Results are the same but for rounding.
         checkpointing: what the backward pass computes again instead of keeping it: nothing, the
             feed-forward networks, or whole layers. Less memory, more time, the same result.
-        fuse: compile norms with rotary positions, and SwiGLU, for training; auto does on CUDA
-            where a rank holds all weights (ZeRO stages 1 and 2).
+        fuse: compile norms with rotary positions, SwiGLU and the loss, for training; auto does on
+            CUDA where a rank holds all weights (ZeRO stages 1 and 2).
         memory_headroom: share of the device's memory above which a peak is warned of.
         compile_cache: folder for compiled attention code, kept for later runs and other ranks;
             meloformer/compiled in the user's cache folder if not given.
