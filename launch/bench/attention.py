@@ -12,13 +12,11 @@ masks, which shows that the bench works and says nothing about speed.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 
 from meloformer.benchmarks.attention_bench import (
     FORMULA,
@@ -31,7 +29,7 @@ from meloformer.benchmarks.attention_bench import (
 )
 from meloformer.benchmarks.bench_models import sized_config
 from meloformer.benchmarks.bench_rows import RowKind, find_rows
-from meloformer.benchmarks.bench_tables import TABLE_WIDTH
+from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.circumstances import circumstances
 from meloformer.command_line import check_output_file, run_recipe
 from meloformer.errors import ConfigError
@@ -96,7 +94,7 @@ class BenchAttentionConfig:
 
 
 def bench_attention(config: BenchAttentionConfig) -> None:
-    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    console = table_console()
     device = torch.device(choose_device(config.device))
     kind = "cuda" if device.type == "cuda" else "cpu"
     lengths = config.lengths or _UNGIVEN_LENGTHS[kind]

@@ -13,17 +13,15 @@ cores: that shows that several work together, and says nothing about speed.
 import json
 import math
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from meloformer.benchmarks.bench_models import sized_config
 from meloformer.benchmarks.bench_rows import BenchRows, find_rows
-from meloformer.benchmarks.bench_tables import TABLE_WIDTH
+from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.circumstances import circumstances
 from meloformer.benchmarks.scaling_model import (
     LinkConfig,
@@ -123,7 +121,7 @@ class BenchScalingConfig:
 
 
 def bench_scaling(config: BenchScalingConfig) -> None:
-    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    console = table_console()
     device = torch.device(choose_device(config.device))
     figures: dict[str, Any] = circumstances(device, LAUNCH.parent)
     if config.measure == "on":

@@ -13,16 +13,13 @@ and says nothing about speed.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
 
 from meloformer.benchmarks.attention_bench import FORMULA
 from meloformer.benchmarks.bench_models import sized_config
 from meloformer.benchmarks.bench_rows import find_pieces, find_rows
-from meloformer.benchmarks.bench_tables import TABLE_WIDTH
+from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.circumstances import circumstances
 from meloformer.benchmarks.train_bench import (
     claimed,
@@ -101,7 +98,7 @@ class BenchTrainConfig:
 
 
 def bench_train(config: BenchTrainConfig) -> None:
-    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    console = table_console()
     ranks = start_ranks(config.device)
     is_cuda = ranks.device.type == "cuda"
     ungiven = UNGIVEN["cuda" if is_cuda else "cpu"]

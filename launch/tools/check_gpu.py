@@ -22,8 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.card_table import (
     RATING_RULE,
     as_table,
@@ -37,9 +36,6 @@ from meloformer.errors import ConfigError
 from meloformer.training.cards import CARDS, find_card
 from meloformer.training.config import OnOff
 from meloformer.training.outlook import EXPECTED_MFU
-
-# Of a table in a file or a pipe, where nobody's terminal says how wide it may be.
-_TABLE_WIDTH = 160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +83,7 @@ def check_gpu(config: CheckGpuConfig) -> int:
     if config.json:
         print(json.dumps(as_json(config, findings, rows), indent=2))
     else:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=_TABLE_WIDTH)
+        console = table_console()
         console.print(findings_table(findings) if findings else absence(), soft_wrap=not findings)
         console.print(as_table(rows, config.workload, config.currency))
         for line in (formula(config.workload, config.mfu), RATING_RULE):

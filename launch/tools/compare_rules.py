@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
+from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.compare_rules import DEFAULT_RULE, DENSE_TWIN, CompareRulesConfig, Race
 from meloformer.benchmarks.rule_curves import Comparison, save_chart
 from meloformer.command_line import check_output_file, run_recipe
 from meloformer.model.counts import num_parameters
-
-console = Console()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +43,9 @@ class Flags:
 
 def compare_rules(flags: Flags) -> None:
     """Train in turns, print, write."""
-    race = Race(flags.compare)
+    console, race = table_console(), Race(flags.compare)
     for line in describe(race):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     for comparison in race.run():
         best = comparison.standings()[0]
         console.print(
@@ -59,7 +57,11 @@ def compare_rules(flags: Flags) -> None:
         if flags.json:
             save(flags.json, race, comparison)
     console.print(comparison.table(title_of(race)))
-    console.print(comparison.verdict(str(DEFAULT_RULE), references=[DENSE_TWIN]), highlight=False)
+    console.print(
+        comparison.verdict(str(DEFAULT_RULE), references=[DENSE_TWIN]),
+        highlight=False,
+        soft_wrap=True,
+    )
     if flags.json:
         console.print(f"{flags.json} and {flags.json.with_suffix('.png').name}", highlight=False)
 

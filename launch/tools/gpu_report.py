@@ -19,16 +19,14 @@ if __name__ == "__main__":  # before the imports that take seconds
     end_at_signals()
 
 import math
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import torch
-from rich.console import Console
 
-from meloformer.benchmarks.bench_tables import TABLE_WIDTH
+from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.choice_trials import choices_table
 from meloformer.benchmarks.circumstances import circumstances
 from meloformer.benchmarks.gpu_parts import DEFAULT_PARTS, Part, Scale, children_of
@@ -80,7 +78,7 @@ class GpuReportConfig:
 def gpu_report(config: GpuReportConfig) -> None:
     if not torch.cuda.is_available():
         raise ConfigError("found no CUDA device; allowed: a machine with one, and its driver")
-    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    console = table_console()
     data = Path(config.data or newest_shards()).resolve()
     ShardFolder.open(str(data))
     facts = circumstances(torch.device("cuda"), ROOT) | {"data": data.name}

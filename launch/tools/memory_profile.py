@@ -19,15 +19,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from meloformer.benchmarks.bench_tables import TABLE_WIDTH
 from meloformer.benchmarks.memory_table import MemoryRow, MemoryTableConfig, memory_rows
 from meloformer.command_line import run_recipe
 from meloformer.training.cards import CARDS
 from meloformer.training.config import OnOff
 from meloformer.training.memory import MAX_ROWS
 from meloformer.training.metrics import BYTES_PER_GIB
-
-# Of a table in a file or a pipe, where nobody's terminal says how wide it may be.
-_TABLE_WIDTH = 160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +44,7 @@ def memory_profile(config: MemoryProfileConfig) -> None:
     if config.json:
         sys.stdout.write(json.dumps({"rows": [row.to_json() for row in rows]}, indent=2) + "\n")
         return
-    console = Console(width=_TABLE_WIDTH)
+    console = Console(width=TABLE_WIDTH)
     if not is_measured:
         console.print("nothing is measured here: every figure is modelled, by formula")
     console.print(as_table(config, rows))

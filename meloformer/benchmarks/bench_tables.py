@@ -1,15 +1,17 @@
 """Figures of benches as tables for people."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from meloformer.benchmarks.alternation import BYTES_PER_MIB
 
 # Of tables that go into files, where nobody's terminal says how wide they may be.
-TABLE_WIDTH = 150
+TABLE_WIDTH = 160
 
 Format = Callable[[Any], str]
 
@@ -44,6 +46,11 @@ def mebibytes(value: float) -> str:
     '3'
     """
     return f"{value / BYTES_PER_MIB:,.0f}"
+
+
+def table_console() -> Console:
+    """Standard output as it is now; where that is no terminal, as wide as tables want."""
+    return Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
 
 
 def table_of(

@@ -19,6 +19,9 @@ def test_the_recipe_prints_a_verdict_and_writes_figures_and_picture(
         run_recipe(compare_rules, Flags, flags.split())
     assert ending.value.code == 0
     said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert lines[0].endswith("dense attention, CPU"), "no line is broken in a file"
+    assert any(line.startswith("dense_twin: ") and "no summaries" in line for line in lines)
     assert "at equal seconds halves wins" in said and "it is the default" in said
     figures = json.loads(path.read_text())
     assert set(figures["curves"]) == {"halves", "dense_twin"}
