@@ -19,6 +19,7 @@ room on the device, the run compiles by itself.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -39,6 +40,7 @@ from meloformer.batches.batch import Batch
 from meloformer.batches.phases import BatchShape
 from meloformer.model.attention import Backend, build_plan
 from meloformer.model.config import Checkpointing, MuseFormerConfig
+from meloformer.model.kernel_options import has_default_tiles
 from meloformer.model.masks import rule_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.rules import parse_rule, rule_to_json
@@ -138,7 +140,10 @@ class CompileAhead:
         self._say = say
         self._turn = local_rank, ranks_on_host()
         self._spec = spec.shortened()
-        self._num_workers = default_workers(ranks_on_host()) if num_workers is None else num_workers
+        if num_workers is None:
+            num_workers = default_workers(ranks_on_host())
+        # Tiles that torch times while it compiles want the device for themselves.
+        self._num_workers = num_workers if has_default_tiles(spec.block_size) else 0
         self._seen: set[tuple[str, BatchShape]] = set()
         self.has_compiled = False
 
@@ -259,7 +264,8 @@ def _started(
     try:
         for part, log in zip(parts, logs, strict=True):
             task = log.with_suffix(".json")
-            task.write_text(json.dumps({"spec": spec.to_json(), "items": part}))
+            told = {"spec": spec.to_json(), "items": part, "limit_seconds": LIMIT_SECONDS}
+            task.write_text(json.dumps(told))
             with log.open("wb") as output:
                 workers.append(
                     subprocess.Popen(
@@ -344,8 +350,8 @@ def compile_here(spec: CompileSpec, shapes: Shapes) -> int:
 
 def main(path: Path) -> None:
     """Do one task; ends by itself at the time limit, should nobody be left to end it."""
-    signal.alarm(LIMIT_SECONDS)
     task = json.loads(path.read_text())
+    signal.alarm(math.ceil(task["limit_seconds"]))
     items = [(mode, BatchShape(*shape)) for mode, shape in task["items"]]
     if num_left_out := compile_here(CompileSpec.from_json(task["spec"]), _shapes(items)):
         sys.exit(f"the device had no room for {num_left_out} of {len(items)} shapes")

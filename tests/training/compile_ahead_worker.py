@@ -69,6 +69,7 @@ def main(folder: str, device: str, backend: str, modes: list[str]) -> None:
         )
 
     compile_ahead.FEW_GRAPHS = 0
+    compile_ahead.LIMIT_SECONDS = 900  # a host may be busy with other things
     said: list[str] = []
     ahead = CompileAhead(spec, len(SHAPES), 0, say=said.append)
     ahead.compile(shapes)

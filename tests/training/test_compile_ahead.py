@@ -29,7 +29,7 @@ SPEC = CompileSpec(
     precision=torch.float32,
     checkpointing="ffn",
     fuse=True,
-    block_size=64,
+    block_size=128,
 )
 SHAPES = Shapes(
     train=tuple(BatchShape(1, 128 * n, 128) for n in range(1, 5)),
@@ -105,7 +105,6 @@ def test_what_is_little_or_known_to_be_compiled_is_left_to_the_run(
     assert not compile_shapes(deeper), "layers are alike, and lengths stand in the shapes"
     wider = replace(SPEC.model, width=2 * SPEC.model.width)
     changes = {
-        "block_size": 128,
         "is_bf16": False,
         "precision": None,
         "fuse": False,
@@ -119,6 +118,16 @@ def test_what_is_little_or_known_to_be_compiled_is_left_to_the_run(
 
     with torch._inductor.config.patch(force_disable_caches=True):
         assert not compile_shapes(replace(SPEC, is_bf16=False)), "nothing would be found again"
+
+
+def test_tiles_that_are_timed_while_they_compile_have_the_device_for_themselves(
+    started: list[list[Items]],
+) -> None:
+    for block_size in (64, 128):
+        CompileAhead(replace(SPEC, block_size=block_size), 2, 0, say=lambda line: None).compile(
+            SHAPES
+        )
+        assert len(started) == (block_size == 128)
 
 
 def test_a_run_that_starts_no_processes_writes_nothing_into_the_cache(tmp_path: Path) -> None:
