@@ -61,8 +61,8 @@ class TrainConfig:
             file with head groups (model/rules.py says how to write one).
         attention_precision: dtype of the attention call; auto probes the device.
         block_size: tokens along each side of a block of the attention plan, 128 or 64, on CUDA.
-            Smaller blocks leave out more pairs, and their tiles are timed when they are compiled:
-            the first start takes longer. Results are the same but for rounding.
+            Smaller blocks leave out more pairs, and their tiles are timed when they are compiled,
+            one after another: the first start takes longer. Results are the same but for rounding.
         checkpointing: what the backward pass computes again instead of keeping it: nothing, the
             feed-forward networks, or whole layers. Less memory, more time, the same result.
         fuse: compile norms with rotary positions, SwiGLU and the loss, for training; auto does on
