@@ -12,6 +12,7 @@ Two things that look like options to set are left alone, for reasons in torch's 
   left to compile. So such blocks are compiled with tuning, which brings candidates that fit.
 """
 
+import functools
 import re
 
 import torch
@@ -57,8 +58,14 @@ def kernel_options(
     """
     if device.type != "cuda":
         return {}
-    family = device_family(torch.cuda.get_device_name(device))
+    family = _family_of(device)
     return PINNED.get((family, head_width, dtype, block_size), {}) if family else {}
+
+
+@functools.cache
+def _family_of(device: torch.device) -> str | None:
+    # Asked for at every call of attention; a device keeps its name.
+    return device_family(torch.cuda.get_device_name(device))
 
 
 def has_default_tiles(block_size: int) -> bool:

@@ -81,7 +81,7 @@ class Forecast:
 
     Args:
         weights: as the model computes with them.
-        gradients: accumulated, fp32.
+        gradients: accumulated in fp32, and under stage 1 those of a micro-batch.
         optimizer: fp32 masters and the two moments of AdamW.
         buffers: gradients on their way between ranks.
         kept: activations for the backward pass, by part of the model.
@@ -155,6 +155,9 @@ def forecast(
         # sizes stay below what DeepSpeed lets live at once.
         weights = weights // ranks + (weights if ranks > 1 else 0)
     gradients = parameters * _FP32 // (ranks if stage >= 2 else 1)
+    if stage == 1:
+        # Those of the last micro-batch stay beside what they were added to.
+        gradients += parameters * partitioning.element_bytes
     optimizer = 3 * parameters * _FP32 // ranks
     if partitioning.is_offloaded:
         gradients = optimizer = 0
@@ -162,7 +165,7 @@ def forecast(
     is_flat = stage == 1 and partitioning.is_bf16
     elements = partitioning.bucket_elements
     elements = 0 if is_flat else elements if is_cuda else min(elements, parameters)
-    flat = parameters * 6 if is_flat else parameters * _FP32 // ranks
+    flat = parameters * _FP32 // (1 if is_flat else ranks)
     kept = kept_bytes(model, size)
     masks = 0 if is_cuda else dense_mask_bytes(model, size)
     return Forecast(

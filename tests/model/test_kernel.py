@@ -17,6 +17,7 @@ from torch.utils.checkpoint import (
 from meloformer.batches.block_plans import build_blocks
 from meloformer.errors import ConfigError
 from meloformer.model import attention, kernel
+from meloformer.model import kernel_options as kernel_options_module
 from meloformer.model.kernel_options import PINNED, device_family, kernel_options
 from meloformer.model.masks import BLOCK_SIZES, RULES
 from tests.layouts import as_torch, random_layout
@@ -131,6 +132,26 @@ def test_unknown_devices_take_the_defaults_of_torch() -> None:
     assert device_family("NVIDIA H200") == device_family("NVIDIA H100 80GB HBM3") == "hopper"
     assert device_family("Quadro H1000") is None
     assert kernel_options(torch.device("cpu"), 64, torch.bfloat16, 128) == {}
+
+
+def test_a_device_is_asked_for_its_name_once_and_takes_what_is_pinned_for_its_family(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def name_of(device: torch.device) -> str:
+        asked.append(device)
+        return "NVIDIA H200" if device.index == 0 else "NVIDIA L4"
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", name_of)
+    monkeypatch.setitem(PINNED, ("hopper", 64, torch.bfloat16, 128), {"fwd_BLOCK_M": 64})
+    kernel_options_module._family_of.cache_clear()
+    devices = [torch.device("cuda", index) for index in (0, 1)]
+    for _ in range(3):
+        found = [kernel_options(device, 64, torch.bfloat16, 128) for device in devices]
+        assert found == [{"fwd_BLOCK_M": 64}, {}]
+    assert asked == devices
+    kernel_options_module._family_of.cache_clear()
 
 
 def test_pinned_tiles_divide_their_blocks() -> None:
