@@ -1,6 +1,7 @@
 """Candidates for the answer to a question, timed in turns and held against the first of them."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -14,9 +15,11 @@ from torch import Tensor
 from meloformer.batches.batch import Batch
 from meloformer.batches.phases import BatchShape
 from meloformer.benchmarks.alternation import (
+    REFUSALS,
     Candidate,
     Failure,
     Timing,
+    reason_of,
     release,
     time_in_turns,
 )
@@ -124,6 +127,7 @@ def measure_choices(
     for question, group in groupby(choices, key=lambda choice: choice.question):
         of_question = list(group)
         judge = _Judge(of_question[0], conditions)
+        judge.prepare()
         steps = {choice.name: _Step(choice, conditions, judge) for choice in of_question}
         timings = time_in_turns(
             {name: Candidate(step, step.context) for name, step in steps.items()},
@@ -176,29 +180,41 @@ class _Judge:
     """The first candidate of a question in a higher precision, uncompiled but for attention."""
 
     def __init__(self, choice: Choice, conditions: Conditions) -> None:
-        self._choice, self._conditions = choice, conditions
+        self.choice, self._conditions = choice, conditions
         self._expected: list[Tensor] | None = None
+        self._why_none = ""
         self._allowed: float | None = None
+
+    def prepare(self) -> None:
+        """Compute what is expected, before anything is timed."""
+        if not self.choice.is_judged:
+            return
+        plain = replace(self.choice, fuse=False, options=None)
+        try:
+            built = _built(plain, self._conditions, self._conditions.judging_dtype)
+            self._expected = _gradients(plain, *built)
+        except REFUSALS as error:
+            self._why_none = reason_of(error)
 
     def error(self, found: Sequence[Tensor], *, is_first: bool) -> float:
         """Largest relative error of the loss and any gradient.
 
         Raises:
-            ConfigError: it is beyond what rounding costs the first candidate.
+            ConfigError: it is beyond what rounding costs the first candidate, or nobody knows that.
         """
         if self._expected is None:
-            plain = replace(self._choice, fuse=False, options=None)
-            model, plan, batch = _built(plain, self._conditions, self._conditions.judging_dtype)
-            self._expected = _gradients(plain, model, plan, batch)
-        error = max(
+            raise ConfigError(f"nothing to judge it by: in higher precision {self._why_none}")
+        errors = [
             float((a.to(b.dtype) - b).norm() / b.norm().clamp_min(torch.finfo(b.dtype).tiny))
             for a, b in zip(found, self._expected, strict=True)
-        )
-        if is_first:
+        ]
+        # `max` passes over what is no number.
+        error = max(error if error == error else math.inf for error in errors)
+        if is_first and error < math.inf:
             # Twice: which way single numbers are rounded is chance.
             self._allowed = 2 * error + torch.finfo(self._conditions.dtype).eps
         if self._allowed is None:
-            raise ConfigError("there is nothing to judge it by: the first candidate did not run")
+            raise ConfigError("nothing to judge it by: the first candidate gave no numbers")
         if not error <= self._allowed:
             raise ConfigError(
                 f"refused: loss and gradients are off by {error:.2%} of a tensor, where rounding "
@@ -224,7 +240,7 @@ class _Step:
             built = _built(self.choice, self.conditions, self.conditions.dtype)
             if self.choice.is_judged:
                 found = _gradients(self.choice, *built)
-                is_first = self.choice is self.judge._choice
+                is_first = self.choice is self.judge.choice
                 self.error = self.judge.error(found, is_first=is_first)
             self._built = built
         model, plan, batch = self._built
@@ -234,8 +250,11 @@ class _Step:
     def context(self) -> AbstractContextManager[None]:
         """The kernel's options."""
         choice = self.choice
-        if choice.options is None or self.conditions.device.type != "cuda":
+        device = self.conditions.device
+        if choice.options is None or device.type != "cuda":
             return contextlib.nullcontext()
+        if not choice.options and device_family(torch.cuda.get_device_name(device)) is None:
+            return contextlib.nullcontext()  # nothing is pinned for such devices
         return _pinned(choice, self.conditions)
 
 
@@ -250,7 +269,9 @@ def _built(
     return model, build_plan(batch.layout, rule, backend, batch.blocks), batch
 
 
-def _gradients(choice: Choice, model: MuseFormer, plan: AttentionPlan, batch: Any) -> list[Tensor]:
+def _gradients(
+    choice: Choice, model: MuseFormer, plan: AttentionPlan, batch: Batch
+) -> list[Tensor]:
     """The loss, and the gradient of every weight."""
     loss = choice.loss_of(model, plan, batch)
     loss.backward()

@@ -97,6 +97,13 @@ def test_a_kernel_that_computes_something_else_is_refused(liger: ModuleType) -> 
     assert found["ours"]["is_winner"] and found["ours"]["error"] < 1e-3
 
 
+def test_a_kernel_whose_gradients_are_no_numbers_is_refused(liger: ModuleType) -> None:
+    liger.liger_swiglu = lambda gate, value: gate * value * torch.nan  # type: ignore[attr-defined]
+    found = measured(choice("ours"), choice("none", adapt=take_swiglu))
+    assert "off by inf" in found["none"]["why"]
+    assert "no numbers" in measured(choice("none", adapt=take_swiglu))["none"]["why"]
+
+
 def test_what_is_not_installed_is_a_row_with_its_reason() -> None:
     found = measured(choice("ours"), choice("liger", adapt=take_norms), choice("x", refusal="no"))
     assert "liger_kernel" in found["liger"]["why"] and "ms" not in found["liger"]
@@ -130,7 +137,7 @@ def test_every_question_is_asked_and_its_figures_are_written(traced: None, tmp_p
     ran = {(row["question"], row["name"]) for row in rows if "why" not in row}
     why = {(row["question"], row["name"]): row["why"] for row in rows if "why" in row}
     assert {name for question, name in ran if question == "heads"} == {"64 wide", "32 wide"}
-    assert "--head_width 128" in why["heads", "128 wide"]
+    assert "1 key/value heads cannot be shared out" in why["heads", "128 wide"]
     assert ("pointwise parts", "fused") in ran and ("storage of hid", "by bar") in ran
     assert "CUDA" in why["tiles", "tuned"] and "FLASH" in why["backend", "FLASH"]
     winners = [row["question"] for row in rows if row["is_winner"]]
