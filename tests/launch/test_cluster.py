@@ -331,7 +331,8 @@ def one_machine(name: str, tmp_path: Path) -> tuple[list[str], dict[str, str]]:
     if name == "deepspeed_nodes":
         hostfile = tmp_path / "hostfile"
         hostfile.write_text("# one machine\nlocalhost slots=1\n")
-        return [str(CLUSTER / "deepspeed_nodes.sh")], {"HOSTFILE": str(hostfile)}
+        no_ssh = {"NODE_RANK": "0", "HEAD": "127.0.0.1"}
+        return [str(CLUSTER / "deepspeed_nodes.sh")], {"HOSTFILE": str(hostfile)} | no_ssh
     return [str(CLUSTER / "torchrun_nodes.sh")], alone
 
 
