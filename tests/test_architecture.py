@@ -75,14 +75,14 @@ def test_batches_take_nothing_but_the_masks_of_the_model() -> None:
         assert all(m.startswith("meloformer.model.masks") for m in of_model), (path, of_model)
 
 
-def test_only_the_engine_and_the_checkpoint_converter_import_deepspeed() -> None:
+def test_only_the_engine_imports_deepspeed() -> None:
     users = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
         if any(m.split(".")[0] == "deepspeed" for m in imported_modules(path))
     }
     # gradients.py is the engine's own: where DeepSpeed keeps what the engine ends and forgets.
-    assert users <= {"training/engine.py", "training/gradients.py", "training/convert.py"}
+    assert users <= {"training/engine.py", "training/gradients.py"}
 
 
 @pytest.mark.parametrize(

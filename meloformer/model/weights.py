@@ -4,11 +4,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from meloformer.errors import CheckpointError
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.museformer import MuseFormer
+from meloformer.model.tensor_file import FileSum, write_tensors
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -18,7 +19,7 @@ def save_model(
     config: MuseFormerConfig,
     state: dict[str, torch.Tensor],
     metadata: dict[str, str] | None = None,
-) -> None:
+) -> FileSum:
     """Write config and weights.
 
     Args:
@@ -26,11 +27,14 @@ def save_model(
         config: the model's settings.
         state: the model's state dict, whole tensors.
         metadata: strings for the header of the weights, such as the tokenizer's fingerprint.
+
+    Returns:
+        Size and sum of the weights' file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt", **(metadata or {})})
+    return write_tensors(folder / WEIGHTS_NAME, tensors, {"format": "pt", **(metadata or {})})
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 checkpoints/step-1000/
   manifest.json   sha256 and size of every other file
   state.json      step, data position, settings, format, tokenizer, number of ranks
-  deepspeed/      weights, optimizer state, one part per rank
+  parts/          weights and optimizer state, one part per rank, for any number of ranks
   model/          config.json, model.safetensors: what others load
 """
 
@@ -12,17 +12,20 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from meloformer.errors import CheckpointError
+from meloformer.model.tensor_file import FileSum
+from meloformer.model.weights import step_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FOLDER_NAME = "checkpoints"
 MANIFEST_NAME, STATE_NAME = "manifest.json", "state.json"
-DEEPSPEED_NAME, MODEL_NAME = "deepspeed", "model"
+PARTS_NAME, MODEL_NAME = "parts", "model"
 _SUPERSEDED = ".superseded"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 _CHUNK_BYTES = 1 << 22
@@ -38,7 +41,7 @@ class TrainingState:
         cursor: data position after them, `Cursor.to_json()`.
         tokens_seen: targets trained on so far, over all ranks.
         skipped_steps: steps whose gradients were dropped.
-        world_size: ranks that wrote the deepspeed folder.
+        world_size: ranks that wrote the parts.
         ds_config: the partitioning they used.
         tokenizer_fingerprint: of the vocabulary.
         settings: resolved settings of the run.
@@ -78,9 +81,10 @@ class TrainingState:
             raise CheckpointError(
                 f"{path}: cannot be read ({error}); expected a state; take another checkpoint"
             ) from error
-        if data.get("format_version") != FORMAT_VERSION:
+        found = data.get("format_version") if isinstance(data, dict) else None
+        if found != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path}: found format {data.get('format_version')!r}, expected {FORMAT_VERSION}; "
+                f"{path}: found format {found!r}, expected {FORMAT_VERSION}; "
                 "resume with the release that wrote it"
             )
         try:
@@ -107,31 +111,47 @@ def step_folders(run: Path) -> list[Path]:
 
 
 def begin_checkpoint(run: Path, step: int) -> Path:
-    """Make the empty folder that a checkpoint is written into, and sweep up abandoned ones."""
+    """Make the empty folder that a checkpoint is written into, and sweep up abandoned ones.
+
+    Raises:
+        OSError: the disk is full, or the run folder cannot be written.
+    """
     for abandoned in (run / FOLDER_NAME).glob(".step-*"):
         shutil.rmtree(abandoned)
     folder = run / FOLDER_NAME / f".step-{step}"
-    folder.mkdir(parents=True)
+    (folder / PARTS_NAME).mkdir(parents=True)
     return folder
 
 
-def finish_checkpoint(folder: Path, *, keep_last: int) -> Path:
+def finish_checkpoint(
+    folder: Path,
+    *,
+    keep_last: int,
+    keep_every: int = 0,
+    sums: Mapping[str, FileSum] | None = None,
+) -> Path:
     """Sum up, sync, and put a complete folder in place; then remove the oldest ones.
 
     Args:
         folder: from `begin_checkpoint`, written in full.
         keep_last: checkpoints to keep; 0 keeps all.
+        keep_every: steps at whose multiples a checkpoint stays for good; 0 for none.
+        sums: of files that were summed while they were written.
 
     Returns:
         The folder under its final name.
+
+    Raises:
+        CheckpointError: a file that was summed is not here, or of another size.
     """
-    manifest = {"format_version": FORMAT_VERSION, "files": sum_files(folder)}
+    manifest = {"format_version": FORMAT_VERSION, "files": sum_files(folder, sums)}
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     final = put_in_place(folder)
     run = final.parent.parent
     if keep_last:
         for old in step_folders(run)[:-keep_last]:
-            shutil.rmtree(old)
+            if not keep_every or step_of(old) % keep_every:
+                shutil.rmtree(old)
     drop_superseded(run)
     return final
 
@@ -172,16 +192,39 @@ def drop_superseded(run: Path) -> None:
             shutil.rmtree(superseded)
 
 
-def sum_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file, by path relative to the folder."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+def sum_files(
+    folder: Path, known: Mapping[str, FileSum] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file, by path relative to the folder.
+
+    Args:
+        folder: to look through.
+        known: sums to believe, where a file of that size is there.
+
+    Raises:
+        CheckpointError: a file of the known ones is not.
+    """
+    known = known or {}
+    for name, expected in known.items():
+        size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if size != expected.bytes:
+            raise CheckpointError(
+                f"{folder / name}: found {size} bytes, expected {expected.bytes}; --output must be "
+                "on a disk that the hosts of all ranks share"
+            )
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).as_posix() not in known
+    )
     # Hashing releases the interpreter's lock: threads share out the large parts.
     with ThreadPoolExecutor() as pool:
         sums = list(pool.map(_sha256, paths))
-    return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+    found = {
+        path.relative_to(folder).as_posix(): FileSum(path.stat().st_size, digest).to_json()
         for path, digest in zip(paths, sums, strict=True)
     }
+    return found | {name: file.to_json() for name, file in known.items()}
 
 
 def check_files(folder: Path) -> None:

@@ -79,6 +79,10 @@ class TrainConfig:
         validate_every: optimizer steps between validations; 0 validates at the end only.
         validation_rows: rows of a validation over all ranks; the same ones every time.
         keep_last: checkpoints to keep; 0 keeps all.
+        keep_every: steps at whose multiples a checkpoint stays for good; 0 for none. Where
+            --save_every does not divide it, fewer are there to stay.
+        background_save: write checkpoints while training goes on. A save takes as much host memory
+            as it has bytes; the next one waits for it.
         resume: none, auto (newest intact checkpoint of --output) or one of its checkpoints. Auto
             if not given and a launcher has restarted the run, none otherwise.
         init_from: start from the weights of a run, step or model folder.
@@ -120,6 +124,8 @@ class TrainConfig:
     validate_every: int = 500
     validation_rows: int = 512
     keep_last: int = 3
+    keep_every: int = 0
+    background_save: OnOff = "on"
     resume: str | None = None
     init_from: Path | None = None
     check_gradients: OnOff | None = None
@@ -146,6 +152,7 @@ class TrainConfig:
             "validate_every": 0,
             "validation_rows": 1,
             "keep_last": 0,
+            "keep_every": 0,
         }
         for name, allowed in lowest.items():
             value = getattr(self, name)

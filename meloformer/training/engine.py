@@ -8,25 +8,20 @@ before anything changes, and a step can be left out as if its batch had never be
 import logging
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from meloformer.errors import CheckpointError, ConfigError
+from meloformer.errors import ConfigError
 from meloformer.training.gradients import take_over
+from meloformer.training.host_copy import HostCopy
 from meloformer.training.optimizer import OptimizerConfig, build_optimizer
+from meloformer.training.partitions import find_partitions
+from meloformer.training.parts import Part, load_parts
 from meloformer.training.ranks import Ranks
-
-CHECKPOINT_TAG = "state"
-
-# Where each optimizer of DeepSpeed keeps this rank's part of the weights that AdamW moves.
-_MASTER_WEIGHTS = (
-    "single_partition_of_fp32_groups",
-    "fp32_groups_flat_partition",
-    "fp32_partitioned_groups_flat",
-)
 
 
 class Engine:
@@ -76,6 +71,7 @@ class Engine:
                 f"allowed: what DeepSpeed takes there ({wrong['msg']})"
             ) from error
         self._gradients = take_over(self._deepspeed, self.stage)
+        self._partitions = find_partitions(self._deepspeed, self.stage, ranks.rank)
 
     @property
     def module(self) -> nn.Module:
@@ -131,13 +127,12 @@ class Engine:
 
         0 after it, after a checkpoint was loaded, and where the state is kept on the host.
         """
-        zero = self._deepspeed.optimizer
-        name = next(name for name in _MASTER_WEIGHTS if hasattr(zero, name))
         return sum(
-            2 * weights.numel() * weights.element_size()
-            for weights in getattr(zero, name)
-            if not zero.optimizer.state.get(weights)
-            and weights.device.type == self.ranks.device.type
+            2 * partition.weights.numel() * partition.weights.element_size()
+            for partition in self._partitions.all()
+            if partition.optimizer is not None
+            and not partition.optimizer.state.get(partition.weights)
+            and partition.weights.device.type == self.ranks.device.type
         )
 
     def full_gradients(self) -> dict[str, torch.Tensor]:
@@ -154,38 +149,49 @@ class Engine:
         }
 
     def full_weights(self) -> dict[str, torch.Tensor]:
-        """Every weight, whole, in the precision of training, on the CPU; collective.
+        """Every weight, whole, in the precision of training, on the CPU of every rank; collective.
 
         A tied weight stands under one name. Buffers that are part of the model are included.
         """
-        from deepspeed.utils import safe_get_full_fp32_param
+        return {
+            name: weight.to("cpu", copy=True) for name, weight in self.each_weight(everywhere=True)
+        }
 
-        weights = {}
-        for name, parameter in self.module.named_parameters():
-            full = safe_get_full_fp32_param(parameter)
-            weights[name] = full.detach().to("cpu", parameter.dtype).clone()
-        saved = self.module.state_dict().keys()
-        for name, buffer in self.module.named_buffers():
-            if name in saved:
-                weights[name] = buffer.detach().to("cpu", copy=True)
-        return weights
-
-    def save(self, folder: Path) -> None:
-        """Write weights and optimizer state, one part per rank; collective."""
-        self._deepspeed.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, save_latest=False)
-
-    def load(self, folder: Path, *, universal: bool = False) -> None:
-        """Read what `save` wrote; collective.
+    def each_weight(self, *, everywhere: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight, whole, one after another, on the device; collective, to its end.
 
         Args:
-            folder: as given to `save`, or holding the universal format.
-            universal: read parts that fit any number of ranks.
+            everywhere: on all ranks; on the first alone otherwise.
+
+        Yields:
+            Name and weight as the model uses it; copy it before the next update.
+        """
+        for name, weight in self._partitions.members():
+            # Without a cut of its own every rank has it: nothing to wait for.
+            whole = self._gather(weight) if hasattr(weight, "ds_tensor") else weight.detach()
+            if everywhere or self.ranks.is_first:
+                yield name, whole
+
+    def _gather(self, weight: Any) -> torch.Tensor:
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if weight.requires_grad:
+            return safe_get_full_fp32_param(weight).detach().to(weight.dtype)
+        with GatheredParameters([weight]):
+            return weight.detach().clone()
+
+    def copy_part(self, host: HostCopy) -> Part:
+        """Copy this rank's part of weights and optimizer state, and the first rank all weights.
+
+        Collective. The part, and `host.weights`, may be read after `host.wait`.
+        """
+        return host.copy(self._partitions.all(), self.each_weight())
+
+    def load(self, folder: Path) -> None:
+        """Read parts that any number of ranks wrote under any stage; collective.
 
         Raises:
-            CheckpointError: there is no such checkpoint. DeepSpeed alone would go on untrained.
+            CheckpointError: they are damaged, not all there, or of another model.
         """
-        self._deepspeed._config.load_universal_checkpoint = universal
-        path, _ = self._deepspeed.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
-        self._deepspeed._config.load_universal_checkpoint = False
-        if path is None:
-            raise CheckpointError(f"{folder}: found no DeepSpeed state, expected {CHECKPOINT_TAG}/")
+        load_parts(self._partitions, folder)

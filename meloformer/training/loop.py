@@ -79,5 +79,6 @@ def train(session: Session, sample: Sample | None = None) -> None:
                 sample(session, step)
         if session.is_due(step, config.save_every):
             session.save(progress)
+    session.checkpoints.finish()
     folder = export_model(engine, config.output, session.model_config, progress.step)
     session.metrics.say(f"wrote {folder}")

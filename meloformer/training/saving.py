@@ -1,16 +1,19 @@
 """Saving and restoring a run in motion: all ranks write, the first one seals."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from meloformer.errors import CheckpointError
 from meloformer.model.config import MuseFormerConfig
-from meloformer.model.weights import model_metadata, save_model
+from meloformer.model.tensor_file import FileSum
+from meloformer.model.weights import WEIGHTS_NAME, model_metadata, save_model
 from meloformer.tokens.vocabulary import fingerprint
+from meloformer.training.background import BackgroundSaver, SaveOutcome
 from meloformer.training.checkpoint import (
-    DEEPSPEED_NAME,
     FOLDER_NAME,
     MODEL_NAME,
+    PARTS_NAME,
     TrainingState,
     begin_checkpoint,
     check_owner,
@@ -18,44 +21,89 @@ from meloformer.training.checkpoint import (
     finish_checkpoint,
     put_in_place,
     set_aside_later,
+    step_folder,
 )
-from meloformer.training.convert import to_universal
-from meloformer.training.engine import CHECKPOINT_TAG, Engine
+from meloformer.training.engine import Engine
+from meloformer.training.host_copy import HostCopy
+from meloformer.training.parts import part_name
 from meloformer.training.ranks import Ranks
 
 
-def save_checkpoint(
-    engine: Engine,
-    run: Path,
-    state: TrainingState,
-    model: MuseFormerConfig,
-    *,
-    keep_last: int,
-) -> Path:
-    """Write the checkpoint of a step; collective.
+class Checkpoints:
+    """The checkpoints that a run in motion makes.
 
     Args:
         engine: weights and optimizer state.
         run: the run folder.
-        state: everything else.
         model: settings of the model.
         keep_last: checkpoints to keep; 0 keeps all.
-
-    Returns:
-        The sealed step folder.
+        keep_every: steps at whose multiples a checkpoint stays for good; 0 for none.
+        is_background: write beside training.
+        tell: called with the outcome of every save, by the thread that trains.
     """
-    ranks = engine.ranks
-    folder = ranks.on_first(lambda: begin_checkpoint(run, state.step))
-    engine.save(folder / DEEPSPEED_NAME)
-    weights = engine.full_weights()
 
-    def seal() -> Path:
-        save_model(folder / MODEL_NAME, model, weights, _facts(state.step))
-        state.save(folder)
-        return finish_checkpoint(folder, keep_last=keep_last)
+    def __init__(
+        self,
+        engine: Engine,
+        run: Path,
+        model: MuseFormerConfig,
+        *,
+        keep_last: int,
+        keep_every: int,
+        is_background: bool,
+        tell: Callable[[SaveOutcome], None],
+    ) -> None:
+        self._engine, self._run, self._model = engine, run, model
+        self._keep = {"keep_last": keep_last, "keep_every": keep_every}
+        self._saver = BackgroundSaver(engine.ranks, is_background=is_background, tell=tell)
+        self._host = HostCopy(engine.ranks.device)
+        self.poll, self.settle = self._saver.poll, self._saver.settle
+        self.finish, self.close = self._saver.finish, self._saver.close
 
-    ranks.barrier()
-    return ranks.on_first(seal)
+    def save(self, state: TrainingState) -> None:
+        """Copy this moment to the host and begin to write it; collective.
+
+        A save that is still under way is waited for. The outcome comes through `tell`.
+
+        Raises:
+            CheckpointError: on all ranks, when the two saves before have failed.
+        """
+        self.settle()
+        ranks, run, host = self._engine.ranks, self._run, self._host
+        folder = run / FOLDER_NAME / f".step-{state.step}"
+
+        def begin() -> str:
+            try:
+                begin_checkpoint(run, state.step)
+            except OSError as error:
+                return f"{error.strerror} ({error.filename})"
+            return ""
+
+        obstacle = ranks.on_first(begin)
+        part = self._engine.copy_part(host)
+
+        def write() -> dict[str, FileSum]:
+            if obstacle:
+                raise CheckpointError(obstacle)
+            host.wait()
+            name = f"{PARTS_NAME}/{part_name(ranks.rank)}"
+            sums = {name: part.write(folder / name)}
+            if ranks.is_first:
+                weights = save_model(
+                    folder / MODEL_NAME, self._model, host.weights, _facts(state.step)
+                )
+                sums[f"{MODEL_NAME}/{WEIGHTS_NAME}"] = weights
+            return sums
+
+        def seal(sums: dict[str, FileSum]) -> Path:
+            state.save(folder)
+            return finish_checkpoint(folder, sums=sums, **self._keep)
+
+        def abandon() -> None:
+            # It takes the room that the next save needs.
+            shutil.rmtree(folder, ignore_errors=True)
+
+        self._saver.start(state.step, step_folder(run, state.step), write, seal, abandon)
 
 
 def export_model(engine: Engine, run: Path, model: MuseFormerConfig, step: int) -> Path:
@@ -63,14 +111,24 @@ def export_model(engine: Engine, run: Path, model: MuseFormerConfig, step: int) 
 
     Returns:
         The model's folder.
+
+    Raises:
+        CheckpointError: the disk is full, or the run folder cannot be written.
     """
-    weights = engine.full_weights()
+    weights = {name: weight.cpu() for name, weight in engine.each_weight()}
 
     def export() -> Path:
         aside = run / f".{MODEL_NAME}"
-        shutil.rmtree(aside, ignore_errors=True)
-        save_model(aside, model, weights, _facts(step))
-        folder = put_in_place(aside)
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            save_model(aside, model, weights, _facts(step))
+            folder = put_in_place(aside)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise CheckpointError(
+                f"{run / MODEL_NAME}: cannot be written ({error}); allowed: a disk with room; then "
+                "write it with --resume auto"
+            ) from error
         drop_superseded(run)
         return folder
 
@@ -121,39 +179,10 @@ def read_state(ranks: Ranks, checkpoint: Path, run_id: str) -> TrainingState:
 def restore(engine: Engine, run: Path, checkpoint: Path, state: TrainingState) -> None:
     """Load weights and optimizer state; what came later no longer counts; collective.
 
+    Any number of ranks may have written them, under any stage and in any precision.
+
     Raises:
-        CheckpointError: written under another partitioning, or by a number of ranks from which
-            this stage cannot be converted.
+        CheckpointError: the parts are damaged, or of another model.
     """
-    ranks = engine.ranks
-    stage = state.ds_config["zero_optimization"]["stage"]
-    if stage != engine.stage:
-        raise CheckpointError(
-            f"{checkpoint}: found ZeRO stage {stage}, expected {engine.stage}; "
-            f"resume with the --config that wrote it"
-        )
-    if state.world_size == ranks.world_size:
-        engine.load(checkpoint / DEEPSPEED_NAME)
-    elif stage == 3:
-        raise CheckpointError(
-            f"{checkpoint}: found parts of {state.world_size} ranks under ZeRO stage 3, expected "
-            f"{ranks.world_size}; resume with {state.world_size} ranks, or train with stage 1 or 2"
-        )
-    else:
-        _restore_converted(engine, run, checkpoint)
-    ranks.on_first(lambda: set_aside_later(run, state.step))
-
-
-def _restore_converted(engine: Engine, run: Path, checkpoint: Path) -> None:
-    ranks = engine.ranks
-    # Beside the checkpoints and not under /tmp: every host must see it, and it may be large.
-    target = run / FOLDER_NAME / ".converted"
-
-    def convert() -> None:
-        shutil.rmtree(target, ignore_errors=True)
-        to_universal(checkpoint, target, CHECKPOINT_TAG)
-
-    ranks.on_first(convert)
-    engine.load(target, universal=True)
-    ranks.barrier()
-    ranks.on_first(lambda: shutil.rmtree(target))
+    engine.load(checkpoint / PARTS_NAME)
+    engine.ranks.on_first(lambda: set_aside_later(run, state.step))

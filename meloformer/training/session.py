@@ -39,7 +39,7 @@ from meloformer.training.out_of_memory import (
 from meloformer.training.preflight import is_cheap, try_largest
 from meloformer.training.prepare import Prepared
 from meloformer.training.run_folder import lock_run
-from meloformer.training.saving import check_tokenizer, restore, save_checkpoint
+from meloformer.training.saving import Checkpoints, check_tokenizer, restore
 from meloformer.training.step import Clock, Progress, StepCounts
 from meloformer.training.step_meter import StepMeter
 from meloformer.training.validation import validate
@@ -99,6 +99,15 @@ class Session:
         )
         for note in [*self.run.notes, *notes]:
             self.metrics.say(note)
+        self.checkpoints = Checkpoints(
+            self.engine,
+            self.config.output,
+            self.model_config,
+            keep_last=self.config.keep_last,
+            keep_every=self.config.keep_every,
+            is_background=self.config.background_save == "on",
+            tell=lambda outcome: self.metrics.say(outcome.line()),
+        )
         shapes = declare_shapes(self._data.plan, self._data.phases)
         num_graphs = shapes.num_graphs(
             self._rule, summaries=self.model_config.summaries, fuse=self.fuse
@@ -281,6 +290,7 @@ class Session:
     ) -> None:
         """Write down a step that is done."""
         self.clock.lap()
+        self.checkpoints.poll()
         facts = self.stream.facts
         assert facts is not None
         self.metrics.step(
@@ -349,19 +359,13 @@ class Session:
             tokenizer_fingerprint=fingerprint(),
             settings=self.config.to_json(),
         )
-        folder = save_checkpoint(
-            self.engine,
-            self.config.output,
-            state,
-            self.model_config,
-            keep_last=self.config.keep_last,
-        )
-        self.metrics.say(f"saved {folder}")
+        self.checkpoints.save(state)
         self.clock.pause()
 
     def close(self) -> None:
         """Stop data workers, flush files."""
         self.stream.close()
+        self.checkpoints.close()
         self._meter.close()
         self.metrics.close()
         if self._lock:

@@ -42,29 +42,28 @@ STATE = TrainingState(
 def write_checkpoint(run: Path, step: int, keep_last: int = 0) -> Path:
     folder = begin_checkpoint(run, step)
     replace(STATE, step=step).save(folder)
-    (folder / "deepspeed").mkdir()
-    (folder / "deepspeed" / "part").write_bytes(bytes(range(256)) * 10)
+    (folder / "parts" / "part").write_bytes(bytes(range(256)) * 10)
     return finish_checkpoint(folder, keep_last=keep_last)
 
 
 def flip_a_byte(folder: Path) -> None:
-    path = folder / "deepspeed" / "part"
+    path = folder / "parts" / "part"
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
     path.write_bytes(data)
 
 
 def cut(folder: Path) -> None:
-    path = folder / "deepspeed" / "part"
+    path = folder / "parts" / "part"
     path.write_bytes(path.read_bytes()[:-1])
 
 
 def remove(folder: Path) -> None:
-    (folder / "deepspeed" / "part").unlink()
+    (folder / "parts" / "part").unlink()
 
 
 def add(folder: Path) -> None:
-    (folder / "deepspeed" / "more").write_text("not ours")
+    (folder / "parts" / "more").write_text("not ours")
 
 
 def change_state(folder: Path) -> None:
@@ -155,7 +154,7 @@ def test_a_state_of_another_format_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 3)
     state = json.loads((folder / "state.json").read_text()) | {"format_version": 99}
     (folder / "state.json").write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match="found format 99, expected 1"):
+    with pytest.raises(CheckpointError, match="found format 99, expected 2"):
         TrainingState.load(folder)
 
 

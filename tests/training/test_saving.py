@@ -22,7 +22,7 @@ ALONE = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 
 def engine() -> SimpleNamespace:
     model = MuseFormer(tiny_config())
-    return SimpleNamespace(ranks=ALONE, full_weights=model.state_dict)
+    return SimpleNamespace(ranks=ALONE, each_weight=lambda: model.state_dict().items())
 
 
 def export(run: Path, step: int) -> Path:
@@ -60,7 +60,7 @@ def test_a_checkpoint_whose_weights_name_another_vocabulary_is_refused(
 ) -> None:
     replace(STATE, tokenizer_fingerprint=fingerprint()).save(tmp_path)
     facts = {"tokenizer": found} if found else None
-    weights.save_model(tmp_path / MODEL_NAME, tiny_config(), engine().full_weights(), facts)
+    weights.save_model(tmp_path / MODEL_NAME, tiny_config(), dict(engine().each_weight()), facts)
     with pytest.raises(
         CheckpointError, match=rf"found .*(uuu|none), expected {fingerprint()[:12]}"
     ):
