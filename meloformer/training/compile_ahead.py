@@ -165,7 +165,11 @@ class CompileAhead:
             # What is cached for this process is room for the others.
             torch.cuda.empty_cache()
         began = time.monotonic()
-        failed = _run_workers(self._spec, [cold[n::num_workers] for n in range(num_workers)])
+        try:
+            failed = _run_workers(self._spec, [cold[n::num_workers] for n in range(num_workers)])
+        except OSError as error:
+            self._say(f"no processes could be started to compile ahead: {error}")
+            return
         self._say(
             f"{num_workers} processes compiled ahead for {len(cold)} cold shapes, in "
             f"{time.monotonic() - began:.0f} s"

@@ -187,6 +187,16 @@ def test_a_process_that_fails_or_hangs_costs_a_line_and_is_gone(
     assert len(processes) == 2
 
 
+def test_a_host_that_starts_no_processes_costs_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(INDUCTOR, str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "absent"))
+    said: list[str] = []
+    CompileAhead(SPEC, 2, 0, say=said.append).compile(SHAPES)
+    assert len(said) == 1 and "could be started" in said[0] and "absent" in said[0]
+
+
 def cold_start(folder: Path, device: str, *arguments: str) -> dict:
     hidden = {INDUCTOR} | (
         {"CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"} if device == "cuda" else set()
