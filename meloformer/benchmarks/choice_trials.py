@@ -51,6 +51,7 @@ class Choice:
         block_size: of the block lists.
         fuse: whether pointwise parts are compiled.
         options: of the kernel; None takes what is pinned.
+        find_options: finds them when the question is asked, which may take minutes.
         adapt: puts other kernels into the model.
         loss: of logits, targets and their number; None is that of training.
         refusal: why it cannot be tried; "" it can.
@@ -63,9 +64,19 @@ class Choice:
     block_size: int = BLOCK_SIZE
     fuse: bool = False
     options: Options | None = None
+    find_options: Callable[[], Options] | None = None
     adapt: Callable[[MuseFormer], None] = lambda model: None
     loss: Loss | None = None
     refusal: str = ""
+
+    def settled(self) -> "Choice":
+        """The same with its options found, or refused because there are none."""
+        if self.find_options is None:
+            return self
+        try:
+            return replace(self, options=self.find_options(), find_options=None)
+        except REFUSALS as error:
+            return replace(self, refusal=reason_of(error))
 
     def loss_of(self, model: MuseFormer, plan: AttentionPlan, batch: Batch) -> Tensor:
         """Mean cross entropy of a batch."""
@@ -125,7 +136,7 @@ def measure_choices(
     """
     conditions.allow_graphs(choices)
     for question, group in groupby(choices, key=lambda choice: choice.question):
-        of_question = list(group)
+        of_question = [choice.settled() for choice in group]
         judge = _Judge(of_question[0], conditions)
         judge.prepare()
         steps = {choice.name: _Step(choice, conditions, judge) for choice in of_question}

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from meloformer.benchmarks import liger_kernels
-from meloformer.benchmarks.alternation import REFUSALS, reason_of
 from meloformer.benchmarks.attention_bench import in_order
 from meloformer.benchmarks.bench_models import sized_config
 from meloformer.benchmarks.bench_rows import find_rows
@@ -67,7 +66,7 @@ def find_choices(
     Args:
         config: the model that training takes.
         heads: the same with other heads, by name; text says why there is none.
-        device: where they run; tiles are tuned on it at once, which takes minutes on a GPU.
+        device: where they run.
     """
     is_fused = fuses(TrainConfig.fuse, backend_of(device), zero_stage=0)
     ours = Choice(question="", name="ours", config=config, fuse=is_fused)
@@ -76,12 +75,6 @@ def find_choices(
     def of(question: str, name: str, **changes: Any) -> Choice:
         return replace(ours, question=question, name=name, **changes)
 
-    tiles, no_tiles = _tuned(config, device)
-    flash = (
-        ""
-        if flash_is_right(device, head_width=config.head_width)
-        else ("FLASH is not installed, not for this device, or its gradients are wrong")
-    )
     return [
         of("blocks", "128"),
         of("blocks", "64", block_size=64),
@@ -104,30 +97,35 @@ def find_choices(
         of("kernels", "Liger SwiGLU", adapt=liger_kernels.take_swiglu),
         of("kernels", "Liger cross-entropy", loss=liger_kernels.cross_entropy),
         of("tiles", "torch's", options={}),
-        of("tiles", "tuned", options=tiles, refusal=no_tiles),
+        of("tiles", "tuned", find_options=lambda: _tuned(config, device)),
         of("backend", "Triton", options={}),
-        of("backend", "FLASH", options={"BACKEND": "FLASH"}, refusal=flash),
+        of("backend", "FLASH", find_options=lambda: _flash(config, device)),
     ]
 
 
-def _tuned(config: MuseFormerConfig, device: torch.device) -> tuple[Options | None, str]:
-    """Tiles of the call that takes longest, or why there are none."""
+def _tuned(config: MuseFormerConfig, device: torch.device) -> Options:
+    """Tiles for the call that takes longest."""
     rule = rule_of(config.rule)
     rows = find_rows(None, "one_piece", config.max_seq_len, num_rows=1)
     batch = rows.batch(rule).to(device)
     mask: Any = build_plan(batch.layout, rule, "flex", batch.blocks).update[-1].mask
     share = rule[-1].share / sum(group.share for group in rule)
-    try:
-        found = tune_tiles(
-            mask,
-            num_heads=round(config.num_heads * share),
-            num_kv_heads=round(config.num_kv_heads * share),
-            head_width=config.head_width,
-            dtype=torch.bfloat16,
+    return tune_tiles(
+        mask,
+        num_heads=round(config.num_heads * share),
+        num_kv_heads=round(config.num_kv_heads * share),
+        head_width=config.head_width,
+        dtype=torch.bfloat16,
+    )
+
+
+def _flash(config: MuseFormerConfig, device: torch.device) -> Options:
+    if not flash_is_right(device, head_width=config.head_width):
+        raise ConfigError(
+            "FLASH is not installed, not for this device, or its gradients are wrong; allowed: "
+            "what passes kernel_trials.flash_is_right"
         )
-    except REFUSALS as error:
-        return None, reason_of(error)
-    return found, ""
+    return {"BACKEND": "FLASH"}
 
 
 def main(config: ChoicesConfig) -> None:
