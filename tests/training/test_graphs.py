@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from meloformer.training.graphs import (
 from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.ranks import start_ranks
 from tests.layouts import tiny_config
+from tests.training.launching import run, torchrun
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,6 +83,21 @@ def weights_after_a_step(*, is_warm: bool) -> dict[str, torch.Tensor]:
 def test_a_warm_up_leaves_no_trace_in_the_steps_after_it() -> None:
     warm, cold = weights_after_a_step(is_warm=True), weights_after_a_step(is_warm=False)
     assert all(torch.equal(warm[name], cold[name]) for name in cold)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
+def test_ranks_warm_up_in_orders_of_their_own_and_leave_no_trace(
+    stage: str, tmp_path: Path
+) -> None:
+    done = run([*torchrun(2), "tests/training/warm_up_worker.py", str(tmp_path), stage])
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    # Four shapes with gradients, four without, and the step after them.
+    assert first["lengths"] == [128, 256, 384, 512] * 2 + [128]
+    assert second["lengths"] == [384, 512, 128, 256] * 2 + [128]
+    assert first["same"] and second["same"]
 
 
 @pytest.fixture
