@@ -17,14 +17,22 @@ The plan, memory and hours, and stop:
     python launch/train.py --dry_run
 """
 
+from collections.abc import Callable
+
+import numpy as np
 from rich.console import Console
 
 from meloformer.command_line import run_recipe
+from meloformer.generation.controls import ControlConfig
+from meloformer.generation.generate import generate
+from meloformer.generation.sampling import SamplingConfig
+from meloformer.model.museformer import MuseFormer
 from meloformer.training.config import TrainConfig
 from meloformer.training.leaving import leave_together
 from meloformer.training.loop import train
 from meloformer.training.outlook import outlook
 from meloformer.training.prepare import prepare
+from meloformer.training.samples import Sampler
 from meloformer.training.session import Session
 
 console = Console()
@@ -42,9 +50,15 @@ def main(flags: TrainConfig) -> None:
             return
         session = Session(prepared)
         try:
-            train(session)
+            train(session, Sampler(compose))
         finally:
             session.close()
+
+
+def compose(model: MuseFormer, num_pieces: int, stop: Callable[[int], bool]) -> list[np.ndarray]:
+    """Pieces for the ear, with the same draws after every validation."""
+    controls, sampling = ControlConfig(bars=8), SamplingConfig()
+    return generate(model, controls, sampling, num_samples=num_pieces, stop=stop)
 
 
 if __name__ == "__main__":

@@ -261,7 +261,7 @@ def _train_command(
         f"--gradient_accumulation_steps 1 --collate pack --phases off --max_steps {num_steps} "
         f"--num_workers {scale.num_workers} --validation_rows {batch_size or scale.batch_size} "
         f"--warmup_steps {min(_FEW_STEPS, num_steps - 1)} --save_every 0 --validate_every 0 "
-        f"--attention {DEFAULT_RULE}"
+        f"--samples 0 --attention {DEFAULT_RULE}"
     )
     return _recipe("train.py", *flags.split())
 

@@ -105,6 +105,7 @@ def _measure(
         "save_every": 0,
         "validate_every": 0,
         "validation_rows": 1,
+        "samples": 0,
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(count), str(settings.recipe)]

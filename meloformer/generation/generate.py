@@ -14,6 +14,7 @@ from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.grammar import GrammarState
 from meloformer.tokens.labels import HEADER, PREFIX, token_labels
 from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, PAD, Kind
+from meloformer.tokens.windows import bar_starts
 
 
 class Labeller:
@@ -68,6 +69,7 @@ def generate(
     num_samples: int = 1,
     seed: int = 0,
     on_token: Callable[[int], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
 ) -> list[np.ndarray]:
     """Sample pieces in one batch.
 
@@ -78,9 +80,11 @@ def generate(
         num_samples: pieces, B.
         seed: the same seed gives the same pieces on the same device.
         on_token: called after each step with the number of tokens sampled so far, all rows.
+        stop: asked after each step, with the same number, whether to end here.
 
     Returns:
-        One uint16 sequence a piece, from BOS to EOS.
+        One uint16 sequence a piece, from BOS to EOS. A piece that was stopped ends with its last
+        finished bar; where it has none, it is the prefix alone.
     """
     generator = torch.Generator().manual_seed(seed)
     prefix = np.array(controls.prefix())
@@ -120,7 +124,7 @@ def generate(
             active_B[row] = not grammars[row].is_finished
         if on_token is not None:
             on_token(num_sampled)
-        if not active_B.any():
+        if not active_B.any() or (stop is not None and stop(num_sampled)):
             break
 
         labels_4B = labeller.advance(ids_B)
@@ -134,4 +138,11 @@ def generate(
             StepLabels.from_numpy(labels_4B[:, :, None], cache.device),
             torch.from_numpy(active_B).to(cache.device),
         )
-    return [np.array(ids, dtype=np.uint16) for ids in pieces]
+    whole = [np.array(ids, dtype=np.uint16) for ids in pieces]
+    return [_finished_bars(ids) if active_B[row] else ids for row, ids in enumerate(whole)]
+
+
+def _finished_bars(ids: np.ndarray) -> np.ndarray:
+    """A sequence without the bar that it breaks off in."""
+    starts = bar_starts(ids)
+    return ids[: starts[-2]] if len(starts) > 1 else ids

@@ -22,6 +22,7 @@ from meloformer.training.bad_steps import BadStepConfig
 from meloformer.training.ds_config import DEFAULT_DS_CONFIG
 from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.schedule import ScheduleConfig
+from meloformer.training.wandb_run import check_installed
 
 ModelSize = Literal["tiny", "small", "base", "large"]
 OnOff = Literal["on", "off"]
@@ -78,6 +79,9 @@ class TrainConfig:
         save_every: optimizer steps between checkpoints; 0 saves at the end only.
         validate_every: optimizer steps between validations; 0 validates at the end only.
         validation_rows: rows of a validation over all ranks; the same ones every time.
+        samples: pieces to write after each validation, to see and to hear; 4 on CUDA and 1
+            elsewhere if not given, 0 for none.
+        wandb: project of Weights & Biases to report to as well; none if not given.
         keep_last: checkpoints to keep; 0 keeps all.
         keep_every: steps at whose multiples a checkpoint stays for good; 0 for none. Where
             --save_every does not divide it, fewer are there to stay.
@@ -123,6 +127,8 @@ class TrainConfig:
     save_every: int = 500
     validate_every: int = 500
     validation_rows: int = 512
+    samples: int | None = None
+    wandb: str | None = None
     keep_last: int = 3
     keep_every: int = 0
     background_save: OnOff = "on"
@@ -151,6 +157,7 @@ class TrainConfig:
             "save_every": 0,
             "validate_every": 0,
             "validation_rows": 1,
+            "samples": 0,
             "keep_last": 0,
             "keep_every": 0,
         }
@@ -182,6 +189,7 @@ class ResolvedConfig(TrainConfig):
     model_size: ModelSize
     max_seq_len: int
     phases: OnOff
+    samples: int
     rule: str | Rule
 
     @property
@@ -219,7 +227,7 @@ def resolve(
         The settled flags, and a line for each choice that the user should know of.
 
     Raises:
-        ConfigError: no data, or no such rule.
+        ConfigError: no data, no such rule, or wandb is not installed.
     """
     lines = []
     ungiven = UNGIVEN["cuda" if device_type == "cuda" else "cpu"]
@@ -232,6 +240,10 @@ def resolve(
     if flags.phases is None:
         on = device_type == "cuda" and flags.collate == "bucket"
         chosen["phases"] = "on" if on else "off"
+    if flags.samples is None:
+        chosen["samples"] = 4 if device_type == "cuda" else 1
+    if flags.wandb is not None:
+        check_installed()
     flags = replace(flags, **chosen)
     data = flags.data or (str(newest_shards()),)
     output = flags.output or Path("runs") / f"{flags.model_size}-{time_utc}"

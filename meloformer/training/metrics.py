@@ -71,7 +71,7 @@ class StepMetrics:
     eta_seconds: float
 
     def line(self, num_steps: int) -> str:
-        """The step in words, for people."""
+        """The step in words, for the terminal."""
         loss = "not finite" if self.loss is None else f"{self.loss:.4f}"
         norm = "not finite" if self.grad_norm is None else f"{self.grad_norm:.3f}"
         words = [
@@ -92,6 +92,24 @@ class StepMetrics:
             words.append(f"skipped {self.skipped}")
         words.append(f"eta {duration(self.eta_seconds)}")
         return ", ".join(words)
+
+    def details(self) -> str:
+        """What `line` leaves out, for the log."""
+        words = [f"step time {self.step_seconds:.3g} s"]
+        if self.slowest_rank is not None:
+            words.append(
+                f"ranks {self.rank_seconds_min:.3g} / {self.rank_seconds_median:.3g} / "
+                f"{self.rank_seconds_max:.3g} s, slowest {self.slowest_rank}"
+            )
+        words.append(f"host memory {self.memory_host / BYTES_PER_GIB:.1f} GiB")
+        if self.gpu_utilisation is not None:
+            words.append(f"GPU {self.gpu_utilisation:.0%}")
+        if self.graphs is not None:
+            words.append(f"graphs {self.graphs}")
+        if self.nats_per_note is not None:
+            words.append(f"nats per note {self.nats_per_note:.3f}")
+        kinds = [f"{k} {v:.3f}" for k, v in self.loss_by_kind.items() if v is not None]
+        return ", ".join([*words, f"loss by kind: {' '.join(kinds)}"])
 
 
 def device_memory(device: torch.device) -> int | None:

@@ -4,16 +4,19 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+from matplotlib.image import imread
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from meloformer.midi.sound import SAMPLE_RATE
 from meloformer.training.metrics import (
     LOG_NAME,
     METRICS_NAME,
@@ -24,6 +27,7 @@ from meloformer.training.metrics import (
     duration,
 )
 from meloformer.training.nats import Nats
+from meloformer.training.wandb_run import WandbRun
 
 # Where nobody watches a bar: words on a validation that takes longer than this, so often.
 _SECONDS_PER_LINE = 10.0
@@ -52,6 +56,7 @@ class MetricsWriter:
         self._validation_lines = (folder / VALIDATION_NAME).open("a", buffering=1)
         self._writer = SummaryWriter(str(folder / TENSORBOARD_NAME), purge_step=start_step + 1)
         self._handler = _log_to(folder / LOG_NAME)
+        self._wandb: WandbRun | None = None
         self._console = Console(file=sys.stdout)
         self._progress: Progress | None = None
         if self._console.is_terminal:
@@ -74,6 +79,17 @@ class MetricsWriter:
             logger.info(text)
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def follow(self, wandb_run: WandbRun) -> None:
+        """From now on, show the figures there too; on the first rank."""
+        self._wandb = wandb_run
+
+    def _show(self, values: Mapping[str, float | int | None], step: int) -> None:
+        for name, value in values.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(dict(values), step)
+
     def step(self, metrics: StepMetrics) -> None:
         """Write down a step; a line of words every few steps and at the end."""
         if not self.is_first:
@@ -82,16 +98,15 @@ class MetricsWriter:
         self._lines.write(json.dumps(values) + "\n")
         for kind, value in values.pop("loss_by_kind").items():
             values[f"kind/{kind}"] = value
-        for name, value in values.items():
-            if value is not None and name != "step":
-                self._writer.add_scalar(f"train/{name}", value, metrics.step)
+        del values["step"]
+        self._show({f"train/{name}": value for name, value in values.items()}, metrics.step)
         if self._progress:
             loss = "not finite" if metrics.loss is None else f"{metrics.loss:.3f}"
             words = f"loss {loss}, {metrics.tokens_per_second:,.0f} tokens/s"
             self._progress.update(self._task, completed=metrics.step, words=words)
         if metrics.step % STEPS_PER_LINE == 0 or metrics.step == self.num_steps:
             line = metrics.line(self.num_steps)
-            logger.info(line)
+            logger.info(f"{line}, {metrics.details()}")
             if not self._progress:
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -147,10 +162,9 @@ class MetricsWriter:
         line: dict[str, Any] = {"step": step}
         for told, nats in scores.items():
             line[told] = asdict(nats)
-            self._writer.add_scalar(f"valid/{told}/nats_per_token", nats.per_token, step)
-            self._writer.add_scalar(f"valid/{told}/nats_per_note", nats.per_note, step)
-            for kind, value in nats.per_kind.items():
-                self._writer.add_scalar(f"valid/{told}/kind/{kind}", value, step)
+            kinds = {f"valid/{told}/kind/{kind}": value for kind, value in nats.per_kind.items()}
+            means = {"nats_per_token": nats.per_token, "nats_per_note": nats.per_note}
+            self._show(kinds | {f"valid/{told}/{k}": value for k, value in means.items()}, step)
         self._validation_lines.write(json.dumps(line) + "\n")
         words = [
             f"{nats.per_token:.4f} nats per token and {nats.per_note:.3f} per note with "
@@ -159,6 +173,20 @@ class MetricsWriter:
         ]
         self.say(f"validation after step {step}: {'; '.join(words)}")
 
+    def piece(self, step: int, name: str, picture: Path, sound: np.ndarray) -> None:
+        """Show a generated piece in TensorBoard.
+
+        Args:
+            step: optimizer steps done.
+            name: of the piece; those of other steps go by the same names.
+            picture: a PNG.
+            sound: (num_samples,) float32, -1..1, at `midi.sound.SAMPLE_RATE`.
+        """
+        if not self.is_first:
+            return
+        self._writer.add_image(f"samples/{name}", imread(picture), step, dataformats="HWC")
+        self._writer.add_audio(f"samples/{name}", sound[None], step, sample_rate=SAMPLE_RATE)
+
     def close(self) -> None:
         """Flush and close everything."""
         if not self.is_first:
@@ -166,6 +194,8 @@ class MetricsWriter:
         if self._progress:
             self._progress.stop()
         self._writer.close()
+        if self._wandb:
+            self._wandb.close()
         self._lines.close()
         self._validation_lines.close()
         logger.removeHandler(self._handler)

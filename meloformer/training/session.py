@@ -43,6 +43,7 @@ from meloformer.training.saving import Checkpoints, check_tokenizer, restore
 from meloformer.training.step import Clock, Progress, StepCounts
 from meloformer.training.step_meter import StepMeter
 from meloformer.training.validation import validate
+from meloformer.training.wandb_run import WandbRun
 
 
 class Session:
@@ -97,6 +98,7 @@ class Session:
             num_steps=self.num_steps,
             is_first=self.ranks.is_first,
         )
+        self.ranks.on_first(self._follow)
         for note in [*self.run.notes, *notes]:
             self.metrics.say(note)
         self.checkpoints = Checkpoints(
@@ -116,6 +118,7 @@ class Session:
         if is_compiled:
             limit_graphs(num_graphs)
         self.graphs = GraphBudget(shapes, num_graphs if is_compiled else None)
+        self.run.starts[-1]["num_graphs"] = self.graphs.num_graphs
         self._ahead = self._compiling_ahead(self.config.compile_workers if is_compiled else 0)
         self._warm_rows: set[int] = set()
         self.clock = Clock(self.ranks.device)
@@ -133,6 +136,12 @@ class Session:
         self.run.notes.append(choice.why)
         self.run.starts[-1]["attention_precision"] = choice.to_json()
         return choice.dtype
+
+    def _follow(self) -> None:
+        if project := self.config.wandb:
+            settings = self.config.to_json()
+            wandb_run = WandbRun(project, self.config.output, self.run.run_id, settings)
+            self.metrics.follow(wandb_run)
 
     def _hold_folder(self) -> None:
         self._lock = lock_run(self.config.output)

@@ -14,6 +14,7 @@ from meloformer.midi.render import to_piece
 from meloformer.midi.write import write_midi
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.hid import decode
+from meloformer.tokens.vocabulary import KIND_OF, Kind
 from tests.layouts import tiny_config
 
 
@@ -56,6 +57,25 @@ def test_a_seed_gives_the_same_pieces_and_another_seed_others(model) -> None:
     first, again, other = sample(3), sample(3), sample(4)
     assert all(map(np.array_equal, first, again))
     assert not all(map(np.array_equal, first, other))
+
+
+def test_a_stopped_piece_ends_with_its_last_finished_bar_and_decodes(model) -> None:
+    """Notes of the finished bars alone; a piece that stops before its first bar ends is empty."""
+    controls, sampling = ControlConfig(bars=6), SamplingConfig(top_p=1.0)
+    whole = generate(model, controls, sampling, num_samples=4, seed=5)
+    num_tokens = sum(map(len, whole)) // 2
+    cut = generate(
+        model, controls, sampling, num_samples=4, seed=5, stop=lambda count: count >= num_tokens
+    )
+    assert any(len(part) < len(ids) for part, ids in zip(cut, whole, strict=True))
+    for part, ids in zip(cut, whole, strict=True):
+        assert np.array_equal(part, ids[: len(part)])
+        if len(part) < len(ids):
+            assert KIND_OF[ids[len(part)]] == Kind.BAR
+            assert decode(part).num_bars < decode(ids).num_bars
+
+    (nothing,) = generate(model, controls, sampling, seed=5, stop=lambda count: True)
+    assert nothing.tolist() == controls.prefix()
 
 
 def test_cut_offs_keep_the_likeliest_tokens_only() -> None:

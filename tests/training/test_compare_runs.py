@@ -25,6 +25,7 @@ def train(recipe: ModuleType, shards: Path, output: Path, *more: str) -> Path:
         f"--data {shards} --config {ROOT}/ds_configs/zero2.json --model_size tiny "
         "--max_seq_len 256 --batch_size 1 --gradient_accumulation_steps 2 --num_workers 0 "
         "--warmup_steps 2 --save_every 2 --validate_every 2 --validation_rows 1 --device cpu "
+        "--samples 0 "
         f"--max_steps 4 --output {output}"
     )
     recipe.main(parse_flags(TrainConfig, [*flags.split(), *more]))

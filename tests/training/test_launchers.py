@@ -11,7 +11,9 @@ pytestmark = pytest.mark.slow
 
 
 def flags(shards: Path, output: Path, *more: str) -> list[str]:
-    common = "--device cpu --max_steps 2 --num_workers 0 --batch_size 1 --validation_rows 1"
+    common = (
+        "--device cpu --max_steps 2 --num_workers 0 --batch_size 1 --validation_rows 1 --samples 0"
+    )
     return [
         *("launch/train.py", "--data", str(shards), "--output", str(output)),
         *("--gradient_accumulation_steps", "2", *common.split(), *more),

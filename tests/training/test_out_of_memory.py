@@ -93,6 +93,7 @@ def test_one_rank_without_memory_ends_all_with_one_line_and_the_last_checkpoint_
     flags = (
         f"--data {chorale_shards} --model_size tiny --max_seq_len 1024 --batch_size 4 "
         "--gradient_accumulation_steps 1 --num_workers 0 --validation_rows 2 --device cpu "
+        "--samples 0 "
         f"--max_steps 4 --save_every 2 --validate_every 0 --output {output}"
     ).split()
     world = {

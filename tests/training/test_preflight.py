@@ -102,6 +102,7 @@ def test_a_run_trains_to_the_same_bits_with_the_trial_and_without(
     flags = (
         f"--data {chorale_shards} --model_size tiny --max_seq_len 256 --batch_size 2 "
         "--gradient_accumulation_steps 2 --num_workers 0 --validation_rows 2 --device cpu "
+        "--samples 0 "
         "--max_steps 2 --memory_headroom 0.001"
     ).split()
 

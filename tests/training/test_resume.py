@@ -41,6 +41,7 @@ def flags(shards: Path, output: Path, collate: str) -> list[str]:
         "warmup_steps": 3,
         "save_every": SAVE_EVERY,
         "validation_rows": 2,
+        "samples": 0,
         "device": "cpu",
     }
     return ["launch/train.py", *(str(word) for pair in values.items() for word in _flag(*pair))]

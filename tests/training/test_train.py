@@ -35,6 +35,7 @@ def base_flags(chorale_shards: Path) -> list[str]:
         f"--data {chorale_shards} --config {ROOT}/ds_configs/zero2.json --model_size tiny "
         "--max_seq_len 256 --batch_size 2 --gradient_accumulation_steps 2 --num_workers 0 "
         "--learning_rate 1e-3 --warmup_steps 2 --save_every 3 --validation_rows 2 --device cpu "
+        "--samples 0 "
         f"--max_steps {NUM_STEPS}"
     ).split()
 
