@@ -171,6 +171,8 @@ def read_state(ranks: Ranks, checkpoint: Path, run_id: str) -> TrainingState:
         state = TrainingState.load(checkpoint)
         check_owner(state, checkpoint, run_id, fingerprint())
         check_tokenizer(checkpoint / MODEL_NAME)
+        # What others load is no part of a run that goes on, but as little to be trusted.
+        MuseFormerConfig.load(checkpoint / MODEL_NAME)
         return state
 
     return ranks.on_first(read)

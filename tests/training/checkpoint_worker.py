@@ -1,13 +1,14 @@
 """One rank of test_parts.py: a run that goes on from what another number of ranks has written.
 
-    torchrun --nproc_per_node N tests/training/checkpoint_worker.py FOLDER FROM
+    torchrun --nproc_per_node N tests/training/checkpoint_worker.py FOLDER FROM TO
 
-Goes on from FOLDER/FROM (`-` starts anew), trains some steps under every partitioning, and writes
-FOLDER/<N> and FOLDER/<N>.json.
+Goes on from FOLDER/FROM (`-` starts anew) under every partitioning: trains some steps, writes
+FOLDER/TO, trains as many more. FOLDER/TO.json says what was measured.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from tests.training.gradient_worker import RULE, global_batch, shares, tiny_mode
 
 NUM_STEPS = 3
 LEARNING_RATE = 3e-3
+# One of each way in which DeepSpeed keeps state, for a launch that others use too.
+FEW = (("zero2", False), ("zero3", True))
 PARTITIONINGS = tuple(
     (name, is_bf16)
     for name in ("zero1", "zero2", "zero2_offload", "zero3")
@@ -41,7 +44,7 @@ PARTITIONINGS = tuple(
 )
 
 
-def build_engine(ranks: Ranks, name: str, *, is_bf16: bool) -> Engine:
+def build_engine(ranks: Ranks, name: str, *, is_bf16: bool, frozen: tuple[str, ...] = ()) -> Engine:
     run = RunFacts(
         micro_batch_rows=1,
         accumulation=1,
@@ -51,7 +54,10 @@ def build_engine(ranks: Ranks, name: str, *, is_bf16: bool) -> Engine:
     )
     settings = load_ds_config(ROOT / f"ds_configs/{name}.json") | {"bf16": {"enabled": is_bf16}}
     ds_config = resolve_ds_config(settings, run, source=name)
-    return Engine(tiny_model(), ranks, ds_config, OptimizerConfig())
+    model = tiny_model()
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_(not parameter_name.startswith(frozen or ("-",)))
+    return Engine(model, ranks, ds_config, OptimizerConfig())
 
 
 def train(engine: Engine, num_steps: int) -> list[float]:
@@ -84,8 +90,14 @@ def save(engine: Engine, folder: Path) -> None:
     engine.ranks.barrier()
 
 
-def through(folder: Path, source: str | None, partitionings: list[tuple[str, bool]]) -> dict:
-    """Go on under each partitioning; losses and the largest difference after loading."""
+def through(
+    folder: Path, source: str | None, target: str, partitionings: Sequence[tuple[str, bool]]
+) -> dict:
+    """Go on under each partitioning.
+
+    Returns:
+        For each: losses before and after the save, and the largest difference of what was loaded.
+    """
     ranks = start_ranks("cpu")
     measured: dict = {}
     for name, is_bf16 in partitionings:
@@ -96,11 +108,12 @@ def through(folder: Path, source: str | None, partitionings: list[tuple[str, boo
             # A run that has gone on meanwhile must not keep anything of that.
             train(engine, 1)
             engine.load(folder / source / key)
-            again = folder / f"again-{ranks.world_size}" / key
+            again = folder / f"{target} again" / key
             save(engine, again)
             found["difference"] = ranks.on_first(partial(difference, folder / source / key, again))
-        found["losses"] = train(engine, NUM_STEPS)
-        save(engine, folder / str(ranks.world_size) / key)
+        found["before"] = train(engine, NUM_STEPS)
+        save(engine, folder / target / key)
+        found["after"] = train(engine, NUM_STEPS)
         measured[key] = found
     return measured
 
@@ -131,12 +144,11 @@ def whole(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def main(folder: Path, source: str) -> None:
-    measured = through(folder, None if source == "-" else source, list(PARTITIONINGS))
+def main(folder: Path, source: str, target: str) -> None:
+    measured = through(folder, None if source == "-" else source, target, PARTITIONINGS)
     if start_ranks("cpu").is_first:
-        world_size = start_ranks("cpu").world_size
-        (folder / f"{world_size}.json").write_text(json.dumps(measured))
+        (folder / f"{target}.json").write_text(json.dumps(measured))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

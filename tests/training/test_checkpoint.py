@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from meloformer.errors import CheckpointError, ConfigError
+from meloformer.model.tensor_file import FileSum
 from meloformer.training.checkpoint import (
     TrainingState,
     begin_checkpoint,
@@ -39,11 +40,11 @@ STATE = TrainingState(
 )
 
 
-def write_checkpoint(run: Path, step: int, keep_last: int = 0) -> Path:
+def write_checkpoint(run: Path, step: int, keep_last: int = 0, keep_every: int = 0) -> Path:
     folder = begin_checkpoint(run, step)
     replace(STATE, step=step).save(folder)
     (folder / "parts" / "part").write_bytes(bytes(range(256)) * 10)
-    return finish_checkpoint(folder, keep_last=keep_last)
+    return finish_checkpoint(folder, keep_last=keep_last, keep_every=keep_every)
 
 
 def flip_a_byte(folder: Path) -> None:
@@ -117,6 +118,23 @@ def test_only_the_last_checkpoints_stay_and_steps_count_as_numbers(tmp_path: Pat
     for step in (5, 90, 100):
         write_checkpoint(tmp_path, step, keep_last=2)
     assert [path.name for path in step_folders(tmp_path)] == ["step-90", "step-100"]
+
+
+def test_every_nth_checkpoint_stays_for_good(tmp_path: Path) -> None:
+    for step in range(10, 70, 10):
+        write_checkpoint(tmp_path, step, keep_last=2, keep_every=20)
+    assert [path.name for path in step_folders(tmp_path)] == [
+        *("step-20", "step-40", "step-50", "step-60")
+    ]
+
+
+def test_a_file_that_another_rank_has_written_and_this_one_does_not_see_is_no_checkpoint(
+    tmp_path: Path,
+) -> None:
+    folder = begin_checkpoint(tmp_path, 3)
+    with pytest.raises(CheckpointError, match="on a disk that the hosts of all ranks share"):
+        finish_checkpoint(folder, keep_last=0, sums={"parts/other": FileSum(3, "0" * 64)})
+    assert newest_intact(tmp_path) == (None, [])
 
 
 def test_checkpoints_after_the_one_resumed_from_no_longer_count(tmp_path: Path) -> None:
