@@ -4,11 +4,13 @@
 #         --data data_shards/<name> --output runs/<name>
 # slurm.sbatch and kubernetes.yaml come here too.
 #
-# HEAD      where the agents meet; that machine has to stay, any other may go and come back.
+# HEAD      where the agents meet.
 # NODES     machines; 2:4 goes on with two of four: an optimizer step keeps its rows on any number.
 # GPUS      processes on this machine, one on each GPU.
 # PORT      on HEAD; RUN_ID  two runs that meet on one port want two.
 # RESTARTS  how often a failed rank brings all ranks back from the newest intact checkpoint.
+# TRIES     how often an agent is started that fails itself, as where it cannot reach HEAD any more;
+#           SETTLED  only if the first one has lived so many seconds: a wrong flag is soon refused.
 # NODE_RANK where names and addresses do not tell which machine is HEAD: 0 there, not 0 elsewhere.
 #
 # --data and --output lie on a disk that all machines share.
@@ -26,7 +28,30 @@ fi
 # After SIGTERM, seconds in which ranks may end their step and save, before SIGKILL.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
 
-# An agent that is started anew counts its restarts from 0 and so do agents that others join: only
-# --resume auto, given here, goes on in each of these cases. An absent folder starts a run.
-exec torchrun --nnodes "$NODES" --nproc_per_node "$GPUS" --max_restarts "${RESTARTS:-3}" \
-    "${meeting[@]}" launch/train.py --resume auto "$@"
+is_stopped=no
+stop() {
+    is_stopped=yes
+    kill -TERM "$agent" 2>/dev/null || exit 143 # between two agents
+}
+trap stop TERM INT
+
+for ((try = 1; ; try++)); do
+    # An agent that is started anew counts its restarts from 0, and so do agents that others join:
+    # only --resume auto, given here, goes on in each of these cases. An absent folder starts a run.
+    torchrun --nnodes "$NODES" --nproc_per_node "$GPUS" --max_restarts "${RESTARTS:-3}" \
+        "${meeting[@]}" launch/train.py --resume auto "$@" &
+    agent=$!
+    status=0
+    wait "$agent" || status=$?
+    if [ "$is_stopped" = yes ]; then
+        status=0
+        wait "$agent" || status=$? # the first one ended with the signal
+    fi
+    if [ "$status" = 0 ] || [ "$is_stopped" = yes ] || [ "$try" -ge "${TRIES:-10}" ] ||
+        [ "$SECONDS" -lt "${SETTLED:-120}" ]; then
+        exit "$status"
+    fi
+    echo "the agent ended with status $status; another one starts in 10 s" >&2
+    sleep 10 &
+    wait $! || true
+done

@@ -97,6 +97,13 @@ def run(
     )
 
 
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def read_torchrun(said: list[str]) -> Any:
     """Arguments as torchrun itself reads them; those of launch/train.py have to parse too."""
     assert said[0] == "torchrun"
@@ -216,6 +223,35 @@ def test_agents_of_several_nodes_meet_at_the_head_and_go_on_after_any_restart(
     assert int((tmp_path / "said.patience").read_text()) > 30, "longer than torchrun by itself"
 
 
+def test_an_agent_that_fails_is_started_again_once_the_run_has_lived(
+    commands: Path, tmp_path: Path
+) -> None:
+    put(commands, torchrun='#!/usr/bin/env bash\necho once >> "$SAID"\nexit $(wc -l < "$SAID")\n')
+    put(commands, sleep="#!/usr/bin/env bash\n")
+    script = [str(CLUSTER / "torchrun_nodes.sh")]
+    variables = {"HEAD": "a", "NODES": "2", "GPUS": "8", "TRIES": "3"}
+    assert run(script, commands, tmp_path, variables).returncode == 1, "as of a wrong flag"
+    (tmp_path / "said").unlink()
+    done = run(script, commands, tmp_path, variables | {"SETTLED": "0"})
+    assert done.returncode == 3 and done.stderr.count("another one starts") == 2
+
+
+def test_an_agent_that_is_stopped_is_waited_for_and_not_started_again(
+    commands: Path, tmp_path: Path
+) -> None:
+    put(commands, torchrun=SRUN_UNTIL_STOPPED)
+    said = tmp_path / "said"
+    with subprocess.Popen(
+        [str(CLUSTER / "torchrun_nodes.sh"), *WANTED],
+        env={"PATH": f"{commands}:/usr/bin:/bin", "SAID": str(said), "HEAD": "a", "NODES": "2"}
+        | {"GPUS": "8", "SETTLED": "0"},
+    ) as agent:
+        wait_for(Path(f"{said}.pid"))
+        agent.terminate()
+        assert agent.wait(30) == 1
+    assert said.read_text() == "ranks have saved\n"
+
+
 def test_flags_of_the_user_come_after_those_of_a_recipe_and_win(start) -> None:
     flags = (*WANTED, "--resume", "runs/a/checkpoints/step-5")
     found = read_torchrun(start("torchrun_nodes.sh", *flags, HEAD="a", NODES="1", GPUS="1"))
@@ -265,9 +301,7 @@ def test_the_slurm_job_is_put_back_after_its_ranks_have_ended(
         [str(CLUSTER / "slurm.sbatch"), *WANTED],
         env=SLURM | {"PATH": f"{commands}:/usr/bin:/bin", "SAID": str(said)},
     ) as job:
-        deadline = time.monotonic() + 30
-        while not Path(f"{said}.pid").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(Path(f"{said}.pid"))
         job.send_signal(signal.SIGUSR1)
         assert job.wait(30) == 0
     assert said.read_text().splitlines() == [
