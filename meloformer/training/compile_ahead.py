@@ -17,6 +17,7 @@ room on the device, the run compiles by itself.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import math
@@ -45,6 +46,7 @@ from meloformer.model.masks import rule_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.rules import parse_rule, rule_to_json
 from meloformer.training.compile_cache import use_compile_cache, version_key
+from meloformer.training.cores import cores_at_hand
 from meloformer.training.graphs import Shapes, in_turn, limit_graphs, warm_up
 from meloformer.training.ranks import Ranks, ranks_on_host
 
@@ -58,6 +60,8 @@ LIMIT_SECONDS = 300
 NUM_LAYERS = 3
 
 _MARKS = "meloformer-compiled"
+# prctl(2): the signal that a process gets when the one that started it ends.
+_PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.1
 
 
@@ -210,7 +214,7 @@ def default_workers(ranks_on_host: int) -> int:
 
     A single one would only compile what the rank, which waits for it, could do itself.
     """
-    workers = min(len(os.sched_getaffinity(0)) // ranks_on_host // 2, MAX_WORKERS)
+    workers = min(cores_at_hand() // ranks_on_host // 2, MAX_WORKERS)
     return workers if workers > 1 else 0
 
 
@@ -268,7 +272,12 @@ def _started(
     try:
         for part, log in zip(parts, logs, strict=True):
             task = log.with_suffix(".json")
-            told = {"spec": spec.to_json(), "items": part, "limit_seconds": LIMIT_SECONDS}
+            told = {
+                "spec": spec.to_json(),
+                "items": part,
+                "limit_seconds": LIMIT_SECONDS,
+                "parent": os.getpid(),
+            }
             task.write_text(json.dumps(told))
             with log.open("wb") as output:
                 workers.append(
@@ -352,10 +361,19 @@ def compile_here(spec: CompileSpec, shapes: Shapes) -> int:
     return num_left_out
 
 
+def _end_with(parent: int) -> None:
+    """A rank that is killed, or ends because another one refused, leaves nothing on the device."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        sys.exit("the process that wanted this has ended")
+
+
 def main(path: Path) -> None:
-    """Do one task; ends by itself at the time limit, should nobody be left to end it."""
+    """Do one task; ends with the process that gave it, and by itself at the time limit."""
     task = json.loads(path.read_text())
     signal.alarm(math.ceil(task["limit_seconds"]))
+    _end_with(task["parent"])
     items = [(mode, BatchShape(*shape)) for mode, shape in task["items"]]
     if num_left_out := compile_here(CompileSpec.from_json(task["spec"]), _shapes(items)):
         sys.exit(f"the device had no room for {num_left_out} of {len(items)} shapes")

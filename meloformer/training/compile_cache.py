@@ -4,6 +4,7 @@ Ranks of a host share the folder: torch and Triton write each file under another
 it, so that nobody reads half of one.
 """
 
+import errno
 import os
 import re
 from collections.abc import MutableMapping
@@ -57,6 +58,8 @@ def use_compile_cache(
         try:
             # What lies there is loaded as code: nobody else may write it.
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not os.access(folder, os.W_OK | os.X_OK):  # one that lies in an image, say
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         except OSError as error:
             if wanted is None:
                 return f"compiled code is kept where torch keeps it: {folder}: {error.strerror}"

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def test_processes_share_half_the_cores_of_a_host_and_one_alone_is_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for cores, ranks, expected in ((96, 8, 6), (96, 1, 8), (16, 1, 8), (16, 8, 0), (2, 1, 0)):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=cores: set(range(n)))
+        monkeypatch.setattr(compile_ahead, "cores_at_hand", lambda n=cores: n)
         assert default_workers(ranks) == expected
 
 
@@ -185,6 +186,38 @@ def test_a_process_that_fails_or_hangs_costs_a_line_and_is_gone(
         with pytest.raises(ProcessLookupError):
             os.kill(process.pid, 0)
     assert len(processes) == 2
+
+
+def test_a_process_ends_with_the_one_that_wants_its_work(tmp_path: Path) -> None:
+    # The first one starts the second, which would sleep for a minute, and is killed.
+    (tmp_path / "child.py").write_text(
+        "import sys, time\n"
+        "from meloformer.training.compile_ahead import _end_with\n"
+        "_end_with(int(sys.argv[1]))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    (tmp_path / "parent.py").write_text(
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, *sys.argv[1:], str(os.getpid())],\n"
+        "                         start_new_session=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "child.py")],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout and parent.stdout.readline() == "ready\n"
+    parent.kill()
+    parent.wait(TIME_LIMIT_SECONDS)
+    # The child holds the other end of the pipe: it is over when nobody can write any more.
+    began = time.monotonic()
+    assert parent.stdout.read() == "" and time.monotonic() - began < 30
+    with pytest.raises(SystemExit, match="has ended"):
+        compile_ahead._end_with(parent.pid)
 
 
 def test_a_host_that_starts_no_processes_costs_a_line(

@@ -1,4 +1,5 @@
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -47,6 +48,18 @@ def test_a_folder_that_cannot_be_made_is_refused_if_asked_for_and_done_without_i
     with pytest.raises(ConfigError, match=f"--compile_cache {file}"):
         use_compile_cache(file, CPU, {})
     environment = {"XDG_CACHE_HOME": str(file)}
+    assert "where torch keeps it" in use_compile_cache(None, CPU, environment)
+    assert INDUCTOR not in environment
+
+
+def test_a_folder_that_may_only_be_read_is_no_place_for_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Asked of the system and not tried: for root, nothing but the answer can be another one.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match=f"--compile_cache {tmp_path}"):
+        use_compile_cache(tmp_path, CPU, {})
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
     assert "where torch keeps it" in use_compile_cache(None, CPU, environment)
     assert INDUCTOR not in environment
 
