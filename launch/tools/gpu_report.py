@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -30,7 +30,7 @@ from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.choice_trials import choices_table
 from meloformer.benchmarks.circumstances import circumstances
 from meloformer.benchmarks.gpu_parts import DEFAULT_PARTS, Part, Scale, children_of
-from meloformer.benchmarks.gpu_peaks import predicted_peak
+from meloformer.benchmarks.gpu_peaks import least_checkpointing, predicted_peak
 from meloformer.benchmarks.gpu_report import (
     children_table,
     goals_table,
@@ -84,7 +84,7 @@ def gpu_report(config: GpuReportConfig) -> None:
     facts = circumstances(torch.device("cuda"), ROOT) | {"data": data.name}
     path = config.output / report_name(facts["device"], facts["commit"])
     with tempfile.TemporaryDirectory(prefix="gpu-report-") as scratch:
-        children = children_of(Scale(data=str(data)), Path(scratch))
+        children = children_of(_scale(data), Path(scratch))
         found, stopped_by = run_report(
             [child for child in children if child.part in config.parts],
             Path(scratch),
@@ -108,6 +108,13 @@ def gpu_report(config: GpuReportConfig) -> None:
     console.print(f"wrote {path}", highlight=False)
     if stopped_by:
         raise stopped_by
+
+
+def _scale(data: Path) -> Scale:
+    scale = Scale(data=str(data))
+    memory_bytes = torch.cuda.mem_get_info()[1]
+    needed = least_checkpointing(scale.sizes[0], scale.long_row, memory_bytes)
+    return replace(scale, long_row_checkpointing=needed)
 
 
 if __name__ == "__main__":

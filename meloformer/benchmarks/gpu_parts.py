@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from meloformer.model.config import Checkpointing
 from meloformer.training.metrics import METRICS_NAME
 from meloformer.training.run_folder import RUN_NAME
 
@@ -37,6 +38,7 @@ class Scale:
         batch_size: rows of a step.
         num_steps: optimizer steps of a run.
         long_row: tokens of the row that has to train.
+        long_row_checkpointing: with which it fits the device.
         rules: measured beside each other.
         num_workers: data processes.
         patience: the seconds that are modelled for all children are multiplied by it.
@@ -54,6 +56,7 @@ class Scale:
     batch_size: int = 4
     num_steps: int = 200
     long_row: int = 65_536
+    long_row_checkpointing: Checkpointing = "none"
     rules: tuple[str, ...] = (DEFAULT_RULE, "museformer")
     num_workers: int = 8
     patience: float = 1.0
@@ -194,7 +197,10 @@ def _long_row(scale: Scale, folder: Path, size: str, *, seconds: float) -> Child
     return Child(
         name=name,
         part="memory",
-        command=_train_command(scale, folder / name, size, 2, scale.long_row, batch_size=1),
+        command=(
+            *_train_command(scale, folder / name, size, 2, scale.long_row, batch_size=1),
+            *("--checkpointing", scale.long_row_checkpointing),
+        ),
         seconds=seconds,
         read=read,
         is_done=lambda folder: _has_steps(folder / name, 2),
@@ -334,11 +340,14 @@ def run_figures(
         for part in (judged[:few], judged[len(judged) - few :])
     )
     settings, start = written["settings"], written["starts"][-1]
+    precision = start.get("attention_precision")
     return {
         "model_size": settings["model_size"],
         "rule": settings["attention"],
         "max_seq_len": settings["max_seq_len"],
         "batch_size": settings["batch_size"],
+        "checkpointing": settings["checkpointing"],
+        "attention_dtype": precision and precision["dtype"],
         "steps": len(steps),
         "tokens_per_second": _of(statistics.median, settled, "tokens_per_second"),
         "mfu": _of(statistics.median, settled, "mfu"),
@@ -353,7 +362,7 @@ def run_figures(
         "first_step_s": start.get("first_step_s"),
         "cold_s": start.get("cold_s"),
         "warm_s": start.get("warm_s"),
-        "precision": start.get("attention_precision"),
+        "precision": precision,
     }
 
 

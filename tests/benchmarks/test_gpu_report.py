@@ -15,7 +15,7 @@ from meloformer.benchmarks.bench_rows import find_rows
 from meloformer.benchmarks.choices import ChoicesConfig
 from meloformer.benchmarks.gpu_checks import GpuChecksConfig, check_gradients
 from meloformer.benchmarks.gpu_parts import Child, Part, Scale, children_of, run_figures
-from meloformer.benchmarks.gpu_peaks import predicted_peak
+from meloformer.benchmarks.gpu_peaks import least_checkpointing, predicted_peak
 from meloformer.benchmarks.gpu_report import (
     goals_of,
     keep_aside,
@@ -218,6 +218,22 @@ def test_a_predicted_peak_grows_with_the_row_and_with_the_model() -> None:
     assert peak < predicted_peak(run_of("base", max_seq_len=16384))
 
 
+def test_a_prediction_knows_what_is_computed_again_and_in_which_precision() -> None:
+    peak = predicted_peak(run_of("base"))
+    assert predicted_peak(run_of("base", checkpointing="layer")) < peak
+    assert predicted_peak(run_of("base", attention_dtype="float32")) > peak
+
+
+def test_the_long_row_is_trained_with_no_more_checkpointing_than_the_device_wants(
+    tmp_path: Path,
+) -> None:
+    needed = [least_checkpointing("large", 65_536, gib * 2**30) for gib in (139.7, 79.1, 2)]
+    assert needed[0] == "none" and needed[1] in ("ffn", "layer") and needed[2] == "layer"
+    scale = Scale(data="data_shards/default", long_row_checkpointing="ffn")
+    for one in children_of(scale, tmp_path):
+        assert ("ffn" in one.command) == (one.name == "long-row")
+
+
 def test_a_part_that_is_measured_again_takes_the_place_of_what_it_was() -> None:
     earlier = found_of(run_of("large"), run_of("base"))
     again: dict[str, Any] = dict.fromkeys(("attention", "steps", "children"), ())
@@ -270,6 +286,7 @@ def write_run(folder: Path, busy: list[Any], after: str = "") -> None:
         "attention": "halves",
         "max_seq_len": 8192,
         "batch_size": 4,
+        "checkpointing": "ffn",
     }
     run = {"settings": settings, "starts": [{"cold_s": 70.0, "warm_s": None}]}
     (folder / "run.json").write_text(json.dumps(run))
@@ -287,6 +304,7 @@ def test_a_stopped_run_tells_of_the_steps_that_it_did(tmp_path: Path) -> None:
     assert found["steps"] == 4 and found["cold_s"] == 70.0
     assert found["first_loss"] == 8.5 and found["last_loss"] == 6.5
     assert found["mfu"] is None and found["peak_measured"] == 5
+    assert found["checkpointing"] == "ffn" and found["attention_dtype"] is None
 
 
 def test_a_fall_of_the_loss_and_a_busy_share_are_those_of_their_steps_or_nobodys(
