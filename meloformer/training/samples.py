@@ -14,6 +14,7 @@ from meloformer.midi.sound import synthesise
 from meloformer.midi.write import write_midi
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.hid import decode
+from meloformer.tokens.vocabulary import EOS
 from meloformer.tokens.windows import bar_starts
 from meloformer.training.session import Session
 
@@ -95,4 +96,5 @@ class Sampler:
         picture = path.with_suffix(".png")
         save_piano_roll(piece, picture, title=f"step {step}, {path.stem}")
         session.metrics.piece(step, path.stem, picture, synthesise(piece))
-        return f"{path.stem} {piece.num_bars} bars, {piece.num_notes} notes"
+        end = "" if ids[-1] == EOS else ", cut short"
+        return f"{path.stem} {piece.num_bars} bars, {piece.num_notes} notes{end}"

@@ -116,18 +116,22 @@ def test_a_killed_run_goes_on_with_exactly_the_losses_and_rates_it_would_have_ha
     assert len(repeated) >= 3
     assert [numbers(after[i]) for i in repeated] == [numbers(before[i]) for i in repeated]
     assert len({line["loss"] for line in after}) == NUM_STEPS
+    assert {0, 1} >= {line["slowest_rank"] for line in before[1:]}
+    assert any(line["rank_seconds_min"] < line["rank_seconds_max"] for line in before[1:])
     starts = json.loads((output / "run.json").read_text())["starts"]
     assert [start["step"] for start in starts] == [0, SAVE_EVERY]
 
 
 @pytest.mark.slow
-def test_the_other_number_of_ranks_goes_on_with_the_same_rows_and_close_losses(
-    killed: tuple[Path, str, list[dict]], chorale_shards: Path, tmp_path: Path
+@pytest.mark.parametrize("num_ranks", [1, 4])
+def test_another_number_of_ranks_goes_on_with_the_same_rows_and_close_losses(
+    num_ranks: int, killed: tuple[Path, str, list[dict]], chorale_shards: Path, tmp_path: Path
 ) -> None:
     killed_output, collate, before = killed
     output = tmp_path / "run"
     shutil.copytree(killed_output, output)
-    done = run([*python(), *flags(chorale_shards, output, collate), "--resume", "auto"])
+    command = python() if num_ranks == 1 else torchrun(num_ranks)
+    done = run([*command, *flags(chorale_shards, output, collate), "--resume", "auto"])
     assert done.returncode == 0, done.stderr[-3000:]
     after = read_metrics(output)
     for i in range(SAVE_EVERY, len(before)):
