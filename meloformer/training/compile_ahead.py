@@ -48,6 +48,7 @@ from meloformer.model.rules import parse_rule, rule_to_json
 from meloformer.training.compile_cache import use_compile_cache, version_key
 from meloformer.training.cores import cores_at_hand
 from meloformer.training.graphs import Shapes, in_turn, limit_graphs, warm_up
+from meloformer.training.out_of_memory import is_out_of_memory
 from meloformer.training.ranks import Ranks, ranks_on_host
 
 # As many graphs as a process that has to load torch first gains nothing on.
@@ -353,7 +354,9 @@ def compile_here(spec: CompileSpec, shapes: Shapes) -> int:
                 block_size=spec.block_size,
                 fuse=spec.fuse,
             )
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):  # libraries and kernels have words of their own for it
+                raise
             num_left_out += 1
         alone.drop_gradients()
         if spec.device.type == "cuda":

@@ -16,8 +16,13 @@ from meloformer.model.config import SIZES
 from meloformer.model.fused import GRAPHS_PER_ROWS
 from meloformer.model.masks import HeadGroup
 from meloformer.training import compile_ahead
-from meloformer.training.compile_ahead import CompileAhead, CompileSpec, default_workers
-from meloformer.training.compile_cache import INDUCTOR
+from meloformer.training.compile_ahead import (
+    CompileAhead,
+    CompileSpec,
+    compile_here,
+    default_workers,
+)
+from meloformer.training.compile_cache import INDUCTOR, TRITON
 from meloformer.training.graphs import Shapes, in_turn
 from tests.layouts import tiny_config
 from tests.training.launching import ENVIRONMENT, ROOT, TIME_LIMIT_SECONDS
@@ -218,6 +223,33 @@ def test_a_process_ends_with_the_one_that_wants_its_work(tmp_path: Path) -> None
     assert parent.stdout.read() == "" and time.monotonic() - began < 30
     with pytest.raises(SystemExit, match="has ended"):
         compile_ahead._end_with(parent.pid)
+
+
+def test_shapes_that_a_device_has_no_room_for_cost_no_other_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (INDUCTOR, TRITON):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr(compile_ahead, "limit_graphs", lambda number: None)
+    # What allocators, libraries and kernels say of a full device, and a fault of ours.
+    errors: dict[int, RuntimeError] = {
+        128: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        256: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        384: RuntimeError("Triton Error [CUDA]: out of memory"),
+    }
+    compiled = []
+
+    def warm_up(alone, predict, shapes: Shapes, blocks_rule, **how) -> None:
+        if error := errors.get(shapes.train[0].tokens):
+            raise error
+        compiled.append(shapes.train[0].tokens)
+
+    monkeypatch.setattr(compile_ahead, "warm_up", warm_up)
+    assert compile_here(SPEC.shortened(), Shapes(train=SHAPES.train, score=())) == 3
+    assert compiled == [512]
+    errors[512] = RuntimeError("no such kernel")
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        compile_here(SPEC.shortened(), Shapes(train=SHAPES.train, score=()))
 
 
 def test_a_host_that_starts_no_processes_costs_a_line(
