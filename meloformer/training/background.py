@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from meloformer.errors import CheckpointError
 from meloformer.model.tensor_file import FileSum
+from meloformer.training.leaving import before_leaving
 from meloformer.training.ranks import Ranks
 
 # Below the time that a collective waits, so that a rank that does not write is named by the rank
@@ -68,10 +69,17 @@ class BackgroundSaver:
         ranks: the started processes.
         is_background: write in a thread; otherwise before `start` returns.
         tell: called on this rank's own thread of training with every outcome, once.
+        store: through which the threads of several ranks speak; the one in which the ranks met if
+            not given.
     """
 
     def __init__(
-        self, ranks: Ranks, *, is_background: bool, tell: Callable[[SaveOutcome], None]
+        self,
+        ranks: Ranks,
+        *,
+        is_background: bool,
+        tell: Callable[[SaveOutcome], None],
+        store: dist.Store | None = None,
     ) -> None:
         self._ranks = ranks
         self._is_background = is_background
@@ -81,12 +89,14 @@ class BackgroundSaver:
         self._is_told = True
         self._failures_in_a_row = 0
         self._number = 0
+        self.num_failed = 0
         self._is_closing = threading.Event()
-        self._store: dist.Store | None = None
-        if ranks.world_size > 1:
+        self._store = store
+        if ranks.world_size > 1 and store is None:
             # A connection of its own: the other one may be held by a call that waits for a rank.
-            store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
-            self._store = dist.PrefixStore("meloformer/saves", store)
+            met = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+            self._store = dist.PrefixStore("meloformer/saves", met)
+        before_leaving(self._wait_to_close)
 
     def start(
         self, step: int, folder: Path, write: Write, seal: Seal, abandon: Callable[[], None]
@@ -116,6 +126,7 @@ class BackgroundSaver:
         if not self._is_told and (self._thread is None or not self._thread.is_alive()):
             assert self._outcome is not None
             self._is_told = True
+            self.num_failed += bool(self._outcome.error)
             self._tell(self._outcome)
 
     def settle(self) -> None:
@@ -157,12 +168,15 @@ class BackgroundSaver:
 
     def close(self) -> None:
         """Wait for a save of a run that ends in whatever way; not collective."""
+        self._wait_to_close()
+        if self._thread is not None and not self._thread.is_alive():
+            self.poll()
+        self._thread = None
+
+    def _wait_to_close(self) -> None:
         self._is_closing.set()
         if self._thread is not None:
             self._thread.join(CLOSING_SECONDS)
-            if not self._thread.is_alive():
-                self.poll()
-            self._thread = None
 
     def _join(self) -> None:
         if self._thread is not None:

@@ -8,7 +8,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
@@ -25,6 +26,7 @@ _REFUSED = "meloformer/refused"
 _is_refusing = False
 _watcher: threading.Thread | None = None
 _is_over = threading.Event()
+_before_leaving: list[weakref.WeakMethod] = []
 
 
 class FirstRankError(TrainingError):
@@ -93,6 +95,15 @@ def _end_after_others(store: dist.Store) -> None:
             _end(store)
 
 
+def before_leaving(method: Callable[[], None]) -> None:
+    """Call a method before this process ends because another rank does, if its object is there.
+
+    Args:
+        method: ends by itself within seconds; may be called from another thread.
+    """
+    _before_leaving.append(weakref.WeakMethod(method))
+
+
 def leave() -> None:
     """Leave the process group at the end of the process, unless it ends in an error.
 
@@ -149,6 +160,9 @@ def _end(store: dist.Store | None = None) -> None:
             time.sleep(0.3)
     except RuntimeError:
         pass  # the store has ended, and with it whoever could be waited for
+    for method in [reference() for reference in _before_leaving]:
+        if method:
+            method()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(EXIT_REFUSED)

@@ -42,6 +42,7 @@ class StepMetrics:
         gpu_utilisation: share of the time in which the first rank's device computed, mean over
             the step; None on a CPU.
         skipped: steps dropped so far.
+        failed_saves: checkpoints that could not be written in this start.
         eta_seconds: at the recent pace, to the end of the run.
     """
 
@@ -68,6 +69,7 @@ class StepMetrics:
     memory_host: int
     gpu_utilisation: float | None
     skipped: int
+    failed_saves: int
     eta_seconds: float
 
     def line(self, num_steps: int) -> str:
@@ -90,6 +92,8 @@ class StepMetrics:
             words.append(f"memory {self.memory / BYTES_PER_GIB:.1f} GiB")
         if self.skipped:
             words.append(f"skipped {self.skipped}")
+        if self.failed_saves:
+            words.append(f"failed saves {self.failed_saves}")
         words.append(f"eta {duration(self.eta_seconds)}")
         return ", ".join(words)
 

@@ -60,6 +60,11 @@ class Checkpoints:
         self.poll, self.settle = self._saver.poll, self._saver.settle
         self.finish, self.close = self._saver.finish, self._saver.close
 
+    @property
+    def num_failed(self) -> int:
+        """Saves of this start that failed, as far as this rank has heard."""
+        return self._saver.num_failed
+
     def save(self, state: TrainingState) -> None:
         """Copy this moment to the host and begin to write it; collective.
 

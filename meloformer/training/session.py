@@ -314,6 +314,7 @@ class Session:
                 grad_norm=grad_norm,
                 learning_rate=learning_rate,
                 graphs=self.graphs.num_compiled if self._backend == "flex" else None,
+                failed_saves=self.checkpoints.num_failed,
             )
         )
         if self._began is not None:

@@ -64,6 +64,7 @@ class StepMeter:
         grad_norm: float,
         learning_rate: float,
         graphs: int | None,
+        failed_saves: int,
     ) -> StepMetrics:
         """What a step that has just ended amounts to.
 
@@ -78,6 +79,7 @@ class StepMeter:
             grad_norm: before clipping.
             learning_rate: of the step.
             graphs: compiled so far; None where nothing is compiled.
+            failed_saves: checkpoints that could not be written.
         """
         device, seconds = self._ranks.device, self._clock.step_seconds
         return StepMetrics(
@@ -100,6 +102,7 @@ class StepMeter:
             memory_host=host_memory(),
             gpu_utilisation=self._gpu.take() if self._gpu else None,
             skipped=progress.skipped,
+            failed_saves=failed_saves,
             eta_seconds=self._clock.pace_seconds * (self._num_steps - progress.step),
             **spread(counts.rank_seconds),
         )

@@ -6,15 +6,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from meloformer.errors import CheckpointError
 from meloformer.model.tensor_file import FileSum
 from meloformer.model.weights import load_weights
 from meloformer.tokens.vocabulary import fingerprint
+from meloformer.training import background
 from meloformer.training.background import BackgroundSaver, SaveOutcome
 from meloformer.training.checkpoint import MODEL_NAME, PARTS_NAME, check_files, step_folders
 from meloformer.training.ranks import Ranks, start_ranks
@@ -120,6 +123,59 @@ def test_a_run_that_ends_in_an_error_waits_for_its_save() -> None:
     threading.Timer(0.3, recorder.go_on.set).start()
     recorder.saver.close()
     assert recorder.sealed == [3] and [outcome.step for outcome in recorder.told] == [3]
+
+
+def two_ranks(errors: tuple[str, str], delays: tuple[float, float]) -> tuple[list, list[int]]:
+    """What two ranks hear of one save, and which steps were sealed."""
+    store = dist.HashStore()
+    sealed: list[int] = []
+    savers, told = [], []
+    for rank in range(2):
+        ranks = Ranks(rank=rank, local_rank=rank, world_size=2, device=torch.device("cpu"))
+        heard: list[SaveOutcome] = []
+        told.append(heard)
+        savers.append(BackgroundSaver(ranks, is_background=True, tell=heard.append, store=store))
+
+    def write(rank: int) -> dict[str, FileSum]:
+        time.sleep(delays[rank])
+        if errors[rank]:
+            raise ValueError(errors[rank])
+        return {f"parts/{rank}": FileSum(rank, "0")}
+
+    def seal(sums: dict[str, FileSum]) -> Path:
+        assert sums == {"parts/0": FileSum(0, "0"), "parts/1": FileSum(1, "0")}
+        sealed.append(3)
+        return Path("sealed")
+
+    for rank, saver in enumerate(savers):
+        saver.start(3, Path("step-3"), partial(write, rank), seal, lambda: None)
+    for saver in savers:
+        saver.close()
+    return [[outcome.error for outcome in heard] for heard in told], sealed
+
+
+@pytest.mark.parametrize("delays", [(0.0, 0.3), (0.3, 0.0)])
+def test_the_first_rank_seals_when_all_have_written_and_all_hear_of_it(
+    delays: tuple[float, float],
+) -> None:
+    assert two_ranks(("", ""), delays) == ([[""], [""]], [3])
+
+
+def test_what_fails_on_one_rank_is_known_on_all_and_nothing_is_sealed() -> None:
+    assert two_ranks(("", "no room"), (0.0, 0.1)) == ([["rank 1: no room"]] * 2, [])
+    assert two_ranks(("no room", ""), (0.1, 0.0)) == ([["no room"]] * 2, [])
+
+
+def test_a_run_that_ends_does_not_wait_for_a_rank_that_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(background, "CLOSING_SECONDS", 0.4)
+    ranks = Ranks(rank=0, local_rank=0, world_size=2, device=torch.device("cpu"))
+    told: list[SaveOutcome] = []
+    saver = BackgroundSaver(ranks, is_background=True, tell=told.append, store=dist.HashStore())
+    saver.start(3, Path("step-3"), dict, lambda sums: Path("sealed"), lambda: None)
+    saver.close()
+    assert [outcome.error for outcome in told] == ["rank 1 has not written its part"]
 
 
 @contextmanager
