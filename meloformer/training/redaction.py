@@ -22,7 +22,7 @@ _SECRET_PART = (
     r"token|secret|passw(?:or)?d|passphrase|pwd|credentials?|auth|authorization|cookie"
     r"|(?:api|access|private|secret|ssh|encryption|account|license|wandb|signing)[_-]?key"
 )
-_SECRET_NAME = rf"(?:[\w.-]*?[_.-])?(?:{_SECRET_PART})(?:[_-][\w-]*)?"
+_SECRET_NAME = rf"(?:[\w.-]{{0,60}}?[_.-])?(?:{_SECRET_PART})(?:[_-][\w-]{{0,60}})?"
 _IS_SECRET_NAME = re.compile(rf"(?:--?)?{_SECRET_NAME}", re.IGNORECASE)
 # `TOKEN=x`, `token: x`, `"token": "x"`, `--token x`, `"--token", "x"`.
 _ASSIGNED = re.compile(
@@ -50,7 +50,7 @@ _OPAQUE = re.compile(
 
 _ANY_URL = re.compile(r"\b(?!file:)([a-z][a-z0-9+.-]{1,9})://[^\s\"'<>\\)\]}|,]+", re.IGNORECASE)
 # An address of mail, or of a machine as ssh and git take it.
-_AT = re.compile(r"[\w.+-]+(?::[^\s@/]+)?@[\w-]+(?:\.[\w-]+)*(?::[^\s\"']+)?")
+_AT = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}(?::[^\s@/]{1,64})?@[\w-]+(?:\.[\w-]+)*(?::[^\s\"']+)?")
 _HOME = re.compile(
     r"(?P<root>/home/|/Users/|/users/|/scratch/|[A-Za-z]:(?:\\\\|\\|/)Users(?:\\\\|\\|/))(?P<user>[^\s/\\\"':;,)\]}]+)"
 )
@@ -58,14 +58,14 @@ _ROOT_HOME = re.compile(r"(?<![\w./])/root(?![\w-])")
 _TILDE = re.compile(r"(?<![\w~])~[A-Za-z_][\w-]*")
 _IPV4 = re.compile(r"(?<![\w.])(?<!==)(?!127\.|0\.0\.0\.0)\d{1,3}(?:\.\d{1,3}){3}(?![\w.])")
 _IPV6 = re.compile(
-    r"(?<![\w:.])(?=[0-9a-f:]*[0-9a-f])(?=(?:[^:\s]*:){3})[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){3,7}"
+    r"(?<![\w:.])(?=:*[0-9a-f])(?=(?:[0-9a-f]{0,4}:){3})[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){3,7}"
     r"(?:%\w+)?(?![\w:])|(?<![\w:.])[0-9a-f]{2,4}::[0-9a-f]{1,4}(?:%\w+)?(?![\w:])",
     re.IGNORECASE,
 )
 _DOMAIN = re.compile(
-    r"(?<![\w.@/-])(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+(?:local|internal|lan|intranet|corp"
+    r"(?<![\w.@/-])(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+(?:local|internal|lan|intranet|corp"
     r"|localdomain)(?![\w-])"
-    r"|(?<![\w.@/-])(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.){2,}(?:com|net|org|edu|gov|io|ai|dev|cloud"
+    r"|(?<![\w.@/-])(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.){2,}(?:com|net|org|edu|gov|io|ai|dev|cloud"
     r"|cn|de|fr|uk|jp|eu|ch|at|nl|it|es|se|ca|au|in|kr|sg|us)(?![\w-])"
 )
 # `host : gpu-7` is how torchrun tells of a failure; schedulers and launchers have variables.
