@@ -91,7 +91,9 @@ def tune_tiles(
 @contextmanager
 def _candidates_logged(log: Path) -> Iterator[None]:
     """Torch times candidates afresh and writes them down."""
-    select = torch._inductor.select_algorithm
+    # Imported here: where nothing was compiled before, torch has not done it.
+    from torch._inductor import select_algorithm as select
+
     before = os.environ.get(_LOG_VARIABLE)
     os.environ[_LOG_VARIABLE] = str(log)
     select.get_flex_attention_log_filename.cache_clear()

@@ -1,10 +1,17 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from meloformer.batches.block_plans import build_blocks
 from meloformer.errors import ConfigError
 from meloformer.model.kernel import block_mask
-from meloformer.model.kernel_trials import fastest_options, flash_is_right, tune_tiles
+from meloformer.model.kernel_trials import (
+    _candidates_logged,
+    fastest_options,
+    flash_is_right,
+    tune_tiles,
+)
 from meloformer.model.masks import RULES
 from tests.layouts import as_torch, random_layout
 
@@ -49,6 +56,14 @@ def test_tiles_are_not_timed_where_there_is_no_gpu() -> None:
     mask = block_mask(blocks.update[0], 512, 128)
     with pytest.raises(ConfigError, match="found cpu"):
         tune_tiles(mask, num_heads=2, num_kv_heads=2, head_width=64, dtype=torch.bfloat16)
+
+
+def test_torch_is_told_where_to_log_and_then_nothing_any_more(tmp_path: Path) -> None:
+    # Nothing is compiled here before: torch has not loaded what reads the name by itself.
+    with _candidates_logged(tmp_path / "tried.json"):
+        found = torch._inductor.select_algorithm.get_flex_attention_log_filename()
+        assert found == str(tmp_path / "tried.json")
+    assert torch._inductor.select_algorithm.get_flex_attention_log_filename() is None
 
 
 def test_flash_is_not_right_where_it_cannot_run() -> None:
