@@ -14,6 +14,7 @@ from meloformer.errors import ConfigError
 DEFAULT_DS_CONFIG = Path("ds_configs/zero2.json")
 AUTO = "auto"
 ALLOWED_STAGES = (1, 2, 3)
+OFFLOAD_DEVICES = ("none", "cpu")
 # How to partition, what the run fills in, and what DeepSpeed says meanwhile. Every other key of
 # DeepSpeed changes what is computed, or is decided in code (engine.py says why).
 ALLOWED_KEYS = (
@@ -97,6 +98,18 @@ def load_ds_config(path: Path) -> dict:
     if type(stage) is not int or stage not in ALLOWED_STAGES:
         raise ConfigError(
             f"--config {path}: zero_optimization.stage is {stage!r}; allowed: {ALLOWED_STAGES}"
+        )
+    for key in ("offload_optimizer", "offload_param"):
+        where = zero.get(key, {}).get("device", "none")
+        if where not in OFFLOAD_DEVICES:
+            raise ConfigError(
+                f"--config {path}: zero_optimization.{key}.device is {where!r}; allowed: "
+                f"{', '.join(OFFLOAD_DEVICES)}: checkpoints are written from memory"
+            )
+    if zero.get("mics_shard_size", -1) != -1:
+        raise ConfigError(
+            f"--config {path}: found zero_optimization.mics_shard_size; allowed: partitions over "
+            "all ranks, from which checkpoints for any number of ranks are written"
         )
     other = sorted(settings.get("bf16", {}).keys() - {"enabled"})
     if other:

@@ -1,5 +1,6 @@
 """Saving and restoring a run in motion: all ranks write, the first one seals."""
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,8 @@ class Checkpoints:
             CheckpointError: on all ranks, when the two saves before have failed.
         """
         self.settle()
+        # Written later, when what it refers to has moved on.
+        state = copy.deepcopy(state)
         ranks, run, host = self._engine.ranks, self._run, self._host
         folder = run / FOLDER_NAME / f".step-{state.step}"
 
@@ -186,7 +189,8 @@ def read_state(ranks: Ranks, checkpoint: Path, run_id: str) -> TrainingState:
 def restore(engine: Engine, run: Path, checkpoint: Path, state: TrainingState) -> None:
     """Load weights and optimizer state; what came later no longer counts; collective.
 
-    Any number of ranks may have written them, under any stage and in any precision.
+    Any number of ranks may have written them, under any stage and in any precision. In a run that
+    is in motion, `Checkpoints.settle` comes first.
 
     Raises:
         CheckpointError: the parts are damaged, or of another model.

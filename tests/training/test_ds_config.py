@@ -98,6 +98,11 @@ def test_bf16_follows_the_device_unless_the_file_says(
         ({"zero_optimization": {"stage": 0}}, "stage is 0"),
         ({"zero_optimization": {"stage": 2, "overlap_comm": True}}, "overlap_comm"),
         (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+            "offload_optimizer.device is 'nvme'; allowed: none, cpu",
+        ),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, "mics_shard_size"),
+        (
             {"zero_optimization": {"stage": 2}, "optimizer": {}},
             "found 'optimizer', .* allowed: train_batch_size, ",
         ),
