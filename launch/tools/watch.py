@@ -6,8 +6,8 @@
 
 Reads run.json, metrics.jsonl, validation.jsonl and train.log, and writes nothing. `--check` prints
 what goes wrong unseen, each with its figure and the remedy: loss trend, memory, recompiles, skipped
-steps, utilisation, data wait, slowest rank, ETA. Exit code: 0 where all is well (a run that has
-finished is), 1 where something is not, 2 where the folder holds no run.
+steps, failed saves, utilisation, data wait, slowest rank, ETA. Exit code: 0 where all is well, 1
+where something is not, 2 where the folder holds no run.
 """
 
 import time

@@ -56,6 +56,7 @@ def check_run(run: RunReader, now: float) -> list[Finding]:
         check_memory(run),
         check_graphs(run),
         check_skipped(run),
+        check_saves(run),
         check_utilisation(run),
         check_data_wait(run),
         check_ranks(run),
@@ -145,6 +146,20 @@ def check_skipped(run: RunReader) -> Finding:
         is_ok=is_ok,
         found=f"{lately} of the last {len(part)}, {int(part[-1])} in all",
         remedy="" if is_ok else "lower --learning_rate; metrics.jsonl names the dropped batches",
+    )
+
+
+def check_saves(run: RunReader) -> Finding:
+    """Checkpoints that could not be written: what a crash would cost."""
+    failed = _last_part(run, "failed_saves")
+    count = int(failed[-1] - failed[0]) if len(failed) else 0
+    return Finding(
+        name="saves",
+        is_ok=not count,
+        found=f"{count} of the latest failed" if count else "none of the latest failed",
+        remedy="see train.log for the reason: a full disk, or a folder that is gone"
+        if count
+        else "",
     )
 
 

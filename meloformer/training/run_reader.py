@@ -32,6 +32,7 @@ COLUMNS = (
     "memory_host",
     "gpu_utilisation",
     "skipped",
+    "failed_saves",
     "eta_seconds",
 )
 _LONGEST_LOG_LINE_BYTES = 4096

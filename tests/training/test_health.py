@@ -25,6 +25,7 @@ CHECKS = [
     "memory",
     "recompiles",
     "skipped steps",
+    "saves",
     "utilisation",
     "data wait",
     "slowest rank",
@@ -118,6 +119,10 @@ def skipping(index: int, line: Line) -> None:
     line["skipped"] = index // 4
 
 
+def unsaved(index: int, line: Line) -> None:
+    line["failed_saves"] = index // 20  # the first in the last half
+
+
 def idle(index: int, line: Line) -> None:
     line["gpu_utilisation"] = 0.4
 
@@ -142,6 +147,7 @@ def slower(index: int, line: Line) -> None:
         ("memory", growing_device),
         ("memory", growing_host),
         ("skipped steps", skipping),
+        ("saves", unsaved),
         ("utilisation", idle),
         ("data wait", waiting),
         ("slowest rank", slow_rank),
