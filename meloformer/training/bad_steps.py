@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from meloformer.batches.batch import Batch
 from meloformer.errors import ConfigError
 from meloformer.training.ranks import Ranks
 
@@ -57,6 +58,48 @@ class Verdict:
     loss: float
     grad_norm: float
     objection: str | None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the optimizer may take the step."""
+        return self.objection is None
+
+    def describe(
+        self,
+        micro_batches: Sequence[Batch],
+        losses: Sequence[torch.Tensor],
+        pieces: Sequence[Sequence[Sequence[str]]],
+        num_targets: int,
+        ranks: Ranks,
+    ) -> dict[str, Any]:
+        """What a dropped step was made of, for the one who looks for the reason; one collective.
+
+        Args:
+            micro_batches: of this rank.
+            losses: of those, as `step_loss` scales them.
+            pieces: keys of the pieces of every micro-step and rank.
+            num_targets: of the whole step.
+            ranks: the started processes.
+
+        Returns:
+            why, and one of the batches per micro-step and rank: both numbers, its loss in nats per
+            target (None where it is not finite or there is no target), and the keys.
+        """
+        size = len(losses) * ranks.world_size
+        # Each rank's numbers at places of their own: the sum is all of them.
+        own = [0.0] * (2 * size)
+        for step, (loss, batch) in enumerate(zip(losses, micro_batches, strict=True)):
+            place = step * ranks.world_size + ranks.rank
+            own[place] = float(loss) * num_targets / ranks.world_size
+            own[size + place] = batch.num_targets
+        numbers = ranks.sum(own)
+        batches = []
+        for place, (nats, targets) in enumerate(zip(numbers[:size], numbers[size:], strict=True)):
+            step, rank = divmod(place, ranks.world_size)
+            mean = nats / targets if targets and math.isfinite(nats) else None
+            keys = list(pieces[step][rank])
+            batches.append({"micro_step": step, "rank": rank, "loss": mean, "pieces": keys})
+        return {"why": self.objection, "batches": batches}
 
 
 class Judge:
@@ -112,46 +155,3 @@ class Judge:
             f"{name} {value:.4g} is above {mean:.4g} + {self._sigma:g} x {deviation:.2g} of the "
             f"last {len(recent)} good steps"
         )
-
-
-def describe_batches(
-    losses: Sequence[torch.Tensor],
-    num_targets: Sequence[int],
-    pieces: Sequence[Sequence[Sequence[str]]],
-    total_targets: int,
-    ranks: Ranks,
-) -> list[dict[str, Any]]:
-    """What a dropped step was made of, for the one who looks for the reason; one collective.
-
-    Args:
-        losses: of this rank's micro-batches, as `step_loss` scales them.
-        num_targets: targets of each.
-        pieces: keys of the pieces of every micro-step and rank.
-        total_targets: of the whole step.
-        ranks: the started processes.
-
-    Returns:
-        One object per micro-step and rank: both numbers, the loss in nats per target (None where
-        it is not finite or there is no target), and the keys.
-    """
-    size = len(losses) * ranks.world_size
-    # Each rank's numbers at places of their own: the sum is all of them.
-    own = [0.0] * (2 * size)
-    for step, (loss, targets) in enumerate(zip(losses, num_targets, strict=True)):
-        place = step * ranks.world_size + ranks.rank
-        own[place] = float(loss) * total_targets / ranks.world_size
-        own[size + place] = targets
-    numbers = ranks.sum(own)
-    described = []
-    for place in range(size):
-        step, rank = divmod(place, ranks.world_size)
-        nats, targets = numbers[place], int(numbers[size + place])
-        described.append(
-            {
-                "micro_step": step,
-                "rank": rank,
-                "loss": nats / targets if targets and math.isfinite(nats) else None,
-                "pieces": list(pieces[step][rank]),
-            }
-        )
-    return described

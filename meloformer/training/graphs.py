@@ -68,6 +68,11 @@ class Shapes:
         """The one that needs most memory."""
         return max(self.train, key=lambda shape: (shape.rows * shape.tokens, shape.tokens))
 
+    @property
+    def smallest(self) -> BatchShape:
+        """The one that needs least."""
+        return min(self.train, key=lambda shape: (shape.rows * shape.tokens, shape.tokens))
+
 
 def declare_shapes(plan: PlanConfig, phases: PhaseConfig) -> Shapes:
     """Shapes of training and validation."""

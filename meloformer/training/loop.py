@@ -1,17 +1,15 @@
 """The loop: what happens in a step, in order."""
 
-import math
 from collections.abc import Callable
 
-from meloformer.errors import TrainingError
+from meloformer.training.check_gradients import check_gradients
 from meloformer.training.loss import share_of_step, token_nats
 from meloformer.training.nats import KindTotals
+from meloformer.training.rollback import roll_back
 from meloformer.training.saving import export_model
 from meloformer.training.schedule import learning_rate
 from meloformer.training.session import Session
 from meloformer.training.step import count_step
-
-SKIPS_IN_A_ROW = 10
 
 Sample = Callable[[Session, int], None]
 
@@ -24,13 +22,15 @@ def train(session: Session, sample: Sample | None = None) -> None:
         sample: called after each validation, on all ranks; makes music for the ear.
 
     Raises:
-        TrainingError: on all ranks, when step after step is not finite.
+        TrainingError: on all ranks, when step after step goes wrong and going back does not help.
     """
     config, ranks, engine = session.config, session.ranks, session.engine
     progress = session.progress
     kinds = KindTotals(ranks)
     session.try_largest()
-    for step in range(progress.step + 1, session.num_steps + 1):
+    check_gradients(session)
+    owes_checkpoint = False
+    while (step := progress.step + 1) <= session.num_steps:
         session.warm_up(step)
         rate = learning_rate(step, session.num_steps, config.schedule)
         engine.set_learning_rate(rate)
@@ -52,33 +52,34 @@ def train(session: Session, sample: Sample | None = None) -> None:
         # All ranks decide together: one rank stopping alone leaves the others waiting.
         with session.watch(f"the update of step {step}"):
             (loss, nats), grad_norm = kinds.over_ranks(losses), engine.grad_norm()
-            is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
-            if is_finite:
+            verdict = session.judge.decide(loss, grad_norm, ranks)
+            if verdict.is_good:
                 engine.update()
             else:
                 engine.drop_gradients()
-        progress = progress.after(counts, is_finite=is_finite)
+        progress = progress.after(counts, is_dropped=not verdict.is_good)
         session.report(
             progress,
             micro_batches,
             counts,
-            loss=loss,
+            verdict,
+            losses=losses,
             nats=nats,
-            grad_norm=grad_norm,
             learning_rate=rate,
         )
-        if progress.skipped_in_a_row == SKIPS_IN_A_ROW:
-            raise TrainingError(
-                f"{SKIPS_IN_A_ROW} steps in a row were not finite, the last is {step}; lower "
-                f"--learning_rate, or look at {config.output}/metrics.jsonl"
-            )
+        if progress.skipped_in_a_row == config.bad_steps.max_skipped_steps:
+            progress, owes_checkpoint = roll_back(session, progress), False
+            continue
 
         if session.is_due(step, config.validate_every):
             session.validate(step)
             if sample:
                 sample(session, step)
-        if session.is_due(step, config.save_every):
+        # Never in the middle of trouble: there would be no good one left to go back to.
+        owes_checkpoint |= session.is_due(step, config.save_every)
+        if owes_checkpoint and (not progress.skipped_in_a_row or step == session.num_steps):
             session.save(progress)
+            owes_checkpoint = False
     session.checkpoints.finish()
     folder = export_model(engine, config.output, session.model_config, progress.step)
     session.metrics.say(f"wrote {folder}")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -43,7 +44,12 @@ class StepMetrics:
             the step; None on a CPU.
         skipped: steps dropped so far.
         failed_saves: checkpoints that could not be written in this start.
+        rollbacks: how often the run has gone back to a checkpoint so far.
         eta_seconds: at the recent pace, to the end of the run.
+        dropped: why this step was dropped, and its batches (see `Verdict.describe`); None for a
+            step that was taken.
+        rolled_back: in the first step after a rollback: from which step, to which, and the dropped
+            ones of the steps that no longer count; None in all others.
     """
 
     step: int
@@ -70,7 +76,10 @@ class StepMetrics:
     gpu_utilisation: float | None
     skipped: int
     failed_saves: int
+    rollbacks: int = 0
     eta_seconds: float
+    dropped: dict[str, Any] | None = None
+    rolled_back: dict[str, Any] | None = None
 
     def line(self, num_steps: int) -> str:
         """The step in words, for the terminal."""
@@ -94,6 +103,8 @@ class StepMetrics:
             words.append(f"skipped {self.skipped}")
         if self.failed_saves:
             words.append(f"failed saves {self.failed_saves}")
+        if self.rollbacks:
+            words.append(f"rolled back {self.rollbacks}")
         words.append(f"eta {duration(self.eta_seconds)}")
         return ", ".join(words)
 

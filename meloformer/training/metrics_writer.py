@@ -52,9 +52,8 @@ class MetricsWriter:
             return
         for name in (METRICS_NAME, VALIDATION_NAME):
             drop_lines_after(folder / name, start_step)
-        self._lines = (folder / METRICS_NAME).open("a", buffering=1)
-        self._validation_lines = (folder / VALIDATION_NAME).open("a", buffering=1)
-        self._writer = SummaryWriter(str(folder / TENSORBOARD_NAME), purge_step=start_step + 1)
+        self._folder = folder
+        self._open(start_step)
         self._handler = _log_to(folder / LOG_NAME)
         self._wandb: WandbRun | None = None
         self._console = Console(file=sys.stdout)
@@ -96,6 +95,9 @@ class MetricsWriter:
             return
         values = asdict(metrics)
         self._lines.write(json.dumps(values) + "\n")
+        for event in ("dropped", "rolled_back"):
+            if found := values.pop(event):
+                self._writer.add_text(f"train/{event}", json.dumps(found), metrics.step)
         for kind, value in values.pop("loss_by_kind").items():
             values[f"kind/{kind}"] = value
         del values["step"]
@@ -109,6 +111,29 @@ class MetricsWriter:
             logger.info(f"{line}, {metrics.details()}")
             if not self._progress:
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Forget the steps after this one, which the run will do again with other data.
+
+        Returns:
+            The lines of metrics.jsonl that went.
+        """
+        if not self.is_first:
+            return []
+        self._lines.close()
+        self._validation_lines.close()
+        self._writer.close()
+        gone = drop_lines_after(self._folder / METRICS_NAME, step)
+        drop_lines_after(self._folder / VALIDATION_NAME, step)
+        self._open(step)
+        if self._progress:
+            self._progress.update(self._task, completed=step)
+        return gone
+
+    def _open(self, step: int) -> None:
+        self._lines = (self._folder / METRICS_NAME).open("a", buffering=1)
+        self._validation_lines = (self._folder / VALIDATION_NAME).open("a", buffering=1)
+        self._writer = SummaryWriter(str(self._folder / TENSORBOARD_NAME), purge_step=step + 1)
 
     @contextmanager
     def watch_validation(self, step: int, num_batches: int) -> Iterator[Callable[[], None]]:
@@ -202,21 +227,29 @@ class MetricsWriter:
         self._handler.close()
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Forget the lines of steps that a resumed run will do again; a cut last line goes too."""
+def drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Forget the lines of steps that a run will do again; a cut last line goes too.
+
+    Returns:
+        What the whole lines among them said.
+    """
     if not path.is_file():
-        return
-    kept = []
+        return []
+    kept, gone = [], []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+            said = json.loads(line)
         except ValueError:
             # A killed process leaves half a line, and nothing after it.
             break
+        if said["step"] <= step:
+            kept.append(line)
+        else:
+            gone.append(said)
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(f"{line}\n" for line in kept))
     temporary.replace(path)
+    return gone
 
 
 def _log_to(path: Path) -> logging.Handler:

@@ -111,6 +111,8 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
             f"{accumulation}: an optimizer step keeps the {global_batch} rows of the first start"
         )
         config = replace(config, gradient_accumulation_steps=accumulation)
+    if config.check_gradients is None:
+        config = replace(config, check_gradients="on" if ranks.world_size > 1 else "off")
     ds_config = resolve_ds_config(
         settings,
         RunFacts(

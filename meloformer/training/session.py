@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -17,9 +18,9 @@ from meloformer.model.attention import build_plan
 from meloformer.model.masks import Rule, rule_of
 from meloformer.model.memory import BatchSize
 from meloformer.model.museformer import MuseFormer
-from meloformer.model.precision import choose_precision
-from meloformer.model.weights import check_state, find_model_folder, load_weights
 from meloformer.tokens.vocabulary import fingerprint
+from meloformer.training.bad_steps import Judge, Verdict
+from meloformer.training.building import attention_precision, build_model
 from meloformer.training.checkpoint import TrainingState
 from meloformer.training.compile_ahead import CompileAhead, CompileSpec
 from meloformer.training.compile_cache import found_in_cache, use_compile_cache
@@ -39,7 +40,7 @@ from meloformer.training.out_of_memory import (
 from meloformer.training.preflight import is_cheap, try_largest
 from meloformer.training.prepare import Prepared
 from meloformer.training.run_folder import lock_run
-from meloformer.training.saving import Checkpoints, check_tokenizer, restore
+from meloformer.training.saving import Checkpoints, restore
 from meloformer.training.step import Clock, Progress, StepCounts
 from meloformer.training.step_meter import StepMeter
 from meloformer.training.validation import validate
@@ -65,12 +66,12 @@ class Session:
         notes = []
         if self._backend == "flex":
             notes.append(use_compile_cache(self.config.compile_cache, self.ranks.device))
-        self._precision = self._choose_precision()
+        self._precision = attention_precision(self.config, self.model_config, self.ranks, self.run)
         self._rule = rule_of(self.model_config.rule)
 
         with self.watch("the building of the model"):
             self.engine = Engine(
-                self._build_model(), self.ranks, prepared.ds_config, self.config.optimizer
+                self.build_model(), self.ranks, prepared.ds_config, self.config.optimizer
             )
         # Before anything of the folder is changed, after everything that may still be refused.
         self._lock: IO[bytes] | None = None
@@ -79,9 +80,9 @@ class Session:
         self.progress = Progress()
         if prepared.checkpoint and state:
             restore(self.engine, self.config.output, prepared.checkpoint, state)
-            self.progress = Progress(
-                step=state.step, tokens_seen=state.tokens_seen, skipped=state.skipped_steps
-            )
+            self.progress = Progress.of(state)
+        self.judge = Judge(self.config.bad_steps, state.recent_steps if state else ())
+        self.rolled_back: dict[str, Any] | None = None
         # For micro-batches, once gradients and optimizer state are there.
         self._room = total_bytes(self.ranks.device) - (
             held_bytes(self.ranks.device) + self.engine.state_to_come() + self.engine.gradient_bytes
@@ -124,19 +125,6 @@ class Session:
         self.clock = Clock(self.ranks.device)
         self._meter = StepMeter(self.model_config, self.ranks, self.num_steps, self.clock)
 
-    def _choose_precision(self) -> torch.dtype | None:
-        # One rank tries it for all: hosts of a run hold the same cards.
-        choice = self.ranks.on_first(
-            lambda: choose_precision(
-                self.config.attention_precision,
-                self.ranks.device,
-                head_width=self.model_config.head_width,
-            )
-        )
-        self.run.notes.append(choice.why)
-        self.run.starts[-1]["attention_precision"] = choice.to_json()
-        return choice.dtype
-
     def _follow(self) -> None:
         if project := self.config.wandb:
             settings = self.config.to_json()
@@ -152,18 +140,9 @@ class Session:
         stage = self._ds_config["zero_optimization"]["stage"]
         return fuses(self.config.fuse, self._backend, stage)
 
-    def _build_model(self) -> MuseFormer:
-        torch.manual_seed(self.config.seed)
-        model = MuseFormer(
-            self.model_config, checkpointing=self.config.checkpointing, fuse=self.fuse
-        )
-        if self.config.init_from:
-            folder = find_model_folder(self.config.init_from)
-            check_tokenizer(folder)
-            weights = load_weights(folder)
-            check_state(model, weights, folder)
-            model.load_state_dict(weights)
-        return model
+    def build_model(self) -> MuseFormer:
+        """The model as it is before the first step, on the CPU."""
+        return build_model(self.config, self.model_config, fuse=self.fuse)
 
     def _compiling_ahead(self, num_workers: int | None) -> CompileAhead:
         spec = CompileSpec(
@@ -187,7 +166,7 @@ class Session:
         first, last = self.progress.step + 1, self.num_steps
         if first > last:
             return
-        rows = max(phase_at(s, self._data.phases).micro_batch_rows for s in (first, last))
+        rows = max(self.rows_at(step) for step in (first, last))
         shape = self.graphs.shapes.of_rows(rows).largest
         if not is_cheap(self.model_config, shape, self.ranks.device):
             self.metrics.say(
@@ -196,7 +175,7 @@ class Session:
             )
             return
         # Not beside the trial: the processes that compile take memory too.
-        shapes = self.graphs.shapes.of_rows(phase_at(first, self._data.phases).micro_batch_rows)
+        shapes = self.graphs.shapes.of_rows(self.rows_at(first))
         self._ahead.compile(replace(shapes, train=(shape, *shapes.train)))
         trial = try_largest(
             self.engine,
@@ -213,9 +192,13 @@ class Session:
             self.metrics.say(line)
         self.clock.pause()
 
+    def rows_at(self, step: int) -> int:
+        """Rows of a micro-batch of a step."""
+        return phase_at(step, self._data.phases).micro_batch_rows
+
     def warm_up(self, step: int) -> None:
         """Compile what a phase will meet before its first step; at other steps do nothing."""
-        rows = phase_at(step, self._data.phases).micro_batch_rows
+        rows = self.rows_at(step)
         if self._backend != "flex" or rows in self._warm_rows:
             return
         self._warm_rows.add(rows)
@@ -272,11 +255,11 @@ class Session:
             )
         return remedy(self.model_config, size, self._room)
 
-    def predict(self, batch: Batch) -> Tensor:
-        """(B, T, V) logits of a batch on this rank's device."""
+    def predict(self, batch: Batch, model: Callable[..., Tensor] | None = None) -> Tensor:
+        """(B, T, V) logits of a batch on this rank's device; the engine's if of no other model."""
         plan = build_plan(batch.layout, self._rule, self._backend, batch.blocks, self._precision)
         with self.clock.forward() if torch.is_grad_enabled() else nullcontext():
-            return self.engine(batch.ids_BT, batch.layout, plan)
+            return (model or self.engine)(batch.ids_BT, batch.layout, plan)
 
     @property
     def _blocks_rule(self) -> Rule | None:
@@ -291,10 +274,10 @@ class Session:
         progress: Progress,
         micro_batches: Sequence[Batch],
         counts: StepCounts,
+        verdict: Verdict,
         *,
-        loss: float,
+        losses: Sequence[Tensor],
         nats: Nats,
-        grad_norm: float,
         learning_rate: float,
     ) -> None:
         """Write down a step that is done."""
@@ -302,24 +285,38 @@ class Session:
         self.checkpoints.poll()
         facts = self.stream.facts
         assert facts is not None
-        self.metrics.step(
-            self._meter.measure(
-                progress,
-                micro_batches,
-                counts,
-                epoch=facts.epoch,
-                phase=self.stream.phase.number if self.config.phases == "on" else None,
-                loss=loss,
-                nats=nats,
-                grad_norm=grad_norm,
-                learning_rate=learning_rate,
-                graphs=self.graphs.num_compiled if self._backend == "flex" else None,
-                failed_saves=self.checkpoints.num_failed,
-            )
+        dropped = None
+        if verdict.objection is not None:
+            keys = self.stream.piece_keys()
+            dropped = verdict.describe(micro_batches, losses, keys, counts.targets, self.ranks)
+            self.metrics.say(f"step {progress.step} is dropped: {verdict.objection}")
+        metrics = self._meter.measure(
+            progress,
+            micro_batches,
+            counts,
+            epoch=facts.epoch,
+            phase=self.stream.phase.number if self.config.phases == "on" else None,
+            loss=verdict.loss,
+            nats=nats,
+            grad_norm=verdict.grad_norm,
+            learning_rate=learning_rate,
+            graphs=self.graphs.num_compiled if self._backend == "flex" else None,
+            failed_saves=self.checkpoints.num_failed,
         )
+        self.metrics.step(replace(metrics, dropped=dropped, rolled_back=self.rolled_back))
+        self.rolled_back = None
         if self._began is not None:
             self._note_first_step(time.perf_counter() - self._began)
             self._began = None
+
+    def return_to(self, checkpoint: Path, state: TrainingState) -> None:
+        """Take weights, optimizer and step of a checkpoint; the data goes on from where it is."""
+        place = self.stream.state()
+        self.stream.close()
+        restore(self.engine, self.config.output, checkpoint, state)
+        self.stream = self._data.train_stream(self.ranks, state.step, place)
+        self.judge.restore(state.recent_steps)
+        self.clock.pause()
 
     def _note_first_step(self, seconds: float) -> None:
         """What the first step of this start took, and whether its code was compiled before."""
@@ -368,6 +365,8 @@ class Session:
             ds_config=self._ds_config,
             tokenizer_fingerprint=fingerprint(),
             settings=self.config.to_json(),
+            setbacks=progress.setbacks,
+            recent_steps=self.judge.state(),
         )
         self.checkpoints.save(state)
         self.clock.pause()

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from meloformer.batches.batch import Batch
+from meloformer.training.checkpoint import TrainingState
 from meloformer.training.ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -81,22 +82,54 @@ class Progress:
     Args:
         step: optimizer steps done, dropped ones included.
         tokens_seen: targets of those steps.
-        skipped: dropped steps.
+        skipped: dropped steps, also those before a rollback.
         skipped_in_a_row: dropped steps since the last good one.
+        rollbacks: how often the run has gone back to a checkpoint.
+        rolled_back_from: the step after which it last did; 0 where it never has.
     """
 
     step: int = 0
     tokens_seen: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    rollbacks: int = 0
+    rolled_back_from: int = 0
 
-    def after(self, counts: StepCounts, *, is_finite: bool) -> "Progress":
+    @classmethod
+    def of(cls, state: TrainingState) -> "Progress":
+        """What a checkpoint carries on."""
+        return cls(
+            step=state.step,
+            tokens_seen=state.tokens_seen,
+            skipped=state.skipped_steps,
+            **state.setbacks,
+        )
+
+    @property
+    def setbacks(self) -> dict[str, int]:
+        """What has gone wrong besides the number of dropped steps; for a checkpoint."""
+        names = ("skipped_in_a_row", "rollbacks", "rolled_back_from")
+        return {name: getattr(self, name) for name in names}
+
+    def after(self, counts: StepCounts, *, is_dropped: bool = False) -> "Progress":
         """Progress after one more step."""
-        return Progress(
+        return replace(
+            self,
             step=self.step + 1,
             tokens_seen=self.tokens_seen + counts.targets,
-            skipped=self.skipped + (not is_finite),
-            skipped_in_a_row=0 if is_finite else self.skipped_in_a_row + 1,
+            skipped=self.skipped + is_dropped,
+            skipped_in_a_row=self.skipped_in_a_row + 1 if is_dropped else 0,
+        )
+
+    def back_to(self, state: TrainingState) -> "Progress":
+        """Progress after going back to a checkpoint; what went wrong stays counted."""
+        return replace(
+            self,
+            step=state.step,
+            tokens_seen=state.tokens_seen,
+            skipped_in_a_row=0,
+            rollbacks=self.rollbacks + 1,
+            rolled_back_from=self.step,
         )
 
 

@@ -103,6 +103,7 @@ class StepMeter:
             gpu_utilisation=self._gpu.take() if self._gpu else None,
             skipped=progress.skipped,
             failed_saves=failed_saves,
+            rollbacks=progress.rollbacks,
             eta_seconds=self._clock.pace_seconds * (self._num_steps - progress.step),
             **spread(counts.rank_seconds),
         )

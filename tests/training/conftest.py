@@ -1,13 +1,17 @@
 """What tests of training share."""
 
 import importlib.util
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from tests.training.launching import run, torchrun
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,3 +34,24 @@ def recipe() -> ModuleType:
     sys.modules[spec.name] = module  # where run_recipe looks for the text of --help
     spec.loader.exec_module(module)
     return module
+
+
+_MEASURED: dict[tuple[str, int], dict[str, Any]] = {}
+
+
+@pytest.fixture(scope="session")
+def measured_by_ranks(
+    chorale_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], dict[str, Any]]:
+    """What the first of some ranks of a worker measured; one launch for all claims of all files."""
+
+    def measured(worker: str, num_ranks: int) -> dict[str, Any]:
+        if (worker, num_ranks) not in _MEASURED:
+            folder = tmp_path_factory.mktemp(f"{worker}-{num_ranks}")
+            script = str(ROOT / f"tests/training/{worker}.py")
+            done = run([*torchrun(num_ranks), script, str(folder), str(chorale_shards)])
+            assert done.returncode == 0, done.stderr[-3000:]
+            _MEASURED[worker, num_ranks] = json.loads((folder / "measured.json").read_text())
+        return _MEASURED[worker, num_ranks]
+
+    return measured

@@ -1,36 +1,27 @@
-"""One rank of test_gradients.py: one global batch cut in several ways, against plain autograd.
+"""A part of ranks_worker.py: one global batch cut in several ways, against plain autograd."""
 
-    torchrun --nproc_per_node N tests/training/gradient_worker.py FOLDER
-
-The first rank writes what it measured to FOLDER/<N>.json.
-"""
-
-import copy
-import json
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from meloformer.batches.batch import IGNORE_INDEX  # noqa: E402
-from meloformer.model.attention import build_plan  # noqa: E402
-from meloformer.model.masks import Layout, rule_of  # noqa: E402
-from meloformer.model.museformer import MuseFormer  # noqa: E402
-from meloformer.training.ds_config import (  # noqa: E402
+from meloformer.batches.batch import IGNORE_INDEX
+from meloformer.model.attention import build_plan
+from meloformer.model.masks import Layout, rule_of
+from meloformer.model.museformer import MuseFormer
+from meloformer.training.ds_config import (
     RunFacts,
     load_ds_config,
     resolve_ds_config,
 )
-from meloformer.training.engine import Engine  # noqa: E402
-from meloformer.training.loss import step_loss  # noqa: E402
-from meloformer.training.optimizer import OptimizerConfig  # noqa: E402
-from meloformer.training.ranks import Ranks, start_ranks  # noqa: E402
-from tests.layouts import as_torch, random_layout, tiny_config  # noqa: E402
+from meloformer.training.engine import Engine
+from meloformer.training.loss import step_loss
+from meloformer.training.optimizer import OptimizerConfig
+from meloformer.training.ranks import Ranks
+from tests.layouts import as_torch, random_layout, tiny_config
 
+ROOT = Path(__file__).resolve().parents[2]
 NUM_ROWS, SEQ_LEN, NUM_SLOTS, VOCAB_SIZE = 8, 96, 32, 97
 # Two ranks have rows for half of the last one's micro-steps: what is left has no weight.
 ACCUMULATIONS = (1, 4, 8)
@@ -60,11 +51,23 @@ def global_batch() -> tuple[torch.Tensor, torch.Tensor, Layout]:
 
 
 def plain_gradient(model: MuseFormer) -> dict[str, torch.Tensor]:
-    """Mean over all targets, one backward, one process, without an engine."""
+    """Mean over all targets in one process, without an engine; added up in float32.
+
+    Row by row, as bf16 rounds the gradient of a row to which others were added differently.
+    """
     ids, targets, layout = global_batch()
-    logits = model(ids, layout, build_plan(layout, RULE))
-    F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+    num_targets = int((targets != IGNORE_INDEX).sum())
+    total = {name: torch.zeros(p.shape) for name, p in model.named_parameters()}
+    for row in range(NUM_ROWS):
+        part = Layout(**{name: label[row : row + 1] for name, label in vars(layout).items()})
+        logits = model(ids[row : row + 1], part, build_plan(part, RULE)).float()
+        nats = F.cross_entropy(logits[0], targets[row], ignore_index=IGNORE_INDEX, reduction="sum")
+        (nats / num_targets).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            total[name] += parameter.grad.float()
+            parameter.grad = None
+    return total
 
 
 def shares(ranks: Ranks, accumulation: int) -> list[list[int]]:
@@ -104,10 +107,16 @@ def train_steps(engine: Engine, scales: list[float]) -> dict[str, torch.Tensor]:
     return engine.full_weights()
 
 
-def main(folder: Path) -> None:
-    ranks = start_ranks("cpu")
-    model = tiny_model()
-    expected = plain_gradient(copy.deepcopy(model))
+def measure(ranks: Ranks, partitioning: str, *, is_bf16: bool = False) -> dict[str, Any]:
+    """Compare gradients, and the weights after dropped steps.
+
+    Args:
+        ranks: the started processes.
+        partitioning: name of a ds_configs file.
+        is_bf16: whether model and gradients are bf16.
+    """
+    model = tiny_model().to(torch.bfloat16 if is_bf16 else torch.float32)
+    expected = plain_gradient(model)
     norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm().item()
     largest = max(gradient.abs().max().item() for gradient in expected.values())
 
@@ -119,12 +128,14 @@ def main(folder: Path) -> None:
             gradient_clipping=1.0,
             device="cpu",
         )
-        settings = load_ds_config(ROOT / "ds_configs/zero2.json")
-        ds_config = resolve_ds_config(settings, run, source="zero2.json")
+        source = f"{partitioning}.json"
+        settings = load_ds_config(ROOT / "ds_configs" / source)
+        settings["bf16"] = {"enabled": is_bf16}
+        ds_config = resolve_ds_config(settings, run, source=source)
         return Engine(tiny_model(), ranks, ds_config, OptimizerConfig())
 
     engine = build_engine()
-    measured: dict = {"errors": {}, "norm_errors": {}}
+    measured: dict[str, Any] = {"errors": {}, "norm_errors": {}}
     for accumulation in ACCUMULATIONS:
         run_backward(engine, accumulation)
         measured["norm_errors"][accumulation] = abs(engine.grad_norm() / norm - 1)
@@ -143,9 +154,4 @@ def main(folder: Path) -> None:
     measured["dropped_steps_left_no_trace"] = all(
         torch.equal(undisturbed[name], disturbed[name]) for name in undisturbed
     )
-    if ranks.is_first:
-        (folder / f"{ranks.world_size}.json").write_text(json.dumps(measured))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    return measured

@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from meloformer.batches.collate import collate_rows
 from meloformer.errors import ConfigError
-from meloformer.training.bad_steps import BadStepConfig, Judge, describe_batches
+from meloformer.training.bad_steps import BadStepConfig, Judge, Verdict
 from meloformer.training.ranks import Ranks
 
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
@@ -79,12 +81,18 @@ def test_a_judge_from_a_checkpoint_decides_as_the_one_that_was_saved() -> None:
 
 def test_a_dropped_step_is_described_batch_by_batch() -> None:
     losses = [torch.tensor(1.5), torch.tensor(math.nan), torch.tensor(0.0)]
-    described = describe_batches(losses, [6, 4, 0], [[["a", "b"]], [["c"]], [[]]], 10, ALONE)
-    assert described == [
-        {"micro_step": 0, "rank": 0, "loss": 2.5, "pieces": ["a", "b"]},
-        {"micro_step": 1, "rank": 0, "loss": None, "pieces": ["c"]},
-        {"micro_step": 2, "rank": 0, "loss": None, "pieces": []},
-    ]
+    empty = collate_rows([[]], 8)
+    batches = [replace(empty, num_targets=num_targets) for num_targets in (6, 4, 0)]
+    verdict = Verdict(loss=math.nan, grad_norm=1.0, objection="loss is not finite")
+    keys = [[["a", "b"]], [["c"]], [[]]]
+    assert verdict.describe(batches, losses, keys, 10, ALONE) == {
+        "why": "loss is not finite",
+        "batches": [
+            {"micro_step": 0, "rank": 0, "loss": 2.5, "pieces": ["a", "b"]},
+            {"micro_step": 1, "rank": 0, "loss": None, "pieces": ["c"]},
+            {"micro_step": 2, "rank": 0, "loss": None, "pieces": []},
+        ],
+    }
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_metrics_hold_one_object_per_step_with_every_field(finished: Path) -> No
     assert [line["step"] for line in written] == list(range(1, NUM_STEPS + 1))
     fields = (
         "step epoch phase loss tokens lr grad_norm tokens_per_second mfu padding data_wait graphs "
-        "memory memory_host gpu_utilisation skipped eta_seconds "
+        "memory memory_host gpu_utilisation skipped failed_saves rollbacks eta_seconds dropped rolled_back "
         "nats_per_note loss_by_kind step_seconds rank_seconds_min rank_seconds_median "
         "rank_seconds_max slowest_rank"
     )
@@ -210,7 +210,7 @@ def test_step_after_step_that_is_not_finite_ends_the_run(
     )
     rows = ["--batch_size", "1", "--gradient_accumulation_steps", "1", "--save_every", "0"]
     flags = [*base_flags, *rows, "--max_steps", "30", "--output", str(tmp_path)]
-    with pytest.raises(TrainingError, match=r"10 steps in a row .* the last is 10"):
+    with pytest.raises(TrainingError, match=r"10 steps .* last is 10, and found no checkpoint"):
         recipe.main(parse_flags(TrainConfig, flags))
 
 
