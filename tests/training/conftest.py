@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.training.checkpoint_worker import FEW, through
 from tests.training.launching import run, torchrun
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,9 +50,16 @@ def measured_by_ranks(
         if (worker, num_ranks) not in _MEASURED:
             folder = tmp_path_factory.mktemp(f"{worker}-{num_ranks}")
             script = str(ROOT / f"tests/training/{worker}.py")
+            parts = {}
+            if worker == "ranks_worker":
+                parts["before"] = through(folder, None, "one", FEW)
             done = run([*torchrun(num_ranks), script, str(folder), str(chorale_shards)])
             assert done.returncode == 0, done.stderr[-3000:]
-            _MEASURED[worker, num_ranks] = json.loads((folder / "measured.json").read_text())
+            found = json.loads((folder / "measured.json").read_text())
+            if worker == "ranks_worker":
+                parts |= {"between": found["parts"]}
+                parts["after"] = through(folder, "several", "one again", FEW)
+            _MEASURED[worker, num_ranks] = found | {"parts": parts}
         return _MEASURED[worker, num_ranks]
 
     return measured

@@ -13,7 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from meloformer.training.ranks import start_ranks
-from tests.training import bad_steps_worker, check_gradients_worker, gradient_worker
+from tests.training import (
+    bad_steps_worker,
+    check_gradients_worker,
+    checkpoint_worker,
+    gradient_worker,
+)
 
 
 def main(folder: Path, shards: Path) -> None:
@@ -25,6 +30,8 @@ def main(folder: Path, shards: Path) -> None:
     measured = {
         "check": check_gradients_worker.measure(session),
         "gradients": gradient_worker.measure(ranks, "zero2"),
+        # What one rank has written goes on here, and then on one rank again.
+        "parts": checkpoint_worker.through(folder, "one", "several", checkpoint_worker.FEW),
         "bad_steps": bad_steps_worker.measure(shards, folder, ranks),
     }
     session.close()

@@ -7,6 +7,7 @@ import pytest
 
 from meloformer.training.ranks import start_ranks
 from tests.training import gradient_worker
+from tests.training.checkpoint_worker import FEW
 from tests.training.partitionings_worker import PARTITIONINGS, PRECISIONS
 
 # Relative to the largest gradient. bf16 rounds what travels between ranks, once per micro-step.
@@ -60,3 +61,17 @@ def test_a_nan_and_a_spike_on_one_rank_leave_no_trace_after_the_steps_are_droppe
 ) -> None:
     assert measured["moved"] > 1e-3
     assert measured["dropped_steps_left_no_trace"]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_one_rank_several_and_one_again_go_on_as_if_nothing_had_happened(
+    num_ranks: int, measured_by_ranks: Callable[[str, int], dict[str, Any]]
+) -> None:
+    parts = measured_by_ranks("ranks_worker", num_ranks)["parts"]
+    before, between, after = (parts[moment] for moment in ("before", "between", "after"))
+    assert before.keys() == between.keys() == after.keys() and len(before) == len(FEW)
+    for key in before:
+        assert between[key]["difference"] == after[key]["difference"] == 0
+        assert between[key]["before"] == pytest.approx(before[key]["after"], abs=1e-4)
+        assert after[key]["before"] == pytest.approx(between[key]["after"], abs=1e-4)

@@ -74,9 +74,9 @@ def test_metrics_hold_one_object_per_step_with_every_field(finished: Path) -> No
     assert [line["step"] for line in written] == list(range(1, NUM_STEPS + 1))
     fields = (
         "step epoch phase loss tokens lr grad_norm tokens_per_second mfu padding data_wait graphs "
-        "memory memory_host gpu_utilisation skipped failed_saves rollbacks eta_seconds dropped rolled_back "
-        "nats_per_note loss_by_kind step_seconds rank_seconds_min rank_seconds_median "
-        "rank_seconds_max slowest_rank"
+        "memory memory_host gpu_utilisation skipped failed_saves rollbacks eta_seconds "
+        "dropped rolled_back nats_per_note loss_by_kind step_seconds rank_seconds_min "
+        "rank_seconds_median rank_seconds_max slowest_rank"
     )
     for line in written:
         assert set(line) == set(fields.split())
