@@ -251,6 +251,7 @@ def _rules(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for row in report["steps"]:
         if row.get("kernel") not in (None, "causal"):
             of(row["name"]).update({k: row[k] for k in ("tokens_per_second", "mfu", "graphs")})
+            of(row["name"])["peak_measured"] = row.get("memory")
     for run in report["train"]:
         if run["model_size"] == "large" and run["rule"] == DEFAULT_RULE:
             told = {name: run[name] for name in _OF_A_RULE if run.get(name) is not None}
