@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from meloformer.benchmarks.gpu_findings import look_at_gpus
+from meloformer.benchmarks.gpu_findings import absence, look_at_gpus
 from meloformer.command_line import check_output_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.training.bug_report import collect, default_name, write_report
@@ -58,7 +58,12 @@ class ReportBugConfig:
 
 def main(config: ReportBugConfig) -> None:
     gpus = [finding.to_json() for finding in look_at_gpus(with_flex=config.flex == "on")]
-    texts = collect(config.run, gpus, num_lines=config.num_lines, hide=config.hide)
+    texts = collect(
+        config.run,
+        gpus or [{"problems": [absence()]}],
+        num_lines=config.num_lines,
+        hide=config.hide,
+    )
     write_report(config.output, texts)
     console.print(f"wrote {config.output}", markup=False, highlight=False, soft_wrap=True)
     for name, text in texts.items():
