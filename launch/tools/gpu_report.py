@@ -29,6 +29,7 @@ import torch
 from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.choice_trials import choices_table
 from meloformer.benchmarks.circumstances import circumstances
+from meloformer.benchmarks.gpu_findings import absence
 from meloformer.benchmarks.gpu_parts import DEFAULT_PARTS, Part, Scale, children_of
 from meloformer.benchmarks.gpu_peaks import least_checkpointing, predicted_peak
 from meloformer.benchmarks.gpu_report import (
@@ -77,7 +78,7 @@ class GpuReportConfig:
 
 def gpu_report(config: GpuReportConfig) -> None:
     if not torch.cuda.is_available():
-        raise ConfigError("found no CUDA device; allowed: a machine with one, and its driver")
+        raise ConfigError(absence())
     console = table_console()
     data = Path(config.data or newest_shards()).resolve()
     ShardFolder.open(str(data))
