@@ -14,7 +14,7 @@ from meloformer.command_line import parse_flags
 from meloformer.midi.sound import SAMPLE_RATE
 from meloformer.model.weights import load_weights
 from meloformer.training import samples
-from meloformer.training.config import TrainConfig
+from meloformer.training.config import TrainConfig, resolve
 from meloformer.training.metrics import METRICS_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +92,17 @@ def test_pieces_end_when_their_time_is_over(
     output = train(recipe, chorale_shards, tmp_path / "run", "--max_steps", "1", "--samples", "1")
     assert "piece-0 finished no bar" in (output / "train.log").read_text()
     assert not list((output / "samples" / "step-1").iterdir())
+
+
+def test_a_gpu_writes_more_pieces_than_a_cpu_unless_told_how_many() -> None:
+    def settled(device: str, samples: int | None) -> int:
+        flags = TrainConfig(data=("shards",), samples=samples)
+        config, lines = resolve(flags, device, time_utc="now")
+        assert not any("samples" in line for line in lines)
+        return config.samples
+
+    assert settled("cuda", None) > settled("cpu", None) == 1
+    assert settled("cpu", 7) == 7 and settled("cuda", 0) == 0
 
 
 @pytest.mark.slow

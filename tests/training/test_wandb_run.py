@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from meloformer.errors import ConfigError
+from meloformer.training.config import TrainConfig, resolve
 from meloformer.training.wandb_run import WandbRun, check_installed
 
 is_installed = find_spec("wandb") is not None
@@ -15,6 +16,8 @@ is_installed = find_spec("wandb") is not None
 def test_without_the_package_the_flag_is_refused_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match="pip install wandb"):
         check_installed()
+    with pytest.raises(ConfigError, match="--wandb: "):
+        resolve(TrainConfig(data=("shards",), wandb="music"), "cpu", time_utc="now")
 
 
 @pytest.mark.slow
