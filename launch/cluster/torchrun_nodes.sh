@@ -28,6 +28,10 @@ fi
 # After SIGTERM, seconds in which ranks may end their step and save, before SIGKILL.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
 
+# Otherwise agents that stay keep the store of their first meeting, and one that comes later asks in
+# vain where it is: all of them end after a minute (torch 2.13, DynamicRendezvousHandler).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
 is_stopped=no
 stop() {
     is_stopped=yes

@@ -25,7 +25,7 @@ WANTED = ["--data", "data_shards/a", "--output", "runs/a", "--model_size", "tiny
 # A launcher that only says how it was called.
 SAY = """#!/usr/bin/env bash
 printf '%s\\0' "$(basename "$0")" "$@" > "$SAID"
-printf '%s' "${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-}" > "$SAID.patience"
+env > "$SAID.environment"
 """
 # What the scheduler's commands do on a cluster of this machine alone.
 SRUN = """#!/usr/bin/env bash
@@ -220,7 +220,10 @@ def test_agents_of_several_nodes_meet_at_the_head_and_go_on_after_any_restart(
     assert found.rdzv_backend == "c10d" and found.rdzv_id == "mine"
     assert re.fullmatch(r"node-1:\d+", found.rdzv_endpoint) and not found.rdzv_conf
     assert found.flags.resume == "auto" and found.flags.output == Path("runs/a")
-    assert int((tmp_path / "said.patience").read_text()) > 30, "longer than torchrun by itself"
+    lines = (tmp_path / "said.environment").read_text().splitlines()
+    variables = dict(line.split("=", 1) for line in lines if "=" in line)
+    assert int(variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) > 30, "longer than torchrun by itself"
+    assert variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1", "or no agent joins later"
 
 
 def test_an_agent_that_fails_is_started_again_once_the_run_has_lived(
