@@ -53,7 +53,9 @@ def measured_by_ranks(
             parts = {}
             if worker == "ranks_worker":
                 parts["before"] = through(folder, None, "one", FEW)
-            done = run([*torchrun(num_ranks), script, str(folder), str(chorale_shards)])
+            command = [*torchrun(num_ranks), script, str(folder), str(chorale_shards)]
+            # Many claims in one launch, and more ranks than cores.
+            done = run(command, limit_seconds=1800)
             assert done.returncode == 0, done.stderr[-3000:]
             found = json.loads((folder / "measured.json").read_text())
             if worker == "ranks_worker":

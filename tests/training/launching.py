@@ -37,7 +37,9 @@ def deepspeed(num_ranks: int, port: int) -> list[str]:
     return [str(BIN / "deepspeed"), "--num_gpus", str(num_ranks), "--master_port", str(port)]
 
 
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    command: list[str], *, limit_seconds: float = TIME_LIMIT_SECONDS, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run to the end in the repository; output and status are the caller's."""
     return subprocess.run(
         command,
@@ -45,7 +47,7 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[s
         env=ENVIRONMENT | environment,
         capture_output=True,
         text=True,
-        timeout=TIME_LIMIT_SECONDS,
+        timeout=limit_seconds,
     )
 
 
