@@ -11,8 +11,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 command -v torchrun >/dev/null || . .venv/bin/activate
 
-if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-    found=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l)
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # an empty list hides all of them
+    found=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true)
 else
     found=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 fi
@@ -27,7 +27,12 @@ case ${LAUNCHER:-torchrun} in
             launch/train.py "$@"
         ;;
     deepspeed)
-        exec deepspeed --num_gpus "$gpus" launch/train.py "$@"
+        # With --num_gpus it forgets CUDA_VISIBLE_DEVICES and takes the machine's first ones.
+        which=(--num_gpus "$gpus")
+        if [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ "$gpus" -le "$found" ]; then
+            which=(--include "localhost:$(cut -d , -f "1-$gpus" <<<"$CUDA_VISIBLE_DEVICES")")
+        fi
+        exec deepspeed "${which[@]}" launch/train.py "$@"
         ;;
     accelerate)
         # Accelerate starts the processes and no more: precision and compiling are the run's own.

@@ -183,6 +183,16 @@ def test_one_node_takes_all_gpus_that_are_visible_and_one_process_without_any(
     assert read_torchrun(start("one_node.sh")).nproc_per_node == "4"
     found = read_torchrun(start("one_node.sh", CUDA_VISIBLE_DEVICES="0,3"))
     assert found.nproc_per_node == "2"
+    assert read_torchrun(start("one_node.sh", CUDA_VISIBLE_DEVICES="")).nproc_per_node == "1"
+
+
+@pytest.mark.parametrize(("gpus", "taken"), [("", "4,6,7"), ("2", "4,6"), ("3", "4,6,7")])
+def test_deepspeed_takes_the_gpus_that_are_visible_and_not_the_first_ones(
+    start, gpus: str, taken: str
+) -> None:
+    visible = {"LAUNCHER": "deepspeed", "CUDA_VISIBLE_DEVICES": "4,6,7", "GPUS": gpus}
+    said = start("one_node.sh", *WANTED, **visible)
+    assert said == ["deepspeed", "--include", f"localhost:{taken}", "launch/train.py", *WANTED]
 
 
 def test_an_unknown_launcher_is_refused_in_one_line(start, commands: Path, tmp_path: Path) -> None:
