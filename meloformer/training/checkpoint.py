@@ -9,6 +9,7 @@ checkpoints/step-1000/
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -29,6 +30,8 @@ PARTS_NAME, MODEL_NAME = "parts", "model"
 _SUPERSEDED = ".superseded"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 _CHUNK_BYTES = 1 << 22
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +120,7 @@ def begin_checkpoint(run: Path, step: int) -> Path:
         OSError: the disk is full, or the run folder cannot be written.
     """
     for abandoned in (run / FOLDER_NAME).glob(".step-*"):
-        shutil.rmtree(abandoned)
+        _remove(abandoned)
     folder = run / FOLDER_NAME / f".step-{step}"
     (folder / PARTS_NAME).mkdir(parents=True)
     return folder
@@ -151,7 +154,7 @@ def finish_checkpoint(
     if keep_last:
         for old in step_folders(run)[:-keep_last]:
             if not keep_every or step_of(old) % keep_every:
-                shutil.rmtree(old)
+                _remove(old)
     drop_superseded(run)
     return final
 
@@ -189,7 +192,7 @@ def drop_superseded(run: Path) -> None:
     """Remove what `set_aside_later` renamed: something newer is sealed."""
     for folder in (run / FOLDER_NAME, run):
         for superseded in folder.glob(f"*{_SUPERSEDED}"):
-            shutil.rmtree(superseded)
+            _remove(superseded)
 
 
 def sum_files(
@@ -231,32 +234,39 @@ def check_files(folder: Path) -> None:
     """Compare a checkpoint with its manifest, byte for byte.
 
     Raises:
-        CheckpointError: a file is missing, cut, changed, or unknown to the manifest.
+        CheckpointError: a file is missing, cut, changed, unreadable, or unknown to the manifest.
     """
     remedy = "take another checkpoint (--resume PATH)"
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint; expected a step folder; {remedy}")
     try:
-        expected = json.loads(path.read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files = json.loads(path.read_text())["files"]
+        expected = {name: FileSum(**facts) for name, facts in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error!r}); expected a manifest; {remedy}"
         ) from error
-    for name, facts in expected.items():
-        size = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if size != facts["bytes"]:
-            found = "no such file" if size is None else f"{size} bytes"
-            raise CheckpointError(
-                f"{folder / name}: found {found}, expected {facts['bytes']} bytes; {remedy}"
-            )
-    found_sums = sum_files(folder)
+    try:
+        for name, wanted in expected.items():
+            size = (folder / name).stat().st_size if (folder / name).is_file() else None
+            if size != wanted.bytes:
+                found = "no such file" if size is None else f"{size} bytes"
+                raise CheckpointError(
+                    f"{folder / name}: found {found}, expected {wanted.bytes} bytes; {remedy}"
+                )
+        found_sums = sum_files(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or folder}: cannot be read ({error.strerror}); expected what "
+            f"{MANIFEST_NAME} lists; {remedy}"
+        ) from error
     found_sums.pop(MANIFEST_NAME)
     for name, facts in found_sums.items():
-        wanted = expected.get(name, {"sha256": "no such file"})["sha256"]
-        if facts["sha256"] != wanted:
+        digest = expected[name].sha256 if name in expected else "no such file"
+        if facts["sha256"] != digest:
             raise CheckpointError(
-                f"{folder / name}: found sha256 {facts['sha256']}, expected {wanted}; {remedy}"
+                f"{folder / name}: found sha256 {facts['sha256']}, expected {digest}; {remedy}"
             )
 
 
@@ -289,6 +299,18 @@ def newest_intact(run: Path) -> tuple[Path | None, list[str]]:
             continue
         return folder, passed_over
     return None, passed_over
+
+
+def _remove(folder: Path) -> None:
+    """Remove what is no longer wanted; what cannot be is tried again with the next checkpoint.
+
+    A network disk keeps what some other process still reads: no reason to call a checkpoint that
+    is in place a failed one.
+    """
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        logger.warning("%s: cannot be removed yet (%s)", folder, error)
 
 
 def _sha256(path: Path) -> str:

@@ -107,6 +107,43 @@ def test_auto_passes_over_a_damaged_checkpoint_and_says_why(
     assert len(lines) == 1 and str(bad) in lines[0]
 
 
+def test_whatever_byte_of_a_manifest_is_damaged_it_is_refused_or_still_says_the_same(
+    tmp_path: Path,
+) -> None:
+    folder = write_checkpoint(tmp_path, 3)
+    manifest = folder / "manifest.json"
+    good = manifest.read_bytes()
+    files = json.loads(good)["files"]
+    num_refused = 0
+    for place in range(len(good)):
+        manifest.write_bytes(good[:place] + bytes([good[place] ^ 2]) + good[place + 1 :])
+        found, lines = newest_intact(tmp_path)
+        num_refused += len(lines)
+        assert found is None or json.loads(manifest.read_bytes())["files"] == files
+    assert num_refused > len(good) / 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read")
+def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(tmp_path: Path) -> None:
+    good, bad = write_checkpoint(tmp_path, 3), write_checkpoint(tmp_path, 20)
+    (bad / "parts" / "more").symlink_to("/proc/self/mem")
+    found, lines = find_checkpoint(tmp_path, "auto")
+    assert found == good
+    assert "cannot be read (Input/output error)" in lines[0] and str(bad) in lines[0]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_make_a_new_one_fail(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = write_checkpoint(tmp_path, 5)
+    old.rename(tmp_path / "elsewhere")
+    old.symlink_to(tmp_path / "elsewhere")  # which rmtree refuses
+    for step in (10, 15):
+        check_files(write_checkpoint(tmp_path, step, keep_last=1))
+    assert f"{old}: cannot be removed yet" in caplog.text
+    assert [path.name for path in step_folders(tmp_path)] == ["step-5", "step-15"]
+
+
 def test_a_checkpoint_that_was_not_finished_does_not_exist(tmp_path: Path) -> None:
     abandoned = begin_checkpoint(tmp_path, 3)
     assert newest_intact(tmp_path) == (None, [])
