@@ -112,7 +112,7 @@ class BackgroundSaver:
         """
         assert self._thread is None and self._is_told
         self._number += 1
-        self._is_told = False
+        self._is_told, self._outcome = False, None
         arguments = (self._number, step, folder, write, seal, abandon)
         if self._is_background:
             self._thread = threading.Thread(target=self._run, args=arguments, daemon=True)
@@ -133,20 +133,32 @@ class BackgroundSaver:
         """Wait for the save that is under way; collective.
 
         Raises:
-            CheckpointError: on all ranks, when it failed and the one before too.
+            CheckpointError: on all ranks, when it failed and the one before too, or does not end.
         """
         if self._number == 0 or (self._thread is None and self._is_told):
             return
         # The first rank knows of all; the others end when it tells them, or they give up alike.
         self._join()
+        is_stuck = [0.0] * self._ranks.world_size
+        is_stuck[self._ranks.rank] = self._thread is not None and self._thread.is_alive()
+        stuck = [str(rank) for rank, flag in enumerate(self._ranks.sum(is_stuck)) if flag]
         outcome = self._ranks.on_first(lambda: self._outcome)
+        if stuck:
+            minutes = WRITE_LIMIT.total_seconds() / 60
+            raise CheckpointError(
+                f"a save has not ended within {minutes:.3g} minutes on rank {', '.join(stuck)}"
+                f"{f' ({outcome.error})' if outcome and outcome.error else ''}; look at the disk "
+                "of --output, then go on from the last good checkpoint with --resume auto"
+            )
         assert outcome is not None
         self._outcome = outcome
-        stuck = self._ranks.sum([float(self._thread is not None and self._thread.is_alive())])
         self.poll()
         self._thread = None
+        if self._store is not None and self._ranks.is_first:
+            # All have heard of it. Another saver in this process would take it for its own.
+            self._store.delete_key(f"{self._number}/sealed")
         self._failures_in_a_row = self._failures_in_a_row + 1 if outcome.error else 0
-        if self._failures_in_a_row >= FAILURES_IN_A_ROW or stuck[0]:
+        if self._failures_in_a_row >= FAILURES_IN_A_ROW:
             raise CheckpointError(
                 f"{outcome.folder}: {self._failures_in_a_row} saves in a row failed, the last "
                 f"because of: {outcome.error}; make room on the disk of --output, then go on from "

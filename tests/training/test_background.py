@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -115,6 +116,31 @@ def test_a_run_whose_last_save_failed_does_not_end_well() -> None:
     recorder.save(3, ValueError("whatever"))
     with pytest.raises(CheckpointError, match="the last save of the run failed: whatever"):
         recorder.saver.finish()
+
+
+def test_a_save_that_does_not_end_ends_the_run_and_the_rank_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(background, "WRITE_LIMIT", timedelta(seconds=0.3))
+    recorder = Recorder()
+    recorder.go_on.set()
+    recorder.save(3)
+    recorder.saver.settle()
+    recorder.go_on.clear()
+    recorder.save(6)
+    with pytest.raises(CheckpointError, match=r"within 0\.005 minutes on rank 0; look at the disk"):
+        recorder.saver.settle()
+    recorder.go_on.set()
+    recorder.saver.close()
+    assert recorder.sealed == [3, 6] and recorder.told[-1].step == 6
+
+
+def test_nothing_of_a_save_is_left_in_the_store_that_another_saver_could_take_for_its_own() -> None:
+    store = dist.HashStore()
+    saver = BackgroundSaver(ALONE, is_background=True, tell=lambda outcome: None, store=store)
+    saver.start(3, Path("step-3"), dict, lambda sums: Path("sealed"), lambda: None)
+    saver.settle()
+    assert store.num_keys() == 0
 
 
 def test_a_run_that_ends_in_an_error_waits_for_its_save() -> None:
