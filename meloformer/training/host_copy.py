@@ -12,14 +12,15 @@ class HostCopy:
     """Host memory for one moment, kept for the next one.
 
     On a GPU it is page-locked, and the copies are queued behind the step that has been computed and
-    ahead of the next: neither the step nor this process waits for them. No tensor is copied on the
-    device, so that its peak stays what training takes.
+    ahead of the next: this process does not wait for them. No tensor is copied on the device, so
+    that its peak stays what training takes.
 
     Args:
         device: where the tensors lie.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._is_pinned = device.type == "cuda"
         self._held: dict[str, torch.Tensor] = {}
         self._end: torch.cuda.Event | None = None
@@ -32,13 +33,15 @@ class HostCopy:
             whole: whole weights under their names, for `weights`; may be made one after another.
         """
         parts = []
+        # Before the first copy: reading a count on a GPU waits for all that is queued there.
+        scalars = [partition.scalars() for partition in partitions]
         for index, partition in enumerate(partitions):
             if partition.is_written:
                 host = {
                     kind: self._hold(f"{index}/{kind}", tensor)
                     for kind, tensor in partition.tensors().items()
                 }
-                parts.append(cut_part(partition, host))
+                parts.append(cut_part(partition, host, scalars[index]))
         self.weights = {name: self._hold(f"whole/{name}", tensor) for name, tensor in whole}
         if self._is_pinned:
             self._end = torch.cuda.Event()
@@ -48,7 +51,9 @@ class HostCopy:
     def wait(self) -> None:
         """Wait until everything is there."""
         if self._end is not None:
-            self._end.synchronize()
+            # A thread of its own is on the first GPU, and waiting there would take memory of it.
+            with torch.cuda.device(self._device):
+                self._end.synchronize()
 
     def _hold(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
         held = self._held.get(key)

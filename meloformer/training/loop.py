@@ -67,7 +67,7 @@ def train(session: Session, sample: Sample | None = None) -> None:
             nats=nats,
             learning_rate=rate,
         )
-        if progress.skipped_in_a_row == config.bad_steps.max_skipped_steps:
+        if progress.skipped_in_a_row >= config.bad_steps.max_skipped_steps:
             progress, owes_checkpoint = roll_back(session, progress), False
             continue
 

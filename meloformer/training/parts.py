@@ -52,17 +52,23 @@ def part_name(rank: int) -> str:
     return f"rank-{rank:05}.safetensors"
 
 
-def cut_part(partition: Partition, host: Mapping[str, torch.Tensor]) -> Part:
+def cut_part(
+    partition: Partition, host: Mapping[str, torch.Tensor], scalars: Mapping[str, float]
+) -> Part:
     """The runs of one partition.
 
     Args:
         partition: what lies where.
         host: its tensors by kind, on the host.
+        scalars: what its optimizer counts.
     """
-    scalars = partition.scalars()
     tensors, fragments = {}, {}
     for run in partition.fragments:
-        fragments[run.name] = {"start": run.start, "shape": list(run.shape), "scalars": scalars}
+        fragments[run.name] = {
+            "start": run.start,
+            "shape": list(run.shape),
+            "scalars": dict(scalars),
+        }
         for kind, flat in host.items():
             tensors[f"{kind}/{run.name}"] = flat[run.offset : run.offset + run.length]
     return Part(tensors, fragments)
