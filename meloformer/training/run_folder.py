@@ -58,7 +58,11 @@ class Run:
         temporary = folder / f"{RUN_NAME}.tmp"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+            with temporary.open("w") as file:
+                file.write(json.dumps(asdict(self), indent=2) + "\n")
+                # Renamed unsynced, a power cut may leave an empty file, and no run to resume.
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(folder / RUN_NAME)
         except OSError as error:
             raise _unwritable(folder, error) from error
