@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from meloformer.benchmarks.circumstances import commit_of, versions
+from meloformer.benchmarks.circumstances import versions
 from meloformer.benchmarks.claims import CLAIMS
 from meloformer.benchmarks.proof import (
     SCRATCH,
@@ -46,6 +46,7 @@ from meloformer.benchmarks.proof import (
 )
 from meloformer.command_line import EXIT_REFUSED, run_recipe
 from meloformer.errors import ConfigError
+from meloformer.training.commit import commit_of
 
 ROOT = Path(__file__).resolve().parents[2]
 _CORPORA = Path("../shared/corpora")

@@ -10,26 +10,9 @@ from typing import Any
 
 import torch
 
+from meloformer.training.commit import commit_of
+
 _LIBRARIES = ("torch", "numpy", "symusic", "miditok", "deepspeed")
-# What a measurement itself writes is no change of what it measures.
-_WRITTEN = (":!PROOF.json", ":!PROOF.md", ":!reports")
-
-
-def commit_of(root: Path) -> str:
-    """Short hash; `+` where files other than the proof's and reports have been changed since."""
-    try:
-        commit, changes = (
-            subprocess.run(
-                ["git", *words], cwd=root, capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for words in (
-                ("rev-parse", "--short", "HEAD"),
-                ("status", "--porcelain", "--", ".", *_WRITTEN),
-            )
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + ("+" if changes else "")
 
 
 def versions() -> str:

@@ -17,6 +17,7 @@ from meloformer.model.attention import Backend
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.masks import rule_of
 from meloformer.training.checkpoint import TrainingState
+from meloformer.training.commit import commit_of
 from meloformer.training.config import ResolvedConfig, TrainConfig, model_config, resolve
 from meloformer.training.data import TrainData, open_data
 from meloformer.training.devices import check_architecture, check_bf16, read_facts
@@ -166,7 +167,8 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
     )
     if start_step == num_steps and not is_done:
         notes.append(f"all {num_steps} steps are done: only the model is left to write")
-    start = start_facts(command or sys.argv, ranks.world_size, ranks.device, start_step)
+    commit = ranks.on_first(commit_of)
+    start = start_facts(command or sys.argv, ranks.world_size, ranks.device, start_step, commit)
     run = replace(
         known,
         settings=config.to_json(),

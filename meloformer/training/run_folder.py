@@ -36,7 +36,8 @@ class Run:
         global_batch: rows of an optimizer step, fixed at the first start.
         num_steps: optimizer steps of the whole run, of the latest start.
         manifest_sha256: of the shard folder's manifest.
-        starts: one entry per start: command, ranks, hardware, versions, the step it began at.
+        starts: one entry per start: command, commit, ranks, hardware, versions, the step it began
+            at.
         notes: choices made for the user.
     """
 
@@ -77,6 +78,11 @@ class Run:
         path = folder / RUN_NAME
         try:
             return cls(**json.loads(path.read_text()))
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{folder}: found no {RUN_NAME}; allowed: the folder of a run, as runs/<name>; "
+                "where it was lost, start anew with another --output"
+            ) from error
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f"{path}: cannot be read ({error}); expected the facts of a run; "
@@ -226,7 +232,9 @@ def accumulation_for(global_batch: int, micro_batch_rows: int, world_size: int) 
     return -(-global_batch // (micro_batch_rows * world_size))
 
 
-def start_facts(command: list[str], world_size: int, device: torch.device, step: int) -> dict:
+def start_facts(
+    command: list[str], world_size: int, device: torch.device, step: int, commit: str
+) -> dict[str, Any]:
     """What to know of a start when its numbers are compared with another's."""
     versions = {}
     for name in LIBRARIES:
@@ -240,6 +248,7 @@ def start_facts(command: list[str], world_size: int, device: torch.device, step:
         hardware["cuda"] = torch.version.cuda
     return {
         "step": step,
+        "commit": commit,
         # The program's own path may lie under somebody's home.
         "command": [Path(command[0]).name, *map(without_credentials, command[1:])],
         "world_size": world_size,

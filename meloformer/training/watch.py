@@ -75,7 +75,9 @@ def picture(run: RunReader, now: float, width: int) -> RenderableType:
     parts: list[RenderableType] = [_progress(run, now)]
     if run.num_read:
         parts += [Text(), loss_plot(run.column("loss"), run.column("step"), width - 6)]
-        parts += [_validation(run), Text(), _curves(run), Text(), _ranks(run)]
+        parts += [_validation(run), Text(), _curves(run), Text()]
+    if run.num_read and ranks > 1:
+        parts += [_ranks(run)]
     if line := run.last_log_line():
         parts += [Text(f"last word: {line}", style="dim", overflow="ellipsis", no_wrap=True)]
     return Panel(Group(*parts), title=Text(title), width=width)

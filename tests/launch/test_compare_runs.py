@@ -68,4 +68,4 @@ def test_bad_input_exits_with_2_in_one_line(run, runs: list[str], more: list[str
     code, _, complaint = run(*runs, *more)
     assert code == 2 and complaint.count("\n") == 1 and "--tolerance" in complaint
     code, _, complaint = run(runs[0], runs[1] + "/absent")
-    assert code == 2 and complaint.count("\n") == 1 and "expected the facts of a run" in complaint
+    assert code == 2 and complaint.count("\n") == 1 and "found no run.json" in complaint

@@ -280,4 +280,4 @@ def test_the_recipe_exits_with_1_on_trouble_and_2_where_there_is_no_run(
     assert status("--run", str(real), "--once") == 0
     assert "finished" in capsys.readouterr().out
     assert status("--run", str(tmp_path / "nothing")) == 2
-    assert "run.json: cannot be read" in capsys.readouterr().err
+    assert "found no run.json; allowed: the folder of a run" in capsys.readouterr().err
