@@ -75,7 +75,6 @@ class Sampler:
             return
         finally:
             module.train()
-        seconds = time.monotonic() - began
         folder = session.config.output / SAMPLES_NAME / f"step-{step}"
         shutil.rmtree(folder, ignore_errors=True)  # of this step before a resume
         folder.mkdir(parents=True)
@@ -83,6 +82,7 @@ class Sampler:
             self._write_piece(session, ids, folder / f"piece-{number}.mid", step)
             for number, ids in enumerate(pieces)
         ]
+        seconds = time.monotonic() - began  # pictures and sound included
         session.metrics.say(f"samples in {folder}, {seconds:.1f} s: {'; '.join(said)}")
 
     def _write_piece(self, session: Session, ids: np.ndarray, path: Path, step: int) -> str:
