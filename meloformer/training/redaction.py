@@ -19,8 +19,8 @@ SECRET, USER, HOST, ADDRESS, URL = "<secret>", "<user>", "<host>", "<address>", 
 
 # Parts of a name by which its value is a secret; KEY alone is music.
 _SECRET_PART = (
-    r"token|secret|passw(?:or)?d|passphrase|pwd|credentials?|auth|authorization|cookie"
-    r"|(?:api|access|private|secret|ssh|encryption|account|license|wandb|signing)[_-]?key"
+    r"token|secret|passw(?:or)?d|passphrase|pwd|pw|(?<=_)pass|credentials?|auth|authorization|cookie"
+    r"|(?:api|access|private|secret|ssh|encryption|account|license|wandb|signing)[ _-]?key"
 )
 _SECRET_NAME = rf"(?:[\w.-]{{0,60}}?[_.-])?(?:{_SECRET_PART})(?:[_-][\w-]{{0,60}})?"
 _IS_SECRET_NAME = re.compile(rf"(?:--?)?{_SECRET_NAME}", re.IGNORECASE)
@@ -52,7 +52,7 @@ _ANY_URL = re.compile(r"\b(?!file:)([a-z][a-z0-9+.-]{1,9})://[^\s\"'<>\\)\]}|,]+
 # An address of mail, or of a machine as ssh and git take it.
 _AT = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}(?::[^\s@/]{1,64})?@[\w-]+(?:\.[\w-]+)*(?::[^\s\"']+)?")
 _HOME = re.compile(
-    r"(?P<root>/home/|/Users/|/users/|/scratch/|[A-Za-z]:(?:\\\\|\\|/)Users(?:\\\\|\\|/))(?P<user>[^\s/\\\"':;,)\]}]+)"
+    r"(?P<root>/homes?\d*/|/Users/|/users/|/scratch/|[A-Za-z]:(?:\\\\|\\|/)Users(?:\\\\|\\|/))(?P<user>[^\s/\\\"':;,)\]}]+)"
 )
 _ROOT_HOME = re.compile(r"(?<![\w./])/root(?![\w-])")
 _TILDE = re.compile(r"(?<![\w~])~[A-Za-z_][\w-]*")
@@ -143,6 +143,7 @@ class Redactor:
         text = _HOME.sub("~", text)
         text = _ROOT_HOME.sub("~", text)
         text = _AT.sub(ADDRESS, text)
+        text = _DOMAIN.sub(HOST, text)
         text = _HOST_SAID.sub(_without_host, text)
         for names, label in ((self._hosts, HOST), (self._users, USER)):
             for name in sorted(names - _NO_NAMES, key=len, reverse=True):
@@ -150,7 +151,6 @@ class Redactor:
         text = _TILDE.sub("~", text)
         text = _IPV4.sub(ADDRESS, text)
         text = _IPV6.sub(_without_address, text)
-        text = _DOMAIN.sub(HOST, text)
         return _OPAQUE.sub(SECRET, text)
 
     def json(self, value: Any) -> Any:
@@ -249,7 +249,8 @@ def _is_secret_flag(word: Any) -> bool:
 def _without_value(found: re.Match[str]) -> str:
     value = found["value"]
     # A number behind a colon is a figure, as in JSON: "per_token": 1.25.
-    if ":" in found["between"] and re.fullmatch(r"-?\d+(\.\d+)?(e[+-]?\d+)?|null", value):
+    is_count = "token" in found["name"].lower() and ":" in found["between"]
+    if is_count and re.fullmatch(r"-?\d+(\.\d+)?(e[+-]?\d+)?|null", value):
         return found[0]
     quote = re.match(r"\\?[\"']", value)
     mark = quote[0] if quote else ""

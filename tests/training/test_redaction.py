@@ -56,6 +56,12 @@ PLANTED = [
     ("[fe80::1ff:fe23:4567:890a%eth0]:29500", "fe23"),
     ("fe80::1 is not reachable", "fe80"),
     ("mail bob@example.org", "bob"),
+    ("/mnt/home2/bob/x", "bob"),
+    ("/storage/homes/bob/x", "bob"),
+    ("password: 123456", "123456"),
+    ("api key: qwerty12", "qwerty12"),
+    ("DB_PASS=qwerty and pw=qwerty", "qwerty"),
+    ("gpu-node-7.secret-lab.internal", "secret-lab"),
     ("git@github.com:team-name/project.git", "team-name"),
 ]
 
