@@ -5,8 +5,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from meloformer.midi.sound import SAMPLE_RATE
+from meloformer.training.line_file import LineFile
 from meloformer.training.metrics import (
     LOG_NAME,
     METRICS_NAME,
@@ -31,12 +33,16 @@ from meloformer.training.wandb_run import WandbRun
 
 # Where nobody watches a bar: words on a validation that takes longer than this, so often.
 _SECONDS_PER_LINE = 10.0
+# TensorBoard makes a new file each time that it is opened: not at every step of a full disk.
+_SECONDS_WITHOUT_BOARD = 60.0
 
 logger = logging.getLogger("meloformer")
 
 
 class MetricsWriter:
     """Writes the first rank's account of a run; on other ranks every call does nothing.
+
+    A disk that is full ends no run: lines wait until there is room, TensorBoard misses some.
 
     Args:
         folder: the run folder.
@@ -53,6 +59,9 @@ class MetricsWriter:
         for name in (METRICS_NAME, VALIDATION_NAME):
             drop_lines_after(folder / name, start_step)
         self._folder = folder
+        self._is_refused = False
+        self._board: SummaryWriter | None = None
+        self._no_board_until = 0.0
         self._open(start_step)
         self._handler = _log_to(folder / LOG_NAME)
         self._wandb: WandbRun | None = None
@@ -83,21 +92,61 @@ class MetricsWriter:
         self._wandb = wandb_run
 
     def _show(self, values: Mapping[str, float | int | None], step: int) -> None:
-        for name, value in values.items():
-            if value is not None:
-                self._writer.add_scalar(name, value, step)
+        known = {name: value for name, value in values.items() if value is not None}
+
+        def add(board: SummaryWriter) -> None:
+            for name, value in known.items():
+                board.add_scalar(name, value, step)
+
+        self._draw(add)
         if self._wandb:
             self._wandb.log(dict(values), step)
+
+    def _write(self, lines: LineFile, values: Mapping[str, Any]) -> None:
+        try:
+            lines.add(json.dumps(values))
+        except OSError as error:
+            if not self._is_refused:
+                self._tell_refused(error)
+            self._is_refused = True
+        else:
+            self._is_refused = False
+
+    def _draw(self, draw: Callable[[SummaryWriter], None]) -> None:
+        if time.monotonic() < self._no_board_until:
+            return
+        try:
+            if self._board is None:
+                self._board = SummaryWriter(str(self._folder / TENSORBOARD_NAME))
+            draw(self._board)
+        except OSError as error:
+            if not self._is_refused:
+                self._tell_refused(error)
+            self._close_board()
+            self._no_board_until = time.monotonic() + _SECONDS_WITHOUT_BOARD
+
+    def _tell_refused(self, error: OSError) -> None:
+        self.say(
+            f"error: {self._folder}: figures are not written ({error.strerror}); the run goes on; "
+            f"{METRICS_NAME} follows when there is room, TensorBoard misses some steps; make room "
+            "on the disk of --output"
+        )
+
+    def _close_board(self) -> None:
+        board, self._board = self._board, None
+        if board is not None:
+            with suppress(OSError):
+                board.close()
 
     def step(self, metrics: StepMetrics) -> None:
         """Write down a step; a line of words every few steps and at the end."""
         if not self.is_first:
             return
         values = asdict(metrics)
-        self._lines.write(json.dumps(values) + "\n")
+        self._write(self._lines, values)
         for event in ("dropped", "rolled_back"):
             if found := values.pop(event):
-                self._writer.add_text(f"train/{event}", json.dumps(found), metrics.step)
+                self._draw(partial(_add_text, f"train/{event}", json.dumps(found), metrics.step))
         for kind, value in values.pop("loss_by_kind").items():
             values[f"kind/{kind}"] = value
         del values["step"]
@@ -122,7 +171,7 @@ class MetricsWriter:
             return []
         self._lines.close()
         self._validation_lines.close()
-        self._writer.close()
+        self._close_board()
         gone = drop_lines_after(self._folder / METRICS_NAME, step)
         drop_lines_after(self._folder / VALIDATION_NAME, step)
         self._open(step)
@@ -131,9 +180,9 @@ class MetricsWriter:
         return gone
 
     def _open(self, step: int) -> None:
-        self._lines = (self._folder / METRICS_NAME).open("a", buffering=1)
-        self._validation_lines = (self._folder / VALIDATION_NAME).open("a", buffering=1)
-        self._writer = SummaryWriter(str(self._folder / TENSORBOARD_NAME), purge_step=step + 1)
+        self._lines = LineFile(self._folder / METRICS_NAME)
+        self._validation_lines = LineFile(self._folder / VALIDATION_NAME)
+        self._board = SummaryWriter(str(self._folder / TENSORBOARD_NAME), purge_step=step + 1)
 
     @contextmanager
     def watch_validation(self, step: int, num_batches: int) -> Iterator[Callable[[], None]]:
@@ -190,7 +239,7 @@ class MetricsWriter:
             kinds = {f"valid/{told}/kind/{kind}": value for kind, value in nats.per_kind.items()}
             means = {"nats_per_token": nats.per_token, "nats_per_note": nats.per_note}
             self._show(kinds | {f"valid/{told}/{k}": value for k, value in means.items()}, step)
-        self._validation_lines.write(json.dumps(line) + "\n")
+        self._write(self._validation_lines, line)
         words = [
             f"{nats.per_token:.4f} nats per token and {nats.per_note:.3f} per note with "
             f"{'no' if told == 'none' else told} attributes"
@@ -209,8 +258,13 @@ class MetricsWriter:
         """
         if not self.is_first:
             return
-        self._writer.add_image(f"samples/{name}", imread(picture), step, dataformats="HWC")
-        self._writer.add_audio(f"samples/{name}", sound[None], step, sample_rate=SAMPLE_RATE)
+        image = imread(picture)
+
+        def add(board: SummaryWriter) -> None:
+            board.add_image(f"samples/{name}", image, step, dataformats="HWC")
+            board.add_audio(f"samples/{name}", sound[None], step, sample_rate=SAMPLE_RATE)
+
+        self._draw(add)
 
     def close(self) -> None:
         """Flush and close everything."""
@@ -218,7 +272,7 @@ class MetricsWriter:
             return
         if self._progress:
             self._progress.stop()
-        self._writer.close()
+        self._close_board()
         if self._wandb:
             self._wandb.close()
         self._lines.close()
@@ -252,9 +306,21 @@ def drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
     return gone
 
 
+def _add_text(name: str, text: str, step: int, board: SummaryWriter) -> None:
+    board.add_text(name, text, step)
+
+
+class _LogHandler(logging.StreamHandler):
+    """Says nothing of a disk that refuses a line: the terminal has it, and the next one tries."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def _log_to(path: Path) -> logging.Handler:
     stream: TextIO = path.open("a", buffering=1)
-    handler = logging.StreamHandler(stream)
+    handler = _LogHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

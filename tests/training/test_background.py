@@ -1,10 +1,7 @@
 """Saving beside training: what it waits for, what it says, and what it does when it cannot."""
 
-import resource
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -25,6 +22,7 @@ from meloformer.training.ranks import Ranks, start_ranks
 from meloformer.training.saving import Checkpoints
 from tests.layouts import tiny_config
 from tests.training.checkpoint_worker import build_engine, train
+from tests.training.full_disk import largest_file
 from tests.training.test_checkpoint import STATE
 
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
@@ -202,17 +200,6 @@ def test_a_run_that_ends_does_not_wait_for_a_rank_that_has_gone(
     saver.start(3, Path("step-3"), dict, lambda sums: Path("sealed"), lambda: None)
     saver.close()
     assert [outcome.error for outcome in told] == ["rank 1 has not written its part"]
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A disk that takes no more than so many bytes of a file."""
-    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
 def test_a_disk_that_is_full_costs_one_checkpoint_and_leaves_the_last_good_one(
