@@ -77,11 +77,17 @@ class Sampler:
             module.train()
         folder = session.config.output / SAMPLES_NAME / f"step-{step}"
         shutil.rmtree(folder, ignore_errors=True)  # of this step before a resume
-        folder.mkdir(parents=True)
-        said = [
-            self._write_piece(session, ids, folder / f"piece-{number}.mid", step)
-            for number, ids in enumerate(pieces)
-        ]
+        try:
+            folder.mkdir(parents=True)
+            said = [
+                self._write_piece(session, ids, folder / f"piece-{number}.mid", step)
+                for number, ids in enumerate(pieces)
+            ]
+        except OSError as error:
+            session.metrics.say(
+                f"no samples after step {step}: {folder}: {error.strerror or error}"
+            )
+            return
         seconds = time.monotonic() - began  # pictures and sound included
         session.metrics.say(f"samples in {folder}, {seconds:.1f} s: {'; '.join(said)}")
 

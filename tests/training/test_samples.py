@@ -58,6 +58,16 @@ def test_each_validation_leaves_midi_and_pictures_that_can_be_read(run: Path) ->
             assert num_notes_of(folder / f"{name}.mid") == int(num_notes)
 
 
+def test_a_disk_that_takes_no_samples_ends_no_run(
+    recipe: ModuleType, chorale_shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "samples").write_text("a file where a folder should be")
+    run = train(recipe, chorale_shards, tmp_path, "--max_steps", "1")
+    folder = run / "samples" / "step-1"
+    assert f"no samples after step 1: {folder}: Not a directory" in (run / "train.log").read_text()
+    assert (run / "model").is_dir()
+
+
 def test_tensorboard_shows_and_plays_them(run: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard"), {"images": 0, "audio": 0})
     events.Reload()
