@@ -126,7 +126,7 @@ class RunReader:
             self._columns = {name: [] for name in COLUMNS}
         for line in lines:
             # Lines of another kind stand between those of steps.
-            if "loss" in line and "step_seconds" in line:
+            if "loss" in line:
                 for name, column in self._columns.items():
                     value = line.get(name)
                     column.append(np.nan if value is None else float(value))

@@ -235,6 +235,21 @@ def test_a_reader_follows_a_run_that_writes_and_skips_lines_that_are_no_steps(
     assert np.isnan(run.column("loss")[-1])
 
 
+def test_a_run_whose_lines_lack_newer_figures_is_read_and_judged(
+    real: Path, tmp_path: Path
+) -> None:
+    def forget(index: int, line: Line) -> None:
+        for name in ("step_seconds", "failed_saves", "rank_seconds_max", "slowest_rank"):
+            del line[name]
+
+    run = RunReader(copied(real, tmp_path / "older", forget))
+    assert run.last_step == NUM_STEPS
+    assert all(finding.is_ok for finding in check_run(run, run.written_at()))
+    console = Console(width=100, record=True, file=None)
+    console.print(picture(run, run.written_at(), 100))
+    assert f"step {NUM_STEPS} of {2 * NUM_STEPS}" in console.export_text()
+
+
 def test_a_picture_shows_progress_curves_validation_and_the_slowest_rank(
     real: Path, tmp_path: Path
 ) -> None:
