@@ -83,11 +83,14 @@ def title_of(race: Race) -> str:
     config, name = race.config, Path(str(race.config.data)).name
     where = torch.cuda.get_device_name() if race.device.type == "cuda" else "CPU"
     return (
-        f"{name}, {config.model_size}, {config.batch_size} row{'s' if config.batch_size != 1 else ''} of "
-        f"{config.max_seq_len:,} tokens, "
-        f"{config.seeds} seed{'s' if config.seeds > 1 else ''}, learning rate "
+        f"{name}, {config.model_size}, {_counted(config.batch_size, 'row')} of "
+        f"{config.max_seq_len:,} tokens, {_counted(config.seeds, 'seed')}, learning rate "
         f"{config.learning_rate:g}, {race.backend} attention, {where}"
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def save(path: Path, race: Race, comparison: Comparison) -> None:
