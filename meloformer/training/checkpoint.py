@@ -7,6 +7,7 @@ checkpoints/step-1000/
   model/          config.json, model.safetensors: what others load
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -325,5 +326,9 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        # Some network disks cannot sync a folder: no reason to have no checkpoints there.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)

@@ -7,6 +7,7 @@ import pytest
 
 from meloformer.errors import CheckpointError, ConfigError
 from meloformer.model.tensor_file import FileSum
+from meloformer.training import checkpoint
 from meloformer.training.checkpoint import (
     TrainingState,
     begin_checkpoint,
@@ -142,6 +143,13 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_make_a_new_one_fail(
         check_files(write_checkpoint(tmp_path, step, keep_last=1))
     assert f"{old}: cannot be removed yet" in caplog.text
     assert [path.name for path in step_folders(tmp_path)] == ["step-5", "step-15"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a disk that syncs no folder")
+def test_a_disk_that_cannot_sync_a_folder_may_hold_checkpoints() -> None:
+    checkpoint._sync(Path("/proc/self"))
+    with pytest.raises(OSError, match="Invalid argument"):
+        checkpoint._sync(Path("/proc/self/status"))
 
 
 def test_a_checkpoint_that_was_not_finished_does_not_exist(tmp_path: Path) -> None:
