@@ -167,6 +167,8 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
     )
     if start_step == num_steps and not is_done:
         notes.append(f"all {num_steps} steps are done: only the model is left to write")
+    elif 0 < start_step < num_steps:
+        notes.append(f"goes on after step {start_step}, from {checkpoint}")
     commit = ranks.on_first(commit_of)
     start = start_facts(command or sys.argv, ranks.world_size, ranks.device, start_step, commit)
     run = replace(

@@ -166,6 +166,8 @@ def test_a_resumed_run_repeats_losses_rates_and_weights_to_the_last_bit(
     flags = [*base_flags, *more, "--output", str(resumed)]
     die_after_first_checkpoint(recipe, flags)
     recipe.main(parse_flags(TrainConfig, [*flags, "--resume", "auto"]))
+    log = (resumed / "train.log").read_text()
+    assert re.search(r"goes on after step \d+, from .*/step-\d+$", log, re.MULTILINE)
 
     expected, found = (lines(run / METRICS_NAME) for run in (undisturbed, resumed))
     names = ("step", "epoch", "phase", "loss", "lr", "grad_norm", "tokens", "padding")
