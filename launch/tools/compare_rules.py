@@ -89,7 +89,7 @@ def title_of(race: Race) -> str:
     )
 
 
-def _counted(number: int, noun: str) -> str:
+def _counted(number: int | None, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
