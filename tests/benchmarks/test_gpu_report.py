@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -122,9 +123,14 @@ def test_a_signal_ends_the_report_with_what_was_found_until_then(tmp_path: Path)
     late = child("late", code)
     late = replace(late, command=(*late.command, str(os.getpid())))
     children = [child("works", "open('works.json', 'w').write('{\"warm_s\": 3}')"), late]
-    found, stopped_by = run_report(
-        [*children, child("never", "")], tmp_path, root=tmp_path, minutes=1, say=print
-    )
+    # Ignored where the tests run in the background of a shell.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        found, stopped_by = run_report(
+            [*children, child("never", "")], tmp_path, root=tmp_path, minutes=1, say=print
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert isinstance(stopped_by, KeyboardInterrupt)
     assert found["warm_s"] == 3 and found["cold_s"] == 7
     assert [row["name"] for row in found["children"]] == ["works", "late"]
