@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meloformer.training.metrics import BYTES_PER_GIB, duration
+from meloformer.training.metrics import BYTES_PER_GIB, duration, gibibytes
 from meloformer.training.run_reader import RunReader
 
 # Where a figure is no longer that of a healthy run.
@@ -96,13 +96,13 @@ def check_memory(run: RunReader) -> Finding:
     words, wrong = [], []
     if len(device):
         growth = device[-1] - device[0]
-        words.append(f"device peak {_gib(device[-1])} ({growth / device[0]:+.1%})")
+        words.append(f"device peak {gibibytes(device[-1])} ({growth / device[0]:+.1%})")
         if growth > max(_MOST_DEVICE_GROWTH * device[0], _LEAST_DEVICE_BYTES):
             wrong.append("the device's peak grows: launch/tools/memory_profile.py, a smaller batch")
     if len(host):
         edge = max(len(host) // 10, 1)
         before, after = np.median(host[:edge]), np.median(host[-edge:])
-        words.append(f"host {_gib(after)} ({after / before - 1:+.1%})")
+        words.append(f"host {gibibytes(after)} ({after / before - 1:+.1%})")
         if after - before > max(_MOST_HOST_GROWTH * before, _LEAST_HOST_BYTES):
             wrong.append(
                 "the process grows: fewer --num_workers, a smaller --shard_cache; go on with "
@@ -278,7 +278,3 @@ def _last_part(run: RunReader, name: str) -> np.ndarray:
     values = run.of_last_start(name)
     part = values[-_part_length(len(values)) :]
     return part[np.isfinite(part)]
-
-
-def _gib(size: float) -> str:
-    return f"{size / BYTES_PER_GIB:.2f} GiB"

@@ -156,6 +156,15 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def gibibytes(size: float) -> str:
+    """Bytes for people.
+
+    >>> gibibytes(3 << 29)
+    '1.50 GiB'
+    """
+    return f"{size / BYTES_PER_GIB:.2f} GiB"
+
+
 def duration(seconds: float) -> str:
     """Seconds for people.
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from meloformer.training.health import Finding, silent_seconds
-from meloformer.training.metrics import BYTES_PER_GIB, duration
+from meloformer.training.metrics import duration, gibibytes
 from meloformer.training.run_reader import RunReader
 
 _LOSS_ROWS = 9
@@ -41,10 +41,6 @@ def _percent(value: float) -> str:
     return f"{value:.1%}"
 
 
-def _gib(value: float) -> str:
-    return f"{value / BYTES_PER_GIB:.2f} GiB"
-
-
 CURVES = (
     Curve("nats_per_note", "nats per note", lambda value: f"{value:.3f}"),
     Curve("grad_norm", "gradient norm", lambda value: f"{value:.3f}"),
@@ -54,8 +50,8 @@ CURVES = (
     Curve("gpu_utilisation", "GPU busy", _percent),
     Curve("data_wait", "data wait", _percent),
     Curve("padding", "padding", _percent),
-    Curve("memory", "device peak", _gib),
-    Curve("memory_host", "host memory", _gib),
+    Curve("memory", "device peak", gibibytes),
+    Curve("memory_host", "host memory", gibibytes),
     Curve("skipped", "skipped steps", lambda value: f"{value:.0f}"),
 )
 

@@ -18,6 +18,7 @@ from meloformer.tokens.vocabulary import fingerprint
 from meloformer.training import background
 from meloformer.training.background import BackgroundSaver, SaveOutcome
 from meloformer.training.checkpoint import MODEL_NAME, PARTS_NAME, check_files, step_folders
+from meloformer.training.engine import Engine
 from meloformer.training.ranks import Ranks, start_ranks
 from meloformer.training.saving import Checkpoints
 from tests.layouts import tiny_config
@@ -202,20 +203,24 @@ def test_a_run_that_ends_does_not_wait_for_a_rank_that_has_gone(
     assert [outcome.error for outcome in told] == ["rank 1 has not written its part"]
 
 
-def test_a_disk_that_is_full_costs_one_checkpoint_and_leaves_the_last_good_one(
-    tmp_path: Path,
-) -> None:
-    engine = build_engine(start_ranks("cpu"), "zero2", is_bf16=True)
-    told: list[SaveOutcome] = []
-    saver = Checkpoints(
+def checkpoints_of(engine: Engine, run: Path, told: list[SaveOutcome]) -> Checkpoints:
+    return Checkpoints(
         engine,
-        tmp_path,
+        run,
         tiny_config(),
         keep_last=2,
         keep_every=0,
         is_background=True,
         tell=told.append,
     )
+
+
+def test_a_disk_that_is_full_costs_one_checkpoint_and_leaves_the_last_good_one(
+    tmp_path: Path,
+) -> None:
+    engine = build_engine(start_ranks("cpu"), "zero2", is_bf16=True)
+    told: list[SaveOutcome] = []
+    saver = checkpoints_of(engine, tmp_path, told)
     state = replace(STATE, world_size=1, tokenizer_fingerprint=fingerprint())
 
     def save(step: int) -> None:
@@ -247,15 +252,7 @@ def test_a_disk_that_is_full_costs_one_checkpoint_and_leaves_the_last_good_one(
 def test_a_folder_that_cannot_be_made_is_a_failed_save_and_no_crash(tmp_path: Path) -> None:
     engine = build_engine(start_ranks("cpu"), "zero2", is_bf16=False)
     told: list[SaveOutcome] = []
-    saver = Checkpoints(
-        engine,
-        tmp_path,
-        tiny_config(),
-        keep_last=2,
-        keep_every=0,
-        is_background=True,
-        tell=told.append,
-    )
+    saver = checkpoints_of(engine, tmp_path, told)
     (tmp_path / "checkpoints").write_text("a file where a folder should be")
     saver.save(STATE)
     with pytest.raises(CheckpointError, match="the last save of the run failed"):
