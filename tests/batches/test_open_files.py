@@ -5,7 +5,7 @@ import pytest
 
 from meloformer.batches.batch import Batch
 from meloformer.batches.collate import collate_rows
-from meloformer.batches.stream import load
+from meloformer.batches.data_workers import load
 
 NUM_BATCHES = 24
 
