@@ -34,8 +34,7 @@ def _sum_of_sources() -> str:
     return digest.hexdigest()[:16]
 
 
-@pytest.fixture(scope="session")
-def chorale_shards() -> Path:
+def chorale_folder() -> Path:
     """A shard folder of real chorales: several shards, and no split is empty."""
     CACHE.mkdir(parents=True, exist_ok=True)
     folder = CACHE / f"chorales-{_sum_of_sources()}"
@@ -49,6 +48,12 @@ def chorale_shards() -> Path:
     shards = ShardFolder.open(folder)
     assert all(shards.split(split).num_pieces for split in ("train", "valid", "test"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def chorale_shards() -> Path:
+    """The same for tests."""
+    return chorale_folder()
 
 
 @pytest.fixture(scope="session")

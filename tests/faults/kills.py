@@ -1,0 +1,108 @@
+"""Rows of the table of faults: processes that are killed, and runs that come back."""
+
+from tests.faults.rows import NUM_STEPS, SAVE_EVERY, Drill, FaultRow, Run, Strike, fault
+from tests.training.launching import deepspeed, free_port, torchrun
+
+AGAIN = ("--resume", "auto")
+
+
+@fault("SIGKILL of one rank at a random step", ranks=2)
+def kill_at_a_random_step(drill: Drill) -> FaultRow:
+    """Killed under torchrun, which ends; started again by hand."""
+    return _kill_and_start_again(drill, 2, torchrun(2), "SIGKILL")
+
+
+@fault("SIGKILL of one of four ranks at a random step", ranks=4)
+def kill_one_of_four(drill: Drill) -> FaultRow:
+    """The same on four ranks."""
+    return _kill_and_start_again(drill, 4, torchrun(4), "SIGKILL")
+
+
+@fault("SIGKILL of one rank at a random step, under the deepspeed launcher", ranks=2)
+def kill_under_deepspeed(drill: Drill) -> FaultRow:
+    """The launcher ends the other rank and itself; started again by hand."""
+    return _kill_and_start_again(drill, 2, deepspeed(2, free_port()), r"-9|exits with return code")
+
+
+@fault("SIGKILL of one rank in the first step", ranks=2)
+def kill_in_the_first_step(drill: Drill) -> FaultRow:
+    """Nothing is saved yet: the run starts anew in the same folder."""
+    with drill.start(2) as run:
+        victim = drill.draws.randrange(2)
+        # The last that is said before the first step.
+        run.wait_for_words("--check_gradients: .* allowed")
+        run.ranks()[victim].kill()
+        struck = run.strike()
+        complaints = [f"step {struck.step} was already done"] if struck.step else []
+        detected, found = _ended(run, struck, "SIGKILL")
+    with drill.start(2, *AGAIN) as run:
+        recovered = run.wait_for_recovery(struck)
+        run.wait_for_end()
+        return drill.judge(
+            run,
+            struck,
+            num_ranks=2,
+            detected_s=detected,
+            recovered_s=recovered,
+            complaints=[*complaints, *found],
+        )
+
+
+@fault("SIGKILL of one rank, brought back by torchrun --max_restarts", ranks=2)
+def torchrun_brings_it_back(drill: Drill) -> FaultRow:
+    """Nobody starts anything again."""
+    with drill.start(2, launcher=[*torchrun(2), "--max_restarts", "2"]) as run:
+        struck = _kill_at_a_random_step(drill, run, 2)
+        run.wait_for_words("failed .exitcode: -9", since=struck.num_said)
+        detected = struck.seconds()
+        recovered = run.wait_for_recovery(struck)
+        run.wait_for_end()
+        return drill.judge(run, struck, num_ranks=2, detected_s=detected, recovered_s=recovered)
+
+
+def _kill_and_start_again(
+    drill: Drill, num_ranks: int, launcher: list[str], reason: str
+) -> FaultRow:
+    with drill.start(num_ranks, launcher=launcher) as run:
+        struck = _kill_at_a_random_step(drill, run, num_ranks)
+        detected, complaints = _ended(run, struck, reason)
+    with drill.start(num_ranks, *AGAIN, launcher=launcher) as run:
+        recovered = run.wait_for_recovery(struck)
+        run.wait_for_end()
+        return drill.judge(
+            run,
+            struck,
+            num_ranks=num_ranks,
+            detected_s=detected,
+            recovered_s=recovered,
+            complaints=complaints,
+        )
+
+
+def _kill_at_a_random_step(drill: Drill, run: Run, num_ranks: int) -> Strike:
+    """After the first checkpoint and before the last step."""
+    step = drill.draws.randrange(SAVE_EVERY + 1, NUM_STEPS - 1)
+    victim = drill.draws.randrange(num_ranks)
+    run.wait_for_step(step)
+    run.ranks()[victim].kill()
+    return run.strike()
+
+
+def _ended(run: Run, struck: Strike, reason: str) -> tuple[float, list[str]]:
+    """Wait for the end that a fault brings; seconds since the fault, and what is wrong with it."""
+    status = run.wait_for_end()
+    seconds = struck.seconds()
+    return seconds, [
+        *([] if status else ["the launcher ended with 0"]),
+        *run.says_at_the_end(reason),
+        *run.left_behind(),
+    ]
+
+
+ROWS = [
+    kill_at_a_random_step,
+    kill_in_the_first_step,
+    kill_one_of_four,
+    kill_under_deepspeed,
+    torchrun_brings_it_back,
+]
