@@ -81,7 +81,7 @@ def check_gradients(session: Session) -> None:
     first, ranks = session.progress.step + 1, session.ranks
     if session.config.check_gradients == "off" or first > session.num_steps:
         return
-    shape = session.graphs.shapes.of_rows(session.rows_at(first)).smallest
+    shape = session.graphs.shapes.of_rows(session.warming.rows_at(first)).smallest
     whole = shape._replace(rows=shape.rows * ranks.world_size * MICRO_STEPS)
     if not is_cheap(session.model_config, whole, ranks.device):
         session.metrics.say(
@@ -89,7 +89,7 @@ def check_gradients(session: Session) -> None:
             "gradient is not compared with that of a single process"
         )
         return
-    session.warm_up(first)
+    session.warming.warm_up(first)
     specs = session.stream.short_step(shape, MICRO_STEPS)
     if not specs:
         return

@@ -18,8 +18,9 @@ from meloformer.batches.collate import collate_rows
 from meloformer.batches.phases import BatchShape, PhaseConfig, batch_shapes
 from meloformer.batches.plan import PlanConfig
 from meloformer.errors import TrainingError
+from meloformer.model.config import MuseFormerConfig
 from meloformer.model.fused import GRAPHS_PER_ROWS
-from meloformer.model.masks import BLOCK_SIZE, Rule
+from meloformer.model.masks import BLOCK_SIZE, Rule, rule_of
 from meloformer.training.loss import step_loss
 from meloformer.training.ranks import Ranks, ranks_on_host
 
@@ -154,6 +155,31 @@ class GraphBudget:
             "changes from batch to batch is compiled in, and each batch would compile anew; start "
             "with TORCH_LOGS=recompiles to see which"
         )
+
+
+def declare_graphs(
+    plan: PlanConfig,
+    phases: PhaseConfig,
+    config: MuseFormerConfig,
+    *,
+    fuse: bool,
+    is_compiled: bool,
+) -> GraphBudget:
+    """The budget of a run; where attention is compiled, torch is held to it from here on.
+
+    Args:
+        plan: of the rows.
+        phases: of the micro-batches.
+        config: the model.
+        fuse: whether the pointwise parts are compiled.
+        is_compiled: whether attention is.
+    """
+    shapes = declare_shapes(plan, phases)
+    if not is_compiled:
+        return GraphBudget(shapes, None)
+    num_graphs = shapes.num_graphs(rule_of(config.rule), summaries=config.summaries, fuse=fuse)
+    limit_graphs(num_graphs)
+    return GraphBudget(shapes, num_graphs)
 
 
 class Trainee(Protocol):

@@ -27,11 +27,11 @@ def train(session: Session, sample: Sample | None = None) -> None:
     config, ranks, engine = session.config, session.ranks, session.engine
     progress = session.progress
     kinds = KindTotals(ranks)
-    session.try_largest()
+    session.warming.try_largest(progress.step + 1, session.num_steps)
     check_gradients(session)
     owes_checkpoint = False
     while (step := progress.step + 1) <= session.num_steps:
-        session.warm_up(step)
+        session.begin(step)
         rate = learning_rate(step, session.num_steps, config.schedule)
         engine.set_learning_rate(rate)
 

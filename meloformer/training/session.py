@@ -12,32 +12,29 @@ import torch
 from torch import Tensor
 
 from meloformer.batches.batch import Batch
-from meloformer.batches.phases import BatchShape, phase_at
+from meloformer.batches.phases import BatchShape
 from meloformer.batches.stream import TrainStream
 from meloformer.model.attention import build_plan
-from meloformer.model.masks import Rule, rule_of
+from meloformer.model.masks import rule_of
 from meloformer.model.memory import BatchSize
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.vocabulary import fingerprint
 from meloformer.training.bad_steps import Judge, Verdict
 from meloformer.training.building import attention_precision, build_model
 from meloformer.training.checkpoint import TrainingState
-from meloformer.training.compile_ahead import CompileAhead, CompileSpec
-from meloformer.training.compile_cache import found_in_cache, use_compile_cache
+from meloformer.training.compile_ahead import CompileSpec
+from meloformer.training.compile_cache import use_compile_cache
 from meloformer.training.config import fuses
 from meloformer.training.engine import Engine
-from meloformer.training.graphs import GraphBudget, declare_shapes, limit_graphs, warm_up
-from meloformer.training.metrics import duration
+from meloformer.training.graphs import declare_graphs
 from meloformer.training.metrics_writer import MetricsWriter
 from meloformer.training.nats import Nats
 from meloformer.training.out_of_memory import (
-    describe,
     explain_out_of_memory,
     held_bytes,
     remedy,
     total_bytes,
 )
-from meloformer.training.preflight import is_cheap, try_largest
 from meloformer.training.prepare import Prepared
 from meloformer.training.run_folder import lock_run
 from meloformer.training.saving import Checkpoints, restore
@@ -45,6 +42,7 @@ from meloformer.training.step import Clock, Progress, StepCounts
 from meloformer.training.step_meter import StepMeter
 from meloformer.training.validation import validate
 from meloformer.training.wandb_run import WandbRun
+from meloformer.training.warming import Warming
 
 
 class Session:
@@ -111,18 +109,16 @@ class Session:
             is_background=self.config.background_save == "on",
             tell=lambda outcome: self.metrics.say(outcome.line()),
         )
-        shapes = declare_shapes(self._data.plan, self._data.phases)
-        num_graphs = shapes.num_graphs(
-            self._rule, summaries=self.model_config.summaries, fuse=self.fuse
+        self.graphs = declare_graphs(
+            self._data.plan,
+            self._data.phases,
+            self.model_config,
+            fuse=self.fuse,
+            is_compiled=self._backend == "flex",
         )
-        is_compiled = self._backend == "flex"
-        if is_compiled:
-            limit_graphs(num_graphs)
-        self.graphs = GraphBudget(shapes, num_graphs if is_compiled else None)
         self.run.starts[-1]["num_graphs"] = self.graphs.num_graphs
-        self._ahead = self._compiling_ahead(self.config.compile_workers if is_compiled else 0)
-        self._warm_rows: set[int] = set()
         self.clock = Clock(self.ranks.device)
+        self.warming = self._warming()
         self._meter = StepMeter(self.model_config, self.ranks, self.num_steps, self.clock)
 
     def _follow(self) -> None:
@@ -144,7 +140,7 @@ class Session:
         """The model as it is before the first step, on the CPU."""
         return build_model(self.config, self.model_config, fuse=self.fuse)
 
-    def _compiling_ahead(self, num_workers: int | None) -> CompileAhead:
+    def _warming(self) -> Warming:
         spec = CompileSpec(
             model=self.model_config,
             device=self.ranks.device,
@@ -155,72 +151,21 @@ class Session:
             fuse=self.fuse,
             block_size=self.config.block_size,
         )
-        return CompileAhead(spec, num_workers, self.ranks.local_rank, say=self.metrics.say)
-
-    def try_largest(self) -> None:
-        """Before the first step of a start: does the largest batch fit, on every rank?
-
-        Raises:
-            OutOfMemoryError: it does not.
-        """
-        first, last = self.progress.step + 1, self.num_steps
-        if first > last:
-            return
-        rows = max(self.rows_at(step) for step in (first, last))
-        shape = self.graphs.shapes.of_rows(rows).largest
-        if not is_cheap(self.model_config, shape, self.ranks.device):
-            self.metrics.say(
-                f"the largest batch, {describe(shape)}, is not tried before the first step: "
-                "on a CPU that would take more than seconds"
-            )
-            return
-        # Not beside the trial: the processes that compile take memory too.
-        shapes = self.graphs.shapes.of_rows(self.rows_at(first))
-        self._ahead.compile(replace(shapes, train=(shape, *shapes.train)))
-        trial = try_largest(
+        return Warming(
+            spec,
+            self.config,
             self.engine,
-            self.predict,
-            shape,
-            self._blocks_rule,
-            accumulates=self.config.gradient_accumulation_steps > 1
-            or rows < self.config.batch_size,
-            block_size=self.config.block_size,
-            fuse=self.fuse,
-            watch=lambda batch: self.watch("the trial before the first step", batch),
+            self.graphs,
+            self._data.phases,
+            self.clock,
+            predict=self.predict,
+            watch=self.watch,
+            say=self.metrics.say,
         )
-        for line in trial.lines(self.config.memory_headroom):
-            self.metrics.say(line)
-        self.clock.pause()
 
-    def rows_at(self, step: int) -> int:
-        """Rows of a micro-batch of a step."""
-        return phase_at(step, self._data.phases).micro_batch_rows
-
-    def warm_up(self, step: int) -> None:
-        """Compile what a phase will meet before its first step; at other steps do nothing."""
-        rows = self.rows_at(step)
-        if self._backend != "flex" or rows in self._warm_rows:
-            return
-        self._warm_rows.add(rows)
-        shapes = self.graphs.shapes.of_rows(rows)
-        began = time.perf_counter()
-        self._ahead.compile(shapes)
-        warm_up(
-            self.engine,
-            self.predict,
-            shapes,
-            self._blocks_rule,
-            block_size=self.config.block_size,
-            fuse=self.fuse,
-            watch=lambda batch: self.watch(f"the warm-up before step {step}", batch),
-        )
-        self._ahead.note_compiled(shapes)
-        self.metrics.say(
-            f"compiled attention for {len(shapes.train)} shapes: {self.graphs.num_compiled} "
-            f"graphs of {self.graphs.num_graphs} declared, in "
-            f"{duration(time.perf_counter() - began)}"
-        )
-        self.clock.pause()
+    def begin(self, step: int) -> None:
+        """What comes before a step."""
+        self.warming.warm_up(step)
 
     @contextmanager
     def watch(self, moment: str, batch: Batch | None = None) -> Iterator[None]:
@@ -260,10 +205,6 @@ class Session:
         plan = build_plan(batch.layout, self._rule, self._backend, batch.blocks, self._precision)
         with self.clock.forward() if torch.is_grad_enabled() else nullcontext():
             return (model or self.engine)(batch.ids_BT, batch.layout, plan)
-
-    @property
-    def _blocks_rule(self) -> Rule | None:
-        return self._rule if self._backend == "flex" else None
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether something happens after this step: every so often, and after the last."""
@@ -306,7 +247,9 @@ class Session:
         self.metrics.step(replace(metrics, dropped=dropped, rolled_back=self.rolled_back))
         self.rolled_back = None
         if self._began is not None:
-            self._note_first_step(time.perf_counter() - self._began)
+            first = self.warming.first_step(time.perf_counter() - self._began)
+            self._note(first.facts())
+            self.metrics.say(first.line())
             self._began = None
 
     def return_to(self, checkpoint: Path, state: TrainingState) -> None:
@@ -318,23 +261,10 @@ class Session:
         self.judge.restore(state.recent_steps)
         self.clock.pause()
 
-    def _note_first_step(self, seconds: float) -> None:
-        """What the first step of this start took, and whether its code was compiled before."""
-        found = found_in_cache() if self._backend == "flex" else None
-        if self._ahead.has_compiled:
-            found = "cold"  # it lay in the cache because other processes had just put it there
-        times = {
-            "first_step_s": seconds,
-            "cold_s": seconds if found == "cold" else None,
-            "warm_s": seconds if found == "warm" else None,
-        }
-        self.run = replace(self.run, starts=[*self.run.starts[:-1], self.run.starts[-1] | times])
+    def _note(self, facts: dict[str, Any]) -> None:
+        """Write facts of this start into run.json."""
+        self.run = replace(self.run, starts=[*self.run.starts[:-1], self.run.starts[-1] | facts])
         self.ranks.on_first(lambda: self.run.save(self.config.output))
-        words = {"cold": ", code compiled anew", "warm": ", compiled code from the cache"}
-        self.metrics.say(
-            f"the first step ended {seconds:.1f} s after the start of the session"
-            + (words[found] if found else "")
-        )
 
     def _score(self, step: int, batch: Batch) -> Tensor:
         with self.watch(f"the validation after step {step}", batch):

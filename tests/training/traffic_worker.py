@@ -127,8 +127,8 @@ def main(shards: Path, folder: Path) -> None:
 
         steps: list[list[tuple[str, int, str]]]
 
-        def warm_up(self, step: int) -> None:
-            super().warm_up(step)
+        def begin(self, step: int) -> None:
+            super().begin(step)
             if step == 1:
                 self.steps = []
                 collectives.take()  # what a start takes
