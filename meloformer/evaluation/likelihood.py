@@ -53,7 +53,7 @@ def nats_per_token(
     nats, num_targets = 0.0, 0
     for start in range(0, len(in_order), batch_size):
         chosen = in_order[start : start + batch_size]
-        batch = collate_rows([[ids] for ids in chosen], _row_length(chosen)).to(device)
+        batch = collate_rows([[ids] for ids in chosen], row_length(chosen)).to(device)
         with torch.no_grad():
             logits_BTV = model(batch.ids_BT, batch.layout, build_plan(batch.layout, rule))
         nats += F.cross_entropy(
@@ -68,7 +68,7 @@ def nats_per_token(
     return nats / num_targets
 
 
-def _row_length(windows: Sequence[np.ndarray]) -> int:
+def row_length(windows: Sequence[np.ndarray]) -> int:
     """Whole blocks that hold the longest window and as many bars as any of them has."""
     most_tokens = max(map(len, windows))
     most_bars = max(int((KIND_OF[ids] == Kind.BAR).sum()) for ids in windows)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,11 +103,7 @@ class TrainData:
     @property
     def manifest_sum(self) -> str:
         """Changes with any byte of any shard, and with the weights."""
-        sums = [folder.manifest_sha256 for folder in self.folders]
-        if self.config.weights == (1.0,):
-            return sums[0]
-        text = json.dumps([sums, list(self.config.weights)])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return manifest_sum(self.folders, self.config.weights)
 
     @property
     def bars_per_token(self) -> float:
@@ -196,6 +193,14 @@ class TrainData:
             blocks_rule=self.blocks_rule,
             block_size=self.config.block_size,
         )
+
+
+def manifest_sum(folders: Sequence[ShardFolder], weights: tuple[float, ...]) -> str:
+    """A sum that changes with any byte of any shard, and with the weights of several folders."""
+    sums = [folder.manifest_sha256 for folder in folders]
+    if weights == (1.0,):
+        return sums[0]
+    return hashlib.sha256(json.dumps([sums, list(weights)]).encode()).hexdigest()
 
 
 def open_data(config: ResolvedConfig, global_batch: int, blocks_rule: Rule | None) -> TrainData:

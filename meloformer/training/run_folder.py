@@ -242,7 +242,13 @@ def start_facts(
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    hardware: dict[str, Any] = {"cpu_cores": os.cpu_count(), "machine": platform.machine()}
+    hardware: dict[str, Any] = {
+        "cpu_cores": os.cpu_count(),
+        "machine": platform.machine(),
+        # Sums come out alike to the last bit with the same instructions on as many threads.
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
     if device.type == "cuda":
         hardware["gpu"] = torch.cuda.get_device_name(device)
         hardware["cuda"] = torch.version.cuda
