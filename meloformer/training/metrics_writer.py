@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from meloformer.midi.sound import SAMPLE_RATE
+from meloformer.training.board import Board
 from meloformer.training.line_file import LineFile
 from meloformer.training.metrics import (
     LOG_NAME,
@@ -33,8 +34,6 @@ from meloformer.training.wandb_run import WandbRun
 
 # Where nobody watches a bar: words on a validation that takes longer than this, so often.
 _SECONDS_PER_LINE = 10.0
-# TensorBoard makes a new file each time that it is opened: not at every step of a full disk.
-_SECONDS_WITHOUT_BOARD = 60.0
 
 logger = logging.getLogger("meloformer")
 
@@ -42,7 +41,7 @@ logger = logging.getLogger("meloformer")
 class MetricsWriter:
     """Writes the first rank's account of a run; on other ranks every call does nothing.
 
-    A disk that is full ends no run: lines wait until there is room, TensorBoard misses some.
+    A disk that is full ends no run: lines wait until there is room, TensorBoard misses some steps.
 
     Args:
         folder: the run folder.
@@ -56,13 +55,13 @@ class MetricsWriter:
         self.is_first = is_first
         if not is_first:
             return
-        for name in (METRICS_NAME, VALIDATION_NAME):
-            drop_lines_after(folder / name, start_step)
         self._folder = folder
         self._is_refused = False
-        self._board: SummaryWriter | None = None
-        self._no_board_until = 0.0
-        self._open(start_step)
+        self._lines = LineFile(folder / METRICS_NAME)
+        self._validation_lines = LineFile(folder / VALIDATION_NAME)
+        for lines in (self._lines, self._validation_lines):
+            lines.keep_while(partial(_is_of, range(start_step + 1)))
+        self._board = Board(folder / TENSORBOARD_NAME, start_step)
         self._handler = _log_to(folder / LOG_NAME)
         self._wandb: WandbRun | None = None
         self._console = Console(file=sys.stdout)
@@ -103,40 +102,32 @@ class MetricsWriter:
             self._wandb.log(dict(values), step)
 
     def _write(self, lines: LineFile, values: Mapping[str, Any]) -> None:
-        try:
+        with self._told():
             lines.add(json.dumps(values))
-        except OSError as error:
-            if not self._is_refused:
-                self._tell_refused(error)
-            self._is_refused = True
-        else:
-            self._is_refused = False
 
     def _draw(self, draw: Callable[[SummaryWriter], None]) -> None:
-        if time.monotonic() < self._no_board_until:
-            return
+        with self._told():
+            self._board.draw(draw)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Held around writing: says once that the disk refuses it, once that it takes it again."""
         try:
-            if self._board is None:
-                self._board = SummaryWriter(str(self._folder / TENSORBOARD_NAME))
-            draw(self._board)
+            yield
         except OSError as error:
             if not self._is_refused:
-                self._tell_refused(error)
-            self._close_board()
-            self._no_board_until = time.monotonic() + _SECONDS_WITHOUT_BOARD
-
-    def _tell_refused(self, error: OSError) -> None:
-        self.say(
-            f"error: {self._folder}: figures are not written ({error.strerror}); the run goes on; "
-            f"{METRICS_NAME} follows when there is room, TensorBoard misses some steps; make room "
-            "on the disk of --output"
-        )
-
-    def _close_board(self) -> None:
-        board, self._board = self._board, None
-        if board is not None:
-            with suppress(OSError):
-                board.close()
+                self.say(
+                    f"error: {self._folder}: figures are not written ({error.strerror}); the run "
+                    f"goes on; {METRICS_NAME} follows when there is room, TensorBoard misses some "
+                    "steps; make room on the disk of --output"
+                )
+            self._is_refused = True
+        else:
+            files = (self._lines, self._validation_lines)
+            is_whole = not any(lines.num_waiting for lines in files) and self._board.is_open
+            if self._is_refused and is_whole:
+                self._is_refused = False
+                self.say(f"{self._folder}: figures are written again")
 
     def step(self, metrics: StepMetrics) -> None:
         """Write down a step; a line of words every few steps and at the end."""
@@ -169,20 +160,15 @@ class MetricsWriter:
         """
         if not self.is_first:
             return []
-        self._lines.close()
-        self._validation_lines.close()
-        self._close_board()
-        gone = drop_lines_after(self._folder / METRICS_NAME, step)
-        drop_lines_after(self._folder / VALIDATION_NAME, step)
-        self._open(step)
+        gone: list[str] = []
+        is_kept = partial(_is_of, range(step + 1))
+        with self._told():
+            gone = self._lines.keep_while(is_kept)
+            self._validation_lines.keep_while(is_kept)
+        self._board.rewind(step)
         if self._progress:
             self._progress.update(self._task, completed=step)
-        return gone
-
-    def _open(self, step: int) -> None:
-        self._lines = LineFile(self._folder / METRICS_NAME)
-        self._validation_lines = LineFile(self._folder / VALIDATION_NAME)
-        self._board = SummaryWriter(str(self._folder / TENSORBOARD_NAME), purge_step=step + 1)
+        return [json.loads(line) for line in gone]
 
     @contextmanager
     def watch_validation(self, step: int, num_batches: int) -> Iterator[Callable[[], None]]:
@@ -272,38 +258,24 @@ class MetricsWriter:
             return
         if self._progress:
             self._progress.stop()
-        self._close_board()
         if self._wandb:
             self._wandb.close()
-        self._lines.close()
-        self._validation_lines.close()
+        num_lost = self._lines.close() + self._validation_lines.close()
+        if not self._board.close() or num_lost:
+            self.say(
+                f"error: {self._folder}: the disk has no room for the last figures: lost are "
+                f"{num_lost} lines of {METRICS_NAME} and {VALIDATION_NAME}, and some of TensorBoard"
+            )
         logger.removeHandler(self._handler)
         self._handler.close()
 
 
-def drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Forget the lines of steps that a run will do again; a cut last line goes too.
-
-    Returns:
-        What the whole lines among them said.
-    """
-    if not path.is_file():
-        return []
-    kept, gone = [], []
-    for line in path.read_text().splitlines():
-        try:
-            said = json.loads(line)
-        except ValueError:
-            # A killed process leaves half a line, and nothing after it.
-            break
-        if said["step"] <= step:
-            kept.append(line)
-        else:
-            gone.append(said)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    temporary.replace(path)
-    return gone
+def _is_of(steps: range, line: str) -> bool:
+    """Whether a line tells of one of these steps; what a power cut left of one tells of none."""
+    try:
+        return json.loads(line)["step"] in steps
+    except ValueError:
+        return False
 
 
 def _add_text(name: str, text: str, step: int, board: SummaryWriter) -> None:

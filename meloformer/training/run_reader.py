@@ -61,30 +61,33 @@ class LineReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._offset, self._inode = 0, -1
+        self._offset, self._last = 0, b""
 
     def read_new(self) -> tuple[list[dict[str, Any]], bool]:
         """Lines since the last call.
 
         Returns:
-            The lines, and whether they begin at the file's start again: a resumed run writes the
-            file anew, without the steps that it repeats.
+            The lines, and whether they begin at the file's start again: a run that is resumed or
+            goes back to a checkpoint cuts off the steps that it repeats.
         """
         try:
             with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                is_new = status.st_ino != self._inode or status.st_size < self._offset
+                # No two lines are alike, for no two steps take the same time.
+                file.seek(self._offset - len(self._last))
+                is_new = not self._offset or file.read(len(self._last)) != self._last
                 if is_new:
-                    self._offset, self._inode = 0, status.st_ino
-                file.seek(self._offset)
+                    self._offset = file.seek(0)
                 text = file.read()
         except FileNotFoundError:
             return [], False
         # A line that is not finished is read with its end.
         whole = text[: text.rfind(b"\n") + 1]
         self._offset += len(whole)
+        found = whole.splitlines(keepends=True)
+        if found or is_new:
+            self._last = found[-1] if found else b""
         lines = []
-        for line in whole.splitlines():
+        for line in found:
             try:
                 lines.append(json.loads(line))
             except ValueError:

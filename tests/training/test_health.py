@@ -214,10 +214,14 @@ def test_lines_are_read_once_whole_and_again_when_the_file_was_written_anew(
         file.write(': 2}\n{"step": 3}\n')
     assert reader.read_new() == ([{"step": 2}, {"step": 3}], False)
     assert reader.read_new() == ([], False)
-    new = tmp_path / "new"  # what a resumed run does: forget the steps that it repeats
-    new.write_text('{"step": 1}\n{"step": 2}\n')
-    new.replace(path)
-    assert reader.read_new() == ([{"step": 1}, {"step": 2}], True)
+    # What a resumed run does: forget the steps that it repeats. It may be longer than before.
+    for end in ("", '{"step": 2, "again": 1}\n', '{"step": 2, "again": 2}\n{"step": 3}\n'):
+        path.write_text('{"step": 1}\n' + end)
+        lines, is_new = reader.read_new()
+        assert is_new == (end != '{"step": 2, "again": 1}\n'), "a line more is no new file"
+        assert [line["step"] for line in lines] == [1, 2, 3][not is_new : 1 + end.count("\n")]
+    path.write_text("")
+    assert reader.read_new() == ([], True)
 
 
 def test_a_reader_follows_a_run_that_writes_and_skips_lines_that_are_no_steps(

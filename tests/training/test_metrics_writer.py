@@ -1,11 +1,12 @@
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from meloformer.training import metrics_writer
-from meloformer.training.metrics import LOG_NAME, VALIDATION_NAME
+from meloformer.training import board, metrics_writer
+from meloformer.training.metrics import LOG_NAME, METRICS_NAME, VALIDATION_NAME, StepMetrics
 from meloformer.training.metrics_writer import MetricsWriter
 from meloformer.training.nats import Nats
 from tests.training.full_disk import largest_file
@@ -45,29 +46,94 @@ def test_a_validation_moves_a_bar_of_its_own_where_there_is_a_terminal(
     writer.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+# What TensorBoard's thread would print.
+no_tracebacks = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+SCORES = {
+    "all": Nats(per_token=1.0, per_note=2.0, per_kind={"PITCH": 3.0}, num_targets=2, num_notes=1)
+}
+
+
+def steps_of(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def step_metrics(step: int) -> StepMetrics:
+    names = {field.name for field in fields(StepMetrics)}
+    values = dict.fromkeys(names) | {"step": step, "loss_by_kind": {}, "failed_saves": 0}
+    numbers = "epoch tokens lr step_seconds tokens_per_second padding data_wait memory_host skipped"
+    values |= dict.fromkeys([*numbers.split(), "rollbacks", "eta_seconds"], 1)
+    return StepMetrics(**(values | {"dropped": {"why": f"of step {step}"}}))  # type: ignore[arg-type]
+
+
+@no_tracebacks
 def test_a_disk_that_is_full_ends_no_run_and_lines_follow_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(board, "_SECONDS_BETWEEN_OPENINGS", 0.0)
+    writer = MetricsWriter(tmp_path, start_step=0, num_steps=9, is_first=True)
+    writer.validation(1, SCORES)
+    with largest_file(0):
+        writer.validation(2, SCORES)
+        assert writer._board._writer is not None
+        with pytest.raises(OSError, match="File too large"):
+            writer._board._writer.flush()  # which TensorBoard does every two minutes, and dies
+        writer.validation(3, SCORES)
+        assert not writer._board.is_open
+        writer.validation(4, SCORES)
+    writer.validation(5, SCORES)
+    writer.close()
+    assert steps_of(tmp_path / VALIDATION_NAME) == [1, 2, 3, 4, 5]
+    said = capsys.readouterr()
+    assert said.out.count("figures are not written (File too large); the run goes on") == 1
+    assert said.out.count("figures are written again") == 1
+    assert said.err == "", "no traceback, of this thread or of TensorBoard's"
+
+
+@no_tracebacks
+@pytest.mark.parametrize("is_full_before", [False, True])
+def test_a_run_goes_back_on_a_full_disk_and_its_account_stays_whole(
+    is_full_before: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = MetricsWriter(tmp_path, start_step=0, num_steps=9, is_first=True)
+    for step in range(1, 4):
+        writer.step(step_metrics(step))
+        writer.validation(step, SCORES)
+    with largest_file(0):
+        if is_full_before:
+            for step in (4, 5):
+                writer.step(step_metrics(step))
+        gone = writer.rewind(2)
+        assert [line["dropped"]["why"] for line in gone] == [
+            f"of step {step}" for step in ((3, 4, 5) if is_full_before else (3,))
+        ]
+        assert steps_of(tmp_path / METRICS_NAME) == steps_of(tmp_path / VALIDATION_NAME) == [1, 2]
+        writer.step(step_metrics(3))
+        assert steps_of(tmp_path / METRICS_NAME) == [1, 2]
+    writer.step(step_metrics(4))
+    writer.close()
+    assert steps_of(tmp_path / METRICS_NAME) == [1, 2, 3, 4]
+    assert steps_of(tmp_path / VALIDATION_NAME) == [1, 2]
+    said = capsys.readouterr()
+    assert said.out.count("figures are not written") == 1
+    assert said.err == ""
+
+
+@no_tracebacks
+def test_figures_that_find_no_room_to_the_end_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writer = MetricsWriter(tmp_path, start_step=0, num_steps=9, is_first=True)
-    scores = {
-        "all": Nats(
-            per_token=1.0, per_note=2.0, per_kind={"PITCH": 3.0}, num_targets=2, num_notes=1
-        )
-    }
-    writer.validation(1, scores)
+    writer.step(step_metrics(1))
     with largest_file(0):
-        writer.validation(2, scores)
-        assert writer._board is not None
-        with pytest.raises(OSError, match="File too large"):
-            writer._board.flush()  # which TensorBoard does every two minutes, and then dies
-        writer.validation(3, scores)
-        assert writer._board is None
-        writer.validation(4, scores)
-    writer.validation(5, scores)
-    writer.close()
-    lines = (tmp_path / VALIDATION_NAME).read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
+        writer.step(step_metrics(2))
+        writer.step(step_metrics(3))
+        writer.close()
     said = capsys.readouterr()
-    assert said.out.count("figures are not written (File too large); the run goes on") == 1
-    assert "Logging error" not in said.err
+    assert "no room for the last figures: lost are 2 lines of metrics.jsonl" in said.out
+    assert said.err == ""
+
+
+def test_a_start_forgets_what_it_will_do_again_and_what_a_kill_has_cut(tmp_path: Path) -> None:
+    (tmp_path / METRICS_NAME).write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    MetricsWriter(tmp_path, start_step=2, num_steps=9, is_first=True).close()
+    assert steps_of(tmp_path / METRICS_NAME) == [1, 2]
