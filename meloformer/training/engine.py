@@ -9,6 +9,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from meloformer.errors import ConfigError
+from meloformer.training.ema import WeightAverage
 from meloformer.training.gradients import take_over
 from meloformer.training.host_copy import HostCopy
 from meloformer.training.optimizer import OptimizerConfig, build_optimizer
@@ -32,13 +34,20 @@ class Engine:
         ranks: the started processes.
         ds_config: as `resolve_ds_config` returns it.
         optimizer: settings of AdamW.
+        ema: decay of the moving average of the weights; 0 keeps none.
 
     Raises:
         ConfigError: DeepSpeed refuses a value of the partitioning.
     """
 
     def __init__(
-        self, model: nn.Module, ranks: Ranks, ds_config: dict, optimizer: OptimizerConfig
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        ds_config: dict,
+        optimizer: OptimizerConfig,
+        *,
+        ema: float = 0.0,
     ) -> None:
         # Imported here and not above: the import takes seconds and settles which accelerator
         # DeepSpeed uses, which `start_ranks` has to say first.
@@ -72,6 +81,9 @@ class Engine:
             ) from error
         self._gradients = take_over(self._deepspeed, self.stage)
         self._partitions = find_partitions(self._deepspeed, self.stage, ranks.rank)
+        if ema:
+            self._partitions.average = WeightAverage(self._partitions.trained_weights(), ema)
+        self._is_averaged = False
 
     @property
     def module(self) -> nn.Module:
@@ -111,6 +123,8 @@ class Engine:
         self._gradients.finish()
         self._deepspeed.step()
         self._gradients.is_finished = False
+        if self._partitions.average is not None:
+            self._partitions.average.update(self._partitions.trained_weights())
 
     def drop_gradients(self) -> None:
         """Forget every gradient since the last update: weights and moments stay as they are."""
@@ -181,12 +195,44 @@ class Engine:
         with GatheredParameters([weight]):
             return weight.detach().clone()
 
+    @property
+    def has_average(self) -> bool:
+        """Whether a moving average of the weights is kept."""
+        return self._partitions.average is not None
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Held while the model computes with its averaged weights; collective.
+
+        Weights and averages change places, so that it takes no memory, and change back.
+        """
+        average = self._partitions.average
+        assert average is not None and not self._is_averaged
+        average.swap(self._partitions.trained_weights())
+        self._is_averaged = True
+        try:
+            self._partitions.share()
+            yield
+        finally:
+            # Also where an error comes: nothing may take the averages for the weights.
+            average.swap(self._partitions.trained_weights())
+        self._partitions.share()
+        self._is_averaged = False
+
+    def each_averaged_weight(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """As `each_weight`, of the averaged weights, in the same precision; collective."""
+        with self.averaged_weights():
+            yield from self.each_weight()
+
     def copy_part(self, host: HostCopy) -> Part:
         """Copy this rank's part of weights and optimizer state, and the first rank all weights.
 
-        Collective. The part, and `host.weights`, may be read after `host.wait`.
+        Collective. The part, `host.weights` and `host.averaged` may be read after `host.wait`.
         """
-        return host.copy(self._partitions.all(), self.each_weight())
+        # What the model computes with is exported too, and must not be the average then.
+        assert not self._is_averaged
+        averaged = self.each_averaged_weight() if self.has_average else ()
+        return host.copy(self._partitions.all(), self.each_weight(), averaged)
 
     def load(self, folder: Path) -> None:
         """Read parts that any number of ranks wrote under any stage; collective.

@@ -25,12 +25,18 @@ class HostCopy:
         self._held: dict[str, torch.Tensor] = {}
         self._end: torch.cuda.Event | None = None
 
-    def copy(self, partitions: list[Partition], whole: Iterable[tuple[str, torch.Tensor]]) -> Part:
+    def copy(
+        self,
+        partitions: list[Partition],
+        whole: Iterable[tuple[str, torch.Tensor]],
+        averaged: Iterable[tuple[str, torch.Tensor]] = (),
+    ) -> Part:
         """Start to copy; the result may be read after `wait`.
 
         Args:
             partitions: of this rank.
             whole: whole weights under their names, for `weights`; may be made one after another.
+            averaged: the same of their moving averages, for `averaged`; made after `whole`.
         """
         parts = []
         # Before the first copy: reading a count on a GPU waits for all that is queued there.
@@ -43,6 +49,7 @@ class HostCopy:
                 }
                 parts.append(cut_part(partition, host, scalars[index]))
         self.weights = {name: self._hold(f"whole/{name}", tensor) for name, tensor in whole}
+        self.averaged = {name: self._hold(f"averaged/{name}", tensor) for name, tensor in averaged}
         if self._is_pinned:
             self._end = torch.cuda.Event()
             self._end.record()

@@ -9,11 +9,13 @@ internals; the version is pinned and tests carry a run through every stage.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
+
+from meloformer.training.ema import AVERAGE, WeightAverage
 
 WEIGHT = "weight"
 
@@ -48,6 +50,8 @@ class Partition:
         optimizer: who moves it; None for what is not trained.
         is_fused: whether the optimizer counts its steps on the device.
         is_written: whether this rank's copy goes into a checkpoint.
+        average: (N,) of the cut; None where none is kept.
+        num_averaged: updates that it is an average of.
     """
 
     weights: torch.Tensor
@@ -56,16 +60,19 @@ class Partition:
     optimizer: torch.optim.Optimizer | None = None
     is_fused: bool = False
     is_written: bool = True
+    average: torch.Tensor | None = None
+    num_averaged: int = 0
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Weights and what the optimizer has of the same length, such as Adam's two moments."""
+        """Weights and what is kept of the same length: Adam's two moments, the average."""
         state = {} if self.optimizer is None else self.optimizer.state.get(self.weights, {})
         moments = {
             kind: value
             for kind, value in state.items()
             if torch.is_tensor(value) and value.shape == self.weights.shape
         }
-        return {WEIGHT: self.weights.detach()} | moments
+        average = {} if self.average is None else {AVERAGE: self.average}
+        return {WEIGHT: self.weights.detach()} | moments | average
 
     def scalars(self) -> dict[str, float]:
         """What the optimizer counts, such as its steps."""
@@ -104,10 +111,14 @@ class Partitions(ABC):
     Args:
         engine: from `deepspeed.initialize`.
         rank: this process, among those that share the parameters.
+
+    Attributes:
+        average: of the trained partitions' weights; None where none is kept.
     """
 
     engine: Any
     rank: int
+    average: WeightAverage | None = field(init=False, default=None)
     _names: dict[int, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,6 +133,11 @@ class Partitions(ABC):
     def all(self) -> list[Partition]:
         """Trained partitions in the optimizer's order, then what is not trained."""
         trained = list(self._trained())
+        if self.average is not None:
+            trained = [
+                replace(partition, average=average, num_averaged=self.average.num_updates)
+                for partition, average in zip(trained, self.average.tensors, strict=True)
+            ]
         known = {name for partition in trained for name in partition.names}
         return [*trained, *self._untrained(known)]
 
@@ -143,9 +159,17 @@ class Partitions(ABC):
     def _trained(self) -> Iterator[Partition]:
         """One partition per group."""
 
+    def trained_weights(self) -> list[torch.Tensor]:
+        """The cuts that the optimizer moves, in its order."""
+        return [partition.weights for partition in self._trained()]
+
     @abstractmethod
-    def refresh(self) -> None:
+    def share(self) -> None:
         """Share the weights of all partitions, after they were changed; collective."""
+
+    def refresh(self) -> None:
+        """Share weights and take new optimizer state, after both were loaded; collective."""
+        self.share()
 
     def _untrained(self, trained: set[str]) -> Iterator[Partition]:
         """Frozen parameters and buffers, whole on every rank: the first one writes them."""
@@ -191,9 +215,12 @@ class PartitionedGroups(Partitions):
                 i, weights, zero.round_robin_bit16_groups[i], zero.round_robin_bit16_offsets[i]
             )
 
+    def share(self) -> None:
+        self.zero.update_lp_params()
+
     def refresh(self) -> None:
         _link_again(self.zero)
-        self.zero.update_lp_params()
+        self.share()
 
 
 class WholeGroups(Partitions):
@@ -207,9 +234,12 @@ class WholeGroups(Partitions):
                 offsets.append(offsets[-1] + parameter.numel())
             yield self._cut(i, weights, parameters, offsets[:-1])
 
+    def share(self) -> None:
+        self.zero.update_lp_params()
+
     def refresh(self) -> None:
         _link_again(self.zero)
-        self.zero.update_lp_params()
+        self.share()
 
 
 class ShardedParameters(Partitions):
@@ -249,7 +279,7 @@ class ShardedParameters(Partitions):
         cut = value.ds_tensor.data
         return Partition(cut, (name,), tuple(self._of_cut(value, cut.numel(), 0)))
 
-    def refresh(self) -> None:
+    def share(self) -> None:
         zero = self.zero
         # As DeepSpeed's own step ends: small parameters stay whole between steps, and would keep
         # their old values.

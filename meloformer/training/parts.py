@@ -3,7 +3,8 @@
     parts/rank-00003.safetensors
       weight/<parameter>      a run of elements of the flattened fp32 weight
       exp_avg/<parameter>     the same run of each state of the optimizer
-      __metadata__            where each run starts, the whole shape, what the optimizer counts
+      ema/<parameter>         and of the moving average, where the run keeps one
+      __metadata__            where each run starts, the whole shape, what is counted
 
 A reader asks for a run of a parameter and gets it out of as many parts as hold some of it: neither
 the number of ranks nor the stage that wrote them matters. Nothing here can be made to run code.
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from meloformer.errors import CheckpointError
 from meloformer.model.tensor_file import FileSum, write_tensors
+from meloformer.training.ema import AVERAGE
 from meloformer.training.partitions import WEIGHT, Partition, Partitions
 
 _FRAGMENTS = "fragments"
@@ -32,7 +34,7 @@ class Part:
 
     Args:
         tensors: by `<kind>/<parameter>`.
-        fragments: by parameter: start, shape and what the optimizer counts.
+        fragments: by parameter: start, shape, what the optimizer counts, and updates averaged.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -69,6 +71,8 @@ def cut_part(
             "shape": list(run.shape),
             "scalars": dict(scalars),
         }
+        if partition.average is not None:
+            fragments[run.name]["num_averaged"] = partition.num_averaged
         for kind, flat in host.items():
             tensors[f"{kind}/{run.name}"] = flat[run.offset : run.offset + run.length]
     return Part(tensors, fragments)
@@ -142,11 +146,25 @@ class PartsReader:
 
     def states(self, name: str) -> set[str]:
         """Kinds of tensors that the optimizer keeps of a parameter."""
-        return self._kinds.get(name, set()) - {WEIGHT}
+        return self._kinds.get(name, set()) - {WEIGHT, AVERAGE}
 
     def scalars(self, name: str) -> dict[str, float]:
         """What the optimizer counts for a parameter."""
         return dict(self._facts[name]["scalars"])
+
+    def num_averaged(self, name: str) -> int:
+        """Updates that the average of a parameter is of.
+
+        Raises:
+            CheckpointError: no average was kept.
+        """
+        try:
+            return int(self._facts[name]["num_averaged"])
+        except KeyError as error:
+            raise CheckpointError(
+                f"{self._folder}: found no averaged weights of {name}, expected those of --ema; "
+                "resume with the settings that wrote it"
+            ) from error
 
     def read(self, kind: str, name: str, start: int, target: torch.Tensor) -> None:
         """Copy a run of a parameter to where it belongs.
@@ -196,8 +214,12 @@ def load_parts(partitions: Partitions, folder: Path) -> None:
             # Of the whole group: a rank that holds nothing but padding of it must count steps too.
             kinds = set().union(*map(reader.states, partition.names))
             tensors |= partition.new_state(kinds, reader.scalars(partition.names[0]))
+        if partition.average is not None:
+            assert partitions.average is not None
+            partitions.average.num_updates = reader.num_averaged(partition.names[0])
+            tensors[AVERAGE] = partition.average
         for run in partition.fragments:
-            for kind in {WEIGHT} | (reader.states(run.name) & tensors.keys()):
+            for kind in tensors.keys() & ({WEIGHT, AVERAGE} | reader.states(run.name)):
                 target = tensors[kind][run.offset : run.offset + run.length]
                 reader.read(kind, run.name, run.start, target)
     partitions.refresh()

@@ -35,6 +35,7 @@ from tests.training.gradient_worker import RULE, global_batch, shares, tiny_mode
 
 NUM_STEPS = 3
 LEARNING_RATE = 3e-3
+EMA = 0.999
 # One of each way in which DeepSpeed keeps state, for a launch that others use too.
 FEW = (("zero2", False), ("zero3", True))
 PARTITIONINGS = tuple(
@@ -44,7 +45,9 @@ PARTITIONINGS = tuple(
 )
 
 
-def build_engine(ranks: Ranks, name: str, *, is_bf16: bool, frozen: tuple[str, ...] = ()) -> Engine:
+def build_engine(
+    ranks: Ranks, name: str, *, is_bf16: bool, frozen: tuple[str, ...] = (), ema: float = 0.0
+) -> Engine:
     run = RunFacts(
         micro_batch_rows=1,
         accumulation=1,
@@ -57,7 +60,7 @@ def build_engine(ranks: Ranks, name: str, *, is_bf16: bool, frozen: tuple[str, .
     model = tiny_model()
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(not parameter_name.startswith(frozen or ("-",)))
-    return Engine(model, ranks, ds_config, OptimizerConfig())
+    return Engine(model, ranks, ds_config, OptimizerConfig(), ema=ema)
 
 
 def train(engine: Engine, num_steps: int) -> list[float]:
@@ -102,7 +105,7 @@ def through(
     measured: dict = {}
     for name, is_bf16 in partitionings:
         key = f"{name} {'bf16' if is_bf16 else 'fp32'}"
-        engine = build_engine(ranks, name, is_bf16=is_bf16)
+        engine = build_engine(ranks, name, is_bf16=is_bf16, ema=EMA)
         found: dict = {}
         if source:
             # A run that has gone on meanwhile must not keep anything of that.
@@ -119,7 +122,7 @@ def through(
 
 
 def difference(one: Path, other: Path) -> float:
-    """Largest difference of any weight or moment, from the files alone."""
+    """Largest difference of any weight, moment or average, from the files alone."""
     wholes = [whole(folder) for folder in (one, other)]
     assert wholes[0].keys() == wholes[1].keys()
     return max((wholes[0][key] - wholes[1][key]).abs().max().item() for key in wholes[0])
@@ -140,6 +143,7 @@ def whole(folder: Path) -> dict[str, torch.Tensor]:
                 target = tensors.setdefault(key, torch.full((size,), torch.nan))
                 target[at["start"] : at["start"] + len(run)] = run
                 tensors[f"steps of {key}"] = torch.tensor([at["scalars"].get("step", 0.0)])
+                tensors[f"updates of {key}"] = torch.tensor([at.get("num_averaged", 0)])
     assert not any(tensor.isnan().any() for tensor in tensors.values()), "a run is missing"
     return tensors
 

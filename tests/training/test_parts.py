@@ -19,7 +19,7 @@ from meloformer.training.run_folder import find_checkpoint
 from meloformer.training.saving import Checkpoints, read_state
 from tests.layouts import tiny_config
 from tests.training import checkpoint_worker
-from tests.training.checkpoint_worker import NUM_STEPS, build_engine, save, train
+from tests.training.checkpoint_worker import EMA, NUM_STEPS, build_engine, save, train
 from tests.training.launching import ROOT, run, torchrun
 from tests.training.test_checkpoint import STATE
 
@@ -74,16 +74,16 @@ def test_no_parts_at_all_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "source", [("zero1", True), pytest.param(("zero3", False), marks=pytest.mark.slow)]
 )
-def test_another_stage_and_precision_goes_on_with_the_same_weights_moments_and_steps(
+def test_another_stage_and_precision_goes_on_with_the_same_weights_moments_average_and_steps(
     source: tuple[str, bool], tmp_path: Path
 ) -> None:
     ranks = start_ranks("cpu")
-    written = build_engine(ranks, source[0], is_bf16=source[1])
+    written = build_engine(ranks, source[0], is_bf16=source[1], ema=EMA)
     train(written, 1)
     save(written, tmp_path / "one")
     expected = train(written, 1)
     for name, is_bf16 in (("zero2", True), ("zero3", False)):
-        engine = build_engine(ranks, name, is_bf16=is_bf16)
+        engine = build_engine(ranks, name, is_bf16=is_bf16, ema=EMA)
         engine.load(tmp_path / "one")
         save(engine, tmp_path / name)
         assert checkpoint_worker.difference(tmp_path / "one", tmp_path / name) == 0
