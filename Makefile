@@ -13,7 +13,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-torch lint format shard-data train generate bench gpu-report proof tensorboard
+.PHONY: help setup demo test test-all test-faults test-torch lint format shard-data train generate bench gpu-report proof tensorboard
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ test: $(BIN)/.ready-dev ## all tests but the slow ones and those for a GPU (unde
 
 test-all: $(BIN)/.ready-all ## every test, slow ones and those for a GPU included
 	$(PYTEST) $(ARGS)
+
+test-faults: $(BIN)/.ready-dev ## every fault that a run must bear, played on real processes, a row for each (under 60 minutes on 2 cores; ARGS='--only kill disk')
+	$(BIN)/python -m tests.faults $(ARGS)
 
 # Another torch in an environment of its own, with the other pins; it brings the sympy that it wants.
 # music21 carries the scores that the tests of leaks read.

@@ -1,7 +1,7 @@
 """Play the faults that a run of days must bear, on real processes, and print one row for each.
 
 make test-faults
-python -m tests.faults --only kill --seed 7 --json faults.json
+python -m tests.faults --only kill disk --seed 7 --json faults.json
 """
 
 import argparse
@@ -20,7 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="rows whose name or words hold this")
+    parser.add_argument("--only", nargs="+", default=[], help="rows whose name or words hold this")
     parser.add_argument("--seed", type=int, help="of the moments that are drawn; random if absent")
     parser.add_argument("--json", type=Path, help="file for the rows as well")
     parser.add_argument("--shards", type=Path, help="shard folder; chorales if absent")

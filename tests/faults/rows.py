@@ -181,6 +181,10 @@ class Run:
         lines = [line for line in self.said().splitlines() if line.strip()]
         return "\n".join(lines[-number:])
 
+    def has_said(self, pattern: str, *, since: int = 0) -> bool:
+        """Whether an expression is found in what was said since a character."""
+        return re.search(pattern, self.said(since)) is not None
+
     def says_at_the_end(self, pattern: str) -> list[str]:
         """A complaint where the last lines do not hold the reason, an expression."""
         if re.search(pattern, self.last_lines()):
@@ -370,6 +374,7 @@ class Drill:
         num_ranks: int,
         detected_s: float | None = None,
         recovered_s: float | None = None,
+        reached: int | None = None,
         complaints: Iterable[str] = (),
         **changes: object,
     ) -> FaultRow:
@@ -381,6 +386,7 @@ class Drill:
             num_ranks: of the run.
             detected_s: see `FaultRow`.
             recovered_s: see `FaultRow`.
+            reached: the last step before the run ended, if it went on after the fault.
             complaints: what else is wrong; empty ones count for nothing.
             changes: flags with other values than the usual ones.
         """
@@ -398,7 +404,7 @@ class Drill:
         return FaultRow(
             detected_s=detected_s,
             recovered_s=recovered_s,
-            steps_lost=sum(max(struck.step - step, 0) for step in again[:1]),
+            steps_lost=sum(max((reached or struck.step) - step, 0) for step in again[:1]),
             loss_difference=gap,
             outcome=f"FAIL: {'; '.join(wrong)}" if wrong else "PASS",
         )

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.faults import kills
+from tests.faults import damage, kills, memory, network, saves
 from tests.faults.rows import Drill, Fault, FaultRow, train_undisturbed
 
-FAULTS: list[Fault] = [*kills.ROWS]
+FAULTS: list[Fault] = [*kills.ROWS, *saves.ROWS, *damage.ROWS, *memory.ROWS, *network.ROWS]
 
 COLUMNS = (
     "fault",
@@ -22,19 +22,23 @@ COLUMNS = (
 )
 
 
-def faults_of(words: str) -> list[Fault]:
-    """Rows whose name or words hold these; all of them for nothing.
+def faults_of(words: Sequence[str] = ()) -> list[Fault]:
+    """Rows whose name or words hold one of these; all of them if none is given.
 
     Raises:
-        ValueError: there is none, or two rows have one name.
+        ValueError: one of them is found nowhere, or two rows have one name.
     """
     names = [fault.name for fault in FAULTS]
     if len(set(names)) < len(names):
         raise ValueError(f"two rows of one name: {sorted(names)}")
-    found = [fault for fault in FAULTS if words in f"{fault.name} {fault.words}"]
-    if not found:
-        raise ValueError(f"--only {words}: found no such row; allowed: part of {', '.join(names)}")
-    return found
+    for word in words:
+        if not any(_holds(fault, word) for fault in FAULTS):
+            raise ValueError(f"--only {word}: no such row; allowed: part of {', '.join(names)}")
+    return [fault for fault in FAULTS if not words or any(_holds(fault, word) for word in words)]
+
+
+def _holds(fault: Fault, word: str) -> bool:
+    return word in f"{fault.name} {fault.words}"
 
 
 def play(
@@ -53,21 +57,27 @@ def play(
         seed: of the moments that are drawn.
         tell: called with each row as soon as it is done.
     """
-    undisturbed: dict[tuple, dict[int, float]] = {}
-
-    def losses(num_ranks: int, **changes: object) -> dict[int, float]:
-        key = (num_ranks, *sorted(changes.items()))
-        if key not in undisturbed:
-            folder = output / f"undisturbed-{len(undisturbed)}"
-            undisturbed[key] = train_undisturbed(shards, folder, num_ranks, **changes)
-        return undisturbed[key]
-
+    losses = shared_undisturbed(shards, output)
     rows = []
     for fault in faults:
         began = time.monotonic()
         rows.append(fault(Drill(shards, output / fault.name, losses, seed)))
         tell(f"{' | '.join(cells(rows[-1]))} ({time.monotonic() - began:.0f} s, {fault.name})")
     return rows
+
+
+def shared_undisturbed(shards: Path, output: Path) -> Callable[..., dict[int, float]]:
+    """What a drill asks for the losses of runs that nothing befalls; each is played once."""
+    played: dict[tuple, dict[int, float]] = {}
+
+    def losses(num_ranks: int, **changes: object) -> dict[int, float]:
+        key = (num_ranks, *sorted(changes.items()))
+        if key not in played:
+            folder = output / f"undisturbed-{len(played)}"
+            played[key] = train_undisturbed(shards, folder, num_ranks, **changes)
+        return played[key]
+
+    return losses
 
 
 def cells(row: FaultRow) -> list[str]:

@@ -1,0 +1,53 @@
+"""Rows of the table of faults: a rank that runs out of memory."""
+
+import time
+
+import psutil
+
+from tests.faults.rows import SAVE_EVERY, Drill, FaultRow, fault
+
+# Room goes back to the system as soon as it is free, so that a step has to ask for it again.
+ASK_AGAIN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+# Longer than a step: some moment of it is the emptiest.
+WATCH_SECONDS = 2.0
+
+
+@fault("out of memory on one rank", ranks=2)
+def out_of_memory(drill: Drill) -> FaultRow:
+    """The last rank may have no more, from some step on, than it has between two batches."""
+    with drill.start(2, environment=ASK_AGAIN) as run:
+        run.wait_for_step(SAVE_EVERY + 1)
+        victim = run.ranks()[1]
+        allowed = _least_bytes(victim)
+        victim.rlimit(psutil.RLIMIT_AS, (allowed, psutil.RLIM_INFINITY))
+        struck = run.strike()
+        status = run.wait_for_end()
+        detected = struck.seconds()
+        complaints = [
+            "" if status else "the launcher ended with 0",
+            *run.says_at_the_end(r"error: out of memory on rank 1 \(cpu\) in .*step \d+"),
+            *run.left_behind(),
+        ]
+    with drill.start(2, "--resume", "auto") as run:
+        recovered = run.wait_for_recovery(struck)
+        run.wait_for_end()
+        return drill.judge(
+            run,
+            struck,
+            num_ranks=2,
+            detected_s=detected,
+            recovered_s=recovered,
+            complaints=complaints,
+        )
+
+
+def _least_bytes(process: psutil.Process) -> int:
+    """Address space at the emptiest moment of a while."""
+    least, until = process.memory_info().vms, time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < until:
+        least = min(least, process.memory_info().vms)
+        time.sleep(0.001)
+    return least
+
+
+ROWS = [out_of_memory]
