@@ -6,6 +6,7 @@ python -m tests.faults --only kill disk --seed 7 --json faults.json
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +27,8 @@ def main() -> int:
     parser.add_argument("--shards", type=Path, help="shard folder; chorales if absent")
     parser.add_argument("--output", type=Path, help="new folder for the runs; a passing one if not")
     wanted = parser.parse_args()
+    # What was started ends with this process, however it is asked to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))
     try:
         faults = faults_of(wanted.only)
     except ValueError as error:

@@ -1,5 +1,7 @@
 """Rows of the table of faults: processes that are killed, and runs that come back."""
 
+from collections.abc import Callable
+
 from tests.faults.rows import NUM_STEPS, SAVE_EVERY, Drill, FaultRow, Run, Strike, fault
 from tests.training.launching import deepspeed, free_port, torchrun
 
@@ -9,19 +11,23 @@ AGAIN = ("--resume", "auto")
 @fault("SIGKILL of one rank at a random step", ranks=2)
 def kill_at_a_random_step(drill: Drill) -> FaultRow:
     """Killed under torchrun, which ends; started again by hand."""
-    return _kill_and_start_again(drill, 2, torchrun(2), "SIGKILL")
+    return _kill_and_start_again(drill, 2, torchrun, "SIGKILL")
 
 
 @fault("SIGKILL of one of four ranks at a random step", ranks=4)
 def kill_one_of_four(drill: Drill) -> FaultRow:
     """The same on four ranks."""
-    return _kill_and_start_again(drill, 4, torchrun(4), "SIGKILL")
+    return _kill_and_start_again(drill, 4, torchrun, "SIGKILL")
 
 
 @fault("SIGKILL of one rank at a random step, under the deepspeed launcher", ranks=2)
 def kill_under_deepspeed(drill: Drill) -> FaultRow:
     """The launcher ends the other rank and itself; started again by hand."""
-    return _kill_and_start_again(drill, 2, deepspeed(2, free_port()), r"-9|exits with return code")
+
+    def launcher(num_ranks: int) -> list[str]:
+        return deepspeed(num_ranks, free_port())
+
+    return _kill_and_start_again(drill, 2, launcher, "exits with return code = -9")
 
 
 @fault("SIGKILL of one rank in the first step", ranks=2)
@@ -61,12 +67,12 @@ def torchrun_brings_it_back(drill: Drill) -> FaultRow:
 
 
 def _kill_and_start_again(
-    drill: Drill, num_ranks: int, launcher: list[str], reason: str
+    drill: Drill, num_ranks: int, launcher: Callable[[int], list[str]], reason: str
 ) -> FaultRow:
-    with drill.start(num_ranks, launcher=launcher) as run:
+    with drill.start(num_ranks, launcher=launcher(num_ranks)) as run:
         struck = _kill_at_a_random_step(drill, run, num_ranks)
         detected, complaints = _ended(run, struck, reason)
-    with drill.start(num_ranks, *AGAIN, launcher=launcher) as run:
+    with drill.start(num_ranks, *AGAIN, launcher=launcher(num_ranks)) as run:
         recovered = run.wait_for_recovery(struck)
         run.wait_for_end()
         return drill.judge(
