@@ -7,7 +7,7 @@ from typing import Any
 
 from meloformer.batches.batch import Batch
 from meloformer.batches.collate import Collator
-from meloformer.batches.data_workers import load
+from meloformer.batches.data_workers import DATA_TIMEOUT, load
 from meloformer.batches.phases import BatchShape, Phase, PhaseConfig, phase_at
 from meloformer.batches.plan import Cursor, PlanConfig, Step, iterate_steps, plan_fingerprint
 from meloformer.batches.share import MicroBatchSpec, StepFacts, micro_batches, step_facts
@@ -33,6 +33,7 @@ class TrainStream:
         state: what `state()` returned after the step to go on from; None starts at the beginning.
         step: optimizer steps that are done.
         pin_memory: for batches that go to CUDA.
+        timeout_seconds: longest wait for a batch; see `load`.
 
     Attributes:
         cursor: place after the last step that was handed out.
@@ -55,6 +56,7 @@ class TrainStream:
         state: dict[str, Any] | None = None,
         step: int = 0,
         pin_memory: bool = False,
+        timeout_seconds: float = DATA_TIMEOUT,
     ) -> None:
         check_bars_fit(collator.index, config.max_seq_len)
         self._fingerprint = plan_fingerprint(collator.index, config)
@@ -70,7 +72,7 @@ class TrainStream:
         self.planned: Step | None = None
         self._collator, self._config, self._phases = collator, config, phases
         self._rank, self._world_size = rank, world_size
-        self._pin_memory = pin_memory
+        self._pin_memory, self._timeout_seconds = pin_memory, timeout_seconds
         self._batches: Iterator[Batch] | None = None
         # Steps that are on their way through the workers.
         self._planned: deque[tuple[Step, StepFacts, int]] = deque()
@@ -92,7 +94,13 @@ class TrainStream:
         if self._batches is None or next_phase != phase_at(self.step, self._phases):
             self.close()
             specs = self._specs(next_phase)
-            self._batches = load(specs, self._collator, next_phase.num_workers, self._pin_memory)
+            self._batches = load(
+                specs,
+                self._collator,
+                next_phase.num_workers,
+                self._pin_memory,
+                self._timeout_seconds,
+            )
         # The first batch comes before its step is looked at: only then has the plan got there.
         batches = [next(self._batches)]
         planned, facts, num_batches = self._planned.popleft()
@@ -162,6 +170,7 @@ class ValidationStream:
         num_workers: data workers.
         max_rows: look at that many rows only, spread evenly, the same ones every time.
         pin_memory: for batches that go to CUDA.
+        timeout_seconds: longest wait for a batch; see `load`.
 
     Raises:
         BatchError: no pieces, or a bar longer than a row.
@@ -178,15 +187,23 @@ class ValidationStream:
         num_workers: int = 0,
         max_rows: int | None = None,
         pin_memory: bool = False,
+        timeout_seconds: float = DATA_TIMEOUT,
     ) -> None:
         rows = validation_rows(collator.index, config, max_rows)
         step = Step(epoch=0, rows=tuple(rows), cursor_after=Cursor())
         self.facts = step_facts(step, world_size, micro_batch_rows)
         self._specs = micro_batches(step, rank, world_size, micro_batch_rows)
         self._collator, self._num_workers, self._pin_memory = collator, num_workers, pin_memory
+        self._timeout_seconds = timeout_seconds
 
     def __len__(self) -> int:
         return len(self._specs)
 
     def __iter__(self) -> Iterator[Batch]:
-        return load(self._specs, self._collator, self._num_workers, self._pin_memory)
+        return load(
+            self._specs,
+            self._collator,
+            self._num_workers,
+            self._pin_memory,
+            self._timeout_seconds,
+        )

@@ -1,0 +1,157 @@
+"""Workers that die or hang: the batches are those of workers that nothing befell."""
+
+import glob
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.util import get_temp_dir
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from meloformer.batches import data_workers
+from meloformer.batches.batch import Batch
+from meloformer.batches.collate import Collator
+from meloformer.batches.data_workers import MAX_LOSSES, load, process_state
+from meloformer.batches.plan import PlanConfig, iterate_steps
+from meloformer.batches.share import MicroBatchSpec, micro_batches
+from meloformer.errors import BatchError
+from meloformer.shards.reader import ShardFolder
+
+TIMEOUT_SECONDS = 1.0
+SEEN = {os.getpid()}
+
+
+class Fatal:
+    """Kills its own worker at one spec; echoes the others."""
+
+    def __init__(self, index, number: int, how: int) -> None:
+        self.index, self.number, self.how = index, number, how
+
+    def __call__(self, spec):
+        if spec.rows[0][0].piece == self.number:
+            os.kill(os.getpid(), self.how)
+        return spec
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_workers, "_POLL_SECONDS", 0.2)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    def held() -> set[str]:
+        workers()
+        shared = [path for pid in SEEN for path in glob.glob(f"/dev/shm/torch_{pid}_*")]
+        return {*shared, *glob.glob(f"{tempfile.gettempdir()}/pymp-*")} - {get_temp_dir()}
+
+    before = held()
+    yield
+    assert not multiprocessing.active_children()
+    assert not psutil.Process().children()  # no zombie either
+    assert held() <= before
+
+
+@pytest.fixture(scope="module")
+def specs_and_collator(chorale_shards: Path) -> tuple[list[MicroBatchSpec], Collator]:
+    index = ShardFolder.open(chorale_shards).split("train")
+    steps = iterate_steps(index, PlanConfig(max_seq_len=512, global_batch=4))
+    specs = [spec for step in steps for spec in micro_batches(step, 0, 1, 1)]
+    return specs[:24], Collator(index=index)
+
+
+def workers() -> list[int]:
+    pids = sorted(process.pid for process in multiprocessing.active_children() if process.pid)
+    SEEN.update(pids)
+    return pids
+
+
+def assert_same(found: list[Batch], expected: list[Batch]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.ids_BT, other.ids_BT)
+        assert torch.equal(one.targets_BT, other.targets_BT)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_batches_are_the_same_when_a_worker_is_struck_in_the_middle(
+    specs_and_collator, how: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    specs, collator = specs_and_collator
+    expected = list(load(specs, collator, 0, False))
+    found, struck = [], 0
+    with caplog.at_level(logging.WARNING):
+        for number, batch in enumerate(load(specs, collator, 2, False, TIMEOUT_SECONDS)):
+            found.append(batch)
+            if number == 5:
+                struck = workers()[0]
+                os.kill(struck, how)
+    assert_same(found, expected)
+    (line,) = caplog.messages
+    said = "was ended by SIGKILL" if how == signal.SIGKILL else "is stopped"
+    assert f"(pid {struck}) {said}, " in line
+    assert line.endswith("all 2 data workers are started anew at the batch that was due")
+
+
+def test_a_worker_that_dies_does_not_raise_in_the_middle_of_other_work(specs_and_collator) -> None:
+    specs, collator = specs_and_collator
+    batches = load(specs, collator, 2, False)
+    next(batches)
+    os.kill(workers()[1], signal.SIGKILL)
+    deadline = time.monotonic() + 0.3
+    while time.monotonic() < deadline:
+        sum(range(1000))  # where a handler of the signal would raise
+    assert len(list(batches)) == len(specs) - 1
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (signal.SIGKILL, r"was ended by SIGKILL, over a batch of piece .*fewer --num_workers"),
+        (signal.SIGSTOP, r"\(--data_timeout\): data worker . \(pid \d+\) is stopped, over a batch"),
+    ],
+)
+def test_workers_that_are_lost_time_and_again_become_an_error_that_names_the_piece(
+    simulated: Callable, how: signal.Signals, words: str
+) -> None:
+    index = simulated(1, 60, 1, 6.0, 4.0)
+    steps = iterate_steps(index, PlanConfig(max_seq_len=64, global_batch=2))
+    specs = [spec for step in steps for spec in micro_batches(step, 0, 1, 1)]
+    fatal = Fatal(index, specs[7].rows[0][0].piece, how)
+    batches = load(specs, fatal, 2, False, 0.4)  # type: ignore[arg-type]
+    found: list = []
+    with pytest.raises(BatchError, match=words) as caught:
+        found.extend(batches)
+    assert found == specs[: len(found)] and len(found) <= 7
+    assert f"lost {MAX_LOSSES} times in a row" in str(caught.value)
+    assert "--resume auto" in str(caught.value)
+
+
+def test_a_stream_that_is_left_ends_a_worker_that_does_not_answer(specs_and_collator) -> None:
+    specs, collator = specs_and_collator
+    batches = load(specs, collator, 2, False)
+    next(batches)
+    os.kill(workers()[0], signal.SIGSTOP)
+    batches.close()  # type: ignore[attr-defined]
+    assert not workers()
+
+
+def test_the_state_of_a_process_is_said_in_words() -> None:
+    assert process_state(os.getpid()) == "is running"
+    with psutil.Popen(["sleep", "60"]) as process:
+        process.suspend()
+        while process.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
+        assert process_state(process.pid) == "is stopped"
+        process.kill()
+        while process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert process_state(process.pid) == "has ended"
+    assert process_state(process.pid) == "has ended"
