@@ -17,6 +17,11 @@ The plan, memory and hours, and stop:
     python launch/train.py --dry_run
 """
 
+if __name__ == "__main__":
+    from meloformer.interrupts import listen
+
+    listen()  # what follows imports for seconds
+
 from collections.abc import Callable
 
 import numpy as np
@@ -38,7 +43,7 @@ from meloformer.training.session import Session
 console = Console()
 
 
-def main(flags: TrainConfig) -> None:
+def main(flags: TrainConfig) -> int:
     """Prepare, say what will be done, train."""
     with leave_together():
         prepared = prepare(flags)
@@ -47,12 +52,13 @@ def main(flags: TrainConfig) -> None:
             if prepared.is_done:
                 console.print(f"all {prepared.num_steps} steps are done, and the model is written")
         if flags.dry_run or prepared.is_done:
-            return
+            return 0
         session = Session(prepared)
         try:
             train(session, Sampler(compose))
         finally:
             session.close()
+        return session.stopping.exit_status
 
 
 def compose(model: MuseFormer, num_pieces: int, stop: Callable[[int], bool]) -> list[np.ndarray]:

@@ -1,18 +1,39 @@
-"""Ctrl-C and SIGTERM end a recipe in one line, also while it is still importing.
+"""What signals do to a process, also while it is still importing.
 
-Imports nothing that takes time: a recipe calls `end_at_signals` before all its other imports.
+Most recipes end at Ctrl-C and SIGTERM, in one line. Training is asked to stop and does so between
+two steps: see `listen`. Its data workers leave all of that to their rank.
+
+Imports nothing that takes time: a recipe calls `end_at_signals` or `listen` before all its other
+imports.
 """
 
+import ctypes
+import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 from types import FrameType
 
 # What a shell says of a process that such a signal has ended.
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
-_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+# Signals that ask a run to stop, and what a message calls them.
+STOP_NAMES = {
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGUSR1: "SIGUSR1",
+    signal.SIGINT: "Ctrl-C",
+}
+# One Ctrl-C may come twice, from the terminal and from a launcher that hands it on.
+_SAME_SECONDS = 1.0
+_NAMES = {number: STOP_NAMES[number] for number in (signal.SIGINT, signal.SIGTERM)}
+# prctl(2): the signal that a process gets when the one that started it ends.
+_PR_SET_PDEATHSIG = 1
+
+_asked: signal.Signals | None = None
+_has_begun = False
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -52,3 +73,95 @@ def _raise(number: int, frame: FrameType | None) -> None:
 def _end_quietly(number: int, frame: FrameType | None) -> None:
     sys.stdout.flush()
     os._exit(128 + number)
+
+
+def block_stop_signals() -> None:
+    """Let no signal that asks a run to stop reach this thread, nor what it starts from now on.
+
+    Threads and processes inherit it, and a program that is started in place of this one too. Such a
+    signal waits then until somebody takes it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_NAMES)
+
+
+def listen() -> None:
+    """From now on note signals that ask for a stop; they interrupt nothing. Call it once.
+
+    A thread takes them, so that they are noted while others compute or wait in a library. What this
+    process starts (data workers, compilers) hears none of them: one signal to everything that has
+    to do with a run stops the run, and breaks nothing that its last step needs.
+
+    A second Ctrl-C ends the process at once. So does the first signal before `begin_work`, where no
+    other rank could be left waiting.
+    """
+    # As a shell starts what runs in its background: Ctrl-C is for others.
+    heard = {n for n in STOP_NAMES if signal.getsignal(n) != signal.SIG_IGN}
+    block_stop_signals()
+    threading.Thread(target=_hear, args=(heard,), name="signals", daemon=True).start()
+
+
+def begin_work() -> None:
+    """From now on there is work that a signal must not cut short."""
+    global _has_begun
+    _has_begun = True
+
+
+def asked_to_stop() -> signal.Signals | None:
+    """The first signal that asked this process to stop; None where none has come."""
+    return _asked
+
+
+def ask_to_stop(number: signal.Signals) -> None:
+    """As if that signal had come; another rank has got it."""
+    global _asked
+    _asked = _asked or number
+
+
+def _hear(heard: set[signal.Signals]) -> None:
+    interrupted_at: float | None = None
+    while True:
+        number = signal.Signals(signal.sigwait(heard))
+        now = time.monotonic()
+        is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        if not _has_begun and is_alone:
+            said = f"stopped by {STOP_NAMES[number]} before the first step, nothing to save\n"
+            os.write(1, said.encode())
+            os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else 0)
+        ask_to_stop(number)
+        if number != signal.SIGINT:
+            continue
+        if interrupted_at is None:
+            interrupted_at = now
+            if os.environ.get("RANK", "0") == "0":
+                os.write(2, b"Ctrl-C: this step is finished and saved; again ends at once\n")
+        elif now - interrupted_at > _SAME_SECONDS:
+            os._exit(EXIT_INTERRUPTED)
+
+
+def leave_signals_to_parent() -> None:
+    """Of a data worker: heed no signal that asks for a stop, and end with the process it works for.
+
+    SIGTERM ends it if it comes from there, and only then: so multiprocessing ends workers.
+    """
+    block_stop_signals()
+    end_with_parent()
+    if sys.platform == "linux":
+        threading.Thread(target=_end_when_parent_says, daemon=True).start()
+    else:
+        # No word there on who has sent a signal.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _end_when_parent_says() -> None:
+    parent = multiprocessing.parent_process()
+    senders = {os.getppid(), *([parent.pid] if parent else [])}
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in senders:
+        pass
+    os._exit(0)
+
+
+def end_with_parent() -> None:
+    """SIGKILL this process when the one that started it ends, in whatever way; only Linux can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))

@@ -91,7 +91,7 @@ def check_gradients(session: Session) -> None:
         return
     session.warming.warm_up(first)
     specs = session.stream.short_step(shape, MICRO_STEPS)
-    if not specs:
+    if not specs or session.stopping.ask():
         return
 
     def build_reference() -> tuple[nn.Module, Logits]:

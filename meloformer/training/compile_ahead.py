@@ -17,7 +17,6 @@ room on the device, the run compiles by itself.
 """
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import math
@@ -39,6 +38,7 @@ from torch import Tensor
 import meloformer.model
 from meloformer.batches.batch import Batch
 from meloformer.batches.phases import BatchShape
+from meloformer.interrupts import asked_to_stop, end_with_parent
 from meloformer.model.attention import Backend, build_plan
 from meloformer.model.config import Checkpointing, MuseFormerConfig
 from meloformer.model.kernel_options import has_default_tiles
@@ -61,8 +61,6 @@ LIMIT_SECONDS = 300
 NUM_LAYERS = 3
 
 _MARKS = "meloformer-compiled"
-# prctl(2): the signal that a process gets when the one that started it ends.
-_PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.1
 
 
@@ -251,6 +249,8 @@ def _run_workers(spec: CompileSpec, parts: list[list[tuple[str, BatchShape]]]) -
         logs = [Path(folder, f"{number}.log") for number in range(len(parts))]
         with _started(spec, parts, logs) as workers:
             while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
+                if asked_to_stop():
+                    return []  # nobody waits for the rest, and what is compiled stays
                 time.sleep(_POLL_SECONDS)
             reasons = [
                 f"stopped after {LIMIT_SECONDS} s"
@@ -366,8 +366,7 @@ def compile_here(spec: CompileSpec, shapes: Shapes) -> int:
 
 def _end_with(parent: int) -> None:
     """A rank that is killed, or ends because another one refused, leaves nothing on the device."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    end_with_parent()
     if os.getppid() != parent:
         sys.exit("the process that wanted this has ended")
 

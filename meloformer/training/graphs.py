@@ -203,6 +203,7 @@ def warm_up(
     block_size: int = BLOCK_SIZE,
     fuse: bool = False,
     watch: Watch = lambda batch: nullcontext(),
+    is_over: Callable[[], bool] = lambda: False,
 ) -> None:
     """Compile shapes on all ranks before a step; leaves no trace in the weights.
 
@@ -221,16 +222,21 @@ def warm_up(
         block_size: tokens along each side of a block.
         fuse: whether the loss is compiled too.
         watch: held around each batch.
+        is_over: asked before each batch, as often on all ranks; the rest is left out.
     """
     ranks = engine.ranks
     turn = ranks.local_rank, ranks_on_host()
     for shape in in_turn(shapes.train, *turn):
+        if is_over():
+            return
         batch = padding(shape, blocks_rule, block_size).to(ranks.device)
         with watch(batch):
             loss = step_loss(predict(batch), batch.targets_BT, 1, ranks.world_size, fuse=fuse)
             engine.backward(loss)
         engine.drop_gradients()
     for shape in in_turn(shapes.score, *turn):
+        if is_over():
+            return
         batch = padding(shape, blocks_rule, block_size).to(ranks.device)
         with torch.no_grad(), watch(batch):
             predict(batch)

@@ -26,12 +26,14 @@ def train(session: Session, sample: Sample | None = None) -> None:
     """
     config, ranks, engine = session.config, session.ranks, session.engine
     progress = session.progress
-    kinds = KindTotals(ranks)
+    kinds, stopping = KindTotals(ranks), session.stopping
     session.warming.try_largest(progress.step + 1, session.num_steps)
     check_gradients(session)
     owes_checkpoint = False
-    while (step := progress.step + 1) <= session.num_steps:
+    while (step := progress.step + 1) <= session.num_steps and not stopping.is_agreed:
         session.begin(step)
+        if stopping.is_agreed:
+            break
         rate = learning_rate(step, session.num_steps, config.schedule)
         engine.set_learning_rate(rate)
 
@@ -51,7 +53,9 @@ def train(session: Session, sample: Sample | None = None) -> None:
 
         # All ranks decide together: one rank stopping alone leaves the others waiting.
         with session.watch(f"the update of step {step}"):
-            (loss, nats), grad_norm = kinds.over_ranks(losses), engine.grad_norm()
+            loss, nats, words = kinds.over_ranks(losses, stopping.own_word())
+            stopping.agree(words)
+            grad_norm = engine.grad_norm()
             verdict = session.judge.decide(loss, grad_norm, ranks)
             if verdict.is_good:
                 engine.update()
@@ -71,15 +75,19 @@ def train(session: Session, sample: Sample | None = None) -> None:
             progress, owes_checkpoint = roll_back(session, progress), False
             continue
 
-        if session.is_due(step, config.validate_every):
+        if session.is_due(step, config.validate_every) and not stopping.is_agreed:
             session.validate(step)
-            if sample:
+            if sample and not stopping.is_agreed:
                 sample(session, step)
+            stopping.ask()
         # Never in the middle of trouble: there would be no good one left to go back to.
         owes_checkpoint |= session.is_due(step, config.save_every)
         if owes_checkpoint and (not progress.skipped_in_a_row or step == session.num_steps):
             session.save(progress)
             owes_checkpoint = False
+    if stopping.is_agreed:
+        session.stop(progress)
+        return
     session.checkpoints.finish()
     folder = export_model(engine, config.output, session.model_config, progress.step)
     session.metrics.say(f"wrote {folder}")

@@ -70,25 +70,29 @@ class KindTotals:
             [nats_KN.sum(1, dtype=torch.float64), is_kind_KN.sum(1), nats_in_bars[None]]
         )
 
-    def over_ranks(self, losses: Sequence[Tensor] = ()) -> tuple[float, Nats]:
+    def over_ranks(
+        self, losses: Sequence[Tensor] = (), own: Sequence[float] = ()
+    ) -> tuple[float, Nats, list[float]]:
         """Totals of all ranks, and begin again at nothing; one collective.
 
         Args:
             losses: scalars of this rank that travel along.
+            own: numbers of this rank that do too.
 
         Returns:
-            The losses added up and averaged over ranks, not finite where one is not; and the
-            likelihood of everything added.
+            The losses added up and averaged over ranks, not finite where one is not; the
+            likelihood of everything added; and the sums of `own`.
         """
         device = self._totals.device
         loss = sum(
             (loss.detach().to(device).double() for loss in losses), self._totals.new_zeros(())
         )
-        total = self._ranks.sum_tensor(torch.cat([self._totals, loss[None]])).tolist()
+        along = torch.cat([loss[None], loss.new_tensor(own)])
+        total = self._ranks.sum_tensor(torch.cat([self._totals, along])).tolist()
         self._totals.zero_()
         num_kinds = len(Kind)
         nats_by_kind, count_by_kind = total[:num_kinds], total[num_kinds : 2 * num_kinds]
-        nats_in_bars, loss_sum = total[2 * num_kinds :]
+        nats_in_bars, loss_sum, *sums = total[2 * num_kinds :]
         num_notes = count_by_kind[Kind.PITCH]
         nats = Nats(
             per_token=sum(nats_by_kind) / max(sum(count_by_kind), 1),
@@ -101,4 +105,4 @@ class KindTotals:
             num_targets=int(sum(count_by_kind)),
             num_notes=int(num_notes),
         )
-        return loss_sum / self._ranks.world_size, nats
+        return loss_sum / self._ranks.world_size, nats, sums

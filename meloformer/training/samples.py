@@ -65,7 +65,8 @@ class Sampler:
         max_tokens = num_pieces * session.model_config.max_seq_len
 
         def stop(num_tokens: int) -> bool:
-            return num_tokens >= max_tokens or time.monotonic() - began >= MAX_SECONDS
+            is_late = time.monotonic() - began >= MAX_SECONDS
+            return num_tokens >= max_tokens or is_late or session.stopping.is_asked()
 
         module.eval()
         try:
@@ -75,6 +76,9 @@ class Sampler:
             return
         finally:
             module.train()
+        if session.stopping.is_asked():
+            session.metrics.say(f"no samples after step {step}: the run stops")
+            return
         folder = session.config.output / SAMPLES_NAME / f"step-{step}"
         shutil.rmtree(folder, ignore_errors=True)  # of this step before a resume
         try:

@@ -14,6 +14,7 @@ from torch import Tensor
 from meloformer.batches.batch import Batch
 from meloformer.batches.phases import BatchShape
 from meloformer.batches.stream import TrainStream
+from meloformer.interrupts import begin_work
 from meloformer.model.attention import build_plan
 from meloformer.model.masks import rule_of
 from meloformer.model.memory import BatchSize
@@ -40,6 +41,7 @@ from meloformer.training.run_folder import lock_run
 from meloformer.training.saving import Checkpoints, restore
 from meloformer.training.step import Clock, Progress, StepCounts
 from meloformer.training.step_meter import StepMeter
+from meloformer.training.stopping import Stopping
 from meloformer.training.validation import validate
 from meloformer.training.wandb_run import WandbRun
 from meloformer.training.warming import Warming
@@ -61,6 +63,8 @@ class Session:
         self.num_steps, self.model_config = prepared.num_steps, prepared.model
         self._ds_config, self._data = prepared.ds_config, prepared.data
         self._backend = prepared.backend
+        begin_work()
+        self.stopping = Stopping(self.ranks)
         notes = []
         if self._backend == "flex":
             notes.append(use_compile_cache(self.config.compile_cache, self.ranks.device))
@@ -79,6 +83,7 @@ class Session:
         if prepared.checkpoint and state:
             restore(self.engine, self.config.output, prepared.checkpoint, state)
             self.progress = Progress.of(state)
+        self._saved_step = self.progress.step
         self.judge = Judge(self.config.bad_steps, state.recent_steps if state else ())
         self.rolled_back: dict[str, Any] | None = None
         # For micro-batches, once gradients and optimizer state are there.
@@ -161,11 +166,15 @@ class Session:
             predict=self.predict,
             watch=self.watch,
             say=self.metrics.say,
+            stopping=self.stopping,
         )
 
     def begin(self, step: int) -> None:
         """What comes before a step."""
         self.warming.warm_up(step)
+        if self._began is not None:
+            # What comes before the first step of a start takes long, and no sum of a step is made.
+            self.stopping.ask()
 
     @contextmanager
     def watch(self, moment: str, batch: Batch | None = None) -> Iterator[None]:
@@ -259,6 +268,7 @@ class Session:
         restore(self.engine, self.config.output, checkpoint, state)
         self.stream = self._data.train_stream(self.ranks, state.step, place)
         self.judge.restore(state.recent_steps)
+        self._saved_step = state.step
         self.clock.pause()
 
     def _note(self, facts: dict[str, Any]) -> None:
@@ -276,10 +286,17 @@ class Session:
         num_batches = sum(map(len, self._validation.values()))
         with self.metrics.watch_validation(step, num_batches) as advance:
             scores = {
-                told: validate(partial(self._score, step), _announced(stream, advance), self.ranks)
+                told: validate(
+                    partial(self._score, step),
+                    _announced(stream, advance, self.stopping.ask),
+                    self.ranks,
+                )
                 for told, stream in self._validation.items()
             }
         self.engine.module.train()
+        if self.stopping.is_agreed:
+            self.metrics.say(f"the validation after step {step} is left out: the run stops")
+            return
         self.metrics.validation(step, scores)
         self.clock.pause()
 
@@ -299,10 +316,27 @@ class Session:
             recent_steps=self.judge.state(),
         )
         self.checkpoints.save(state)
+        self._saved_step = progress.step
         self.clock.pause()
+
+    def stop(self, progress: Progress) -> None:
+        """End a run that was asked to stop, with a checkpoint of this moment.
+
+        Raises:
+            CheckpointError: on all ranks, when it cannot be written.
+        """
+        if progress.step != self._saved_step:
+            self.save(progress)
+        self.checkpoints.finish()
+        by = f"stopped by {self.stopping.name}"
+        if self._began is None:
+            self.metrics.say(f"saved step {progress.step}, {by}")
+        else:
+            self.metrics.say(f"{by} before step {progress.step + 1}, nothing to save")
 
     def close(self) -> None:
         """Stop data workers, flush files."""
+        self.stopping.close()
         self.stream.close()
         self.checkpoints.close()
         self._meter.close()
@@ -311,8 +345,12 @@ class Session:
             self._lock.close()
 
 
-def _announced(batches: Iterable[Batch], advance: Callable[[], None]) -> Iterator[Batch]:
-    """The same batches; each is told of when the next one is asked for."""
+def _announced(
+    batches: Iterable[Batch], advance: Callable[[], None], is_over: Callable[[], bool]
+) -> Iterator[Batch]:
+    """The same batches until it is over; each is told of when the next one is asked for."""
     for batch in batches:
+        if is_over():
+            return
         yield batch
         advance()

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from meloformer.errors import ConfigError
+from meloformer.interrupts import STOP_NAMES
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.vocabulary import Kind
@@ -113,10 +114,11 @@ def step_traffic(
         moved = _sharded(groups, zero, world_size, accumulation, element_bytes)
     else:
         moved = _partitioned(groups, zero, world_size, accumulation, element_bytes)
-    # step.count_step: five numbers and one per rank; nats.KindTotals: two per kind and two more.
+    # step.count_step: five numbers and one per rank; nats.KindTotals: two per kind and two more,
+    # and what ranks say on a stop.
     own = Collective(
         operation="all_reduce",
-        elements=5 + world_size + 2 * len(Kind) + 2,
+        elements=5 + world_size + 2 * len(Kind) + 2 + len(STOP_NAMES),
         element_bytes=8,
         calls=2,
         purpose="counts and loss",

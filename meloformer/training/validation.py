@@ -27,5 +27,5 @@ def validate(predict: Callable[[Batch], Tensor], batches: Iterable[Batch], ranks
         batch = batch.to(ranks.device)
         with torch.no_grad():
             totals.add(token_nats(predict(batch), batch.targets_BT), batch)
-    _, nats = totals.over_ranks()
+    _, nats, _ = totals.over_ranks()
     return nats

@@ -24,6 +24,7 @@ from meloformer.training.metrics import duration
 from meloformer.training.out_of_memory import describe
 from meloformer.training.preflight import is_cheap, try_largest
 from meloformer.training.step import Clock
+from meloformer.training.stopping import Stopping
 
 # Held around the batches of a moment, which it names in messages.
 WatchMoment = Callable[[str, Batch], AbstractContextManager[None]]
@@ -70,6 +71,7 @@ class Warming:
         predict: logits of a batch.
         watch: held around each batch.
         say: takes a line on what was done.
+        stopping: asked between shapes.
     """
 
     def __init__(
@@ -84,10 +86,12 @@ class Warming:
         predict: Callable[[Batch], Tensor],
         watch: WatchMoment,
         say: Callable[[str], None],
+        stopping: Stopping,
     ) -> None:
         self._spec, self._config, self._engine = spec, config, engine
         self._graphs, self._phases, self._clock = graphs, phases, clock
         self._predict, self._watch, self._say = predict, watch, say
+        self._stopping = stopping
         self._is_compiled = spec.backend == "flex"
         self._blocks_rule = rule_of(spec.model.rule) if self._is_compiled else None
         num_workers = config.compile_workers if self._is_compiled else 0
@@ -161,7 +165,10 @@ class Warming:
             block_size=self._spec.block_size,
             fuse=self._spec.fuse,
             watch=lambda batch: self._watch(f"the warm-up before step {step}", batch),
+            is_over=self._stopping.ask,
         )
+        if self._stopping.is_agreed:
+            return
         self._ahead.note_compiled(shapes)
         self._say(
             f"compiled attention for {len(shapes.train)} shapes: {self._graphs.num_compiled} "

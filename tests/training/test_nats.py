@@ -42,7 +42,7 @@ def test_each_target_counts_for_its_kind_and_padding_for_none() -> None:
     totals = KindTotals(ALONE)
     totals.add(nats_BT, batch)
     totals.add(nats_BT, batch)
-    loss, nats = totals.over_ranks([torch.tensor(0.25), torch.tensor(0.5)])
+    loss, nats, sums = totals.over_ranks([torch.tensor(0.25), torch.tensor(0.5)], [2.0, 0.0])
 
     expected = defaultdict(list)
     for value, target in zip(nats_BT[0].tolist(), IDS[1:], strict=False):
@@ -52,14 +52,14 @@ def test_each_target_counts_for_its_kind_and_padding_for_none() -> None:
     # The bar token and what follows it, over two notes; not the length bin of the prefix.
     assert nats.per_note == pytest.approx((2 + 3 + 4 + 5 + 6) / 2)
     assert nats.per_token == pytest.approx(sum(range(1, 7)) / 6)
-    assert loss == 0.75
+    assert (loss, sums) == (0.75, [2.0, 0.0])
 
 
 def test_totals_begin_again_after_they_were_read() -> None:
     totals = KindTotals(ALONE)
     totals.add(torch.ones(1, 8), batch_of_one_bar())
     totals.over_ranks()
-    loss, nats = totals.over_ranks()
+    loss, nats, _ = totals.over_ranks()
     assert (loss, nats.num_targets, nats.per_kind) == (0.0, 0, {})
 
 
@@ -69,6 +69,6 @@ def test_what_is_not_finite_stays_with_its_kind_and_with_the_loss() -> None:
     nats_BT[0, 1] = torch.nan  # the target there is the bar token
     totals = KindTotals(ALONE)
     totals.add(nats_BT, batch)
-    loss, nats = totals.over_ranks([nats_BT.sum()])
+    loss, nats, _ = totals.over_ranks([nats_BT.sum()])
     assert math.isnan(loss) and math.isnan(nats.per_kind["BAR"]) and math.isnan(nats.per_note)
     assert nats.per_kind["PITCH"] == nats.per_kind["ONSET"] == 1.0
