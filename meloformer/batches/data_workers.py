@@ -23,6 +23,7 @@ from meloformer.batches.batch import Batch
 from meloformer.batches.collate import Collator
 from meloformer.batches.share import MicroBatchSpec
 from meloformer.errors import BatchError, MeloFormerError
+from meloformer.interrupts import leave_signals_to_parent
 
 logger = logging.getLogger(__name__)
 
@@ -372,4 +373,5 @@ def _raise_file_limit() -> None:
 
 
 def _start_worker(worker: int) -> None:
+    leave_signals_to_parent()
     torch.set_num_threads(1)
