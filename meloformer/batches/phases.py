@@ -1,10 +1,14 @@
-"""Phases: a run starts with small micro-batches and few workers, and says why early if it fails.
+"""Phases: a run starts with small micro-batches and few workers.
+
+Where the rows of a step or the data workers are to blame for what goes wrong, the phase says so:
+the first has neither a micro-batch of several rows nor a process besides the ranks. What memory the
+full micro-batch takes is not theirs to find out: it is tried before the first step of a start.
 
 Phases change how a step is computed, never which rows it holds, and follow from the number of the
 step alone, so that a resumed run is in the right one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from meloformer.batches.plan import PlanConfig
@@ -29,33 +33,54 @@ class BatchShape(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhaseEnds:
+    """The last steps of the phases that have an end.
+
+    Args:
+        phase_1_until: last step of the first phase: micro-batches of one row, no data workers. 0
+            leaves the phase out.
+        phase_2_until: last step of the second phase: micro-batches of one row, all data workers.
+            The last step of the first phase leaves it out.
+    """
+
+    phase_1_until: int = 10
+    phase_2_until: int = 100
+
+    def __post_init__(self) -> None:
+        if self.phase_1_until < 0:
+            raise ConfigError(f"--phase_1_until {self.phase_1_until}: allowed: 0 or more")
+        if self.phase_2_until < self.phase_1_until:
+            raise ConfigError(
+                f"--phase_2_until {self.phase_2_until}: allowed: --phase_1_until "
+                f"({self.phase_1_until}) or more; without phases: --phases off"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
-    """When the phases change.
+    """When the phases change, and what the last one is.
 
     Args:
         phases: off is the last phase from the first step on.
         micro_batch_rows: rows per rank and micro-step of the last phase.
         num_workers: data workers of a rank after the first phase.
-        first_until: last step of the first phase: one row, no workers.
-        second_until: last step of the second phase: one row, all workers.
+        ends: of the phases before the last.
     """
 
     phases: Literal["on", "off"] = "on"
     micro_batch_rows: int = 6
     num_workers: int = 8
-    first_until: int = 10
-    second_until: int = 100
+    ends: PhaseEnds = field(default_factory=PhaseEnds)
 
     def __post_init__(self) -> None:
         if self.micro_batch_rows < 1:
             raise ConfigError(f"--batch_size {self.micro_batch_rows}: allowed 1 or more")
         if self.num_workers < 0:
             raise ConfigError(f"--num_workers {self.num_workers}: allowed 0 or more")
-        if not 0 <= self.first_until <= self.second_until:
-            raise ConfigError(
-                f"phases end after steps {self.first_until} and {self.second_until}: "
-                "allowed 0 <= first <= second"
-            )
+
+    def last_step(self, phase: Phase) -> int | None:
+        """Last step of a phase; None for the last phase."""
+        return {1: self.ends.phase_1_until, 2: self.ends.phase_2_until}.get(phase.number)
 
 
 def phase_at(step: int, config: PhaseConfig) -> Phase:
@@ -64,17 +89,16 @@ def phase_at(step: int, config: PhaseConfig) -> Phase:
     >>> [phase_at(step, PhaseConfig()).number for step in (1, 10, 11, 100, 101)]
     [1, 1, 2, 2, 3]
     """
-    if config.phases == "on":
-        if step <= config.first_until:
-            return Phase(1, 1, 0)
-        if step <= config.second_until:
-            return Phase(2, 1, config.num_workers)
+    ends = config.ends
+    if config.phases == "on" and step <= ends.phase_2_until:
+        is_first = step <= ends.phase_1_until
+        return Phase(1, 1, 0) if is_first else Phase(2, 1, config.num_workers)
     return Phase(3, config.micro_batch_rows, config.num_workers)
 
 
 def batch_shapes(plan: PlanConfig, config: PhaseConfig) -> list[BatchShape]:
     """Every shape that a run can meet: what has to be compiled before its first step."""
-    rows = {phase_at(step, config).micro_batch_rows for step in (1, config.second_until + 1)}
+    rows = {phase_at(step, config).micro_batch_rows for step in (1, config.ends.phase_2_until + 1)}
     return [
         BatchShape(num_rows, length, num_summaries(length))
         for num_rows in sorted(rows)

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from meloformer.batches.augmentation import Augmentation
 from meloformer.batches.mixture import check_weights
+from meloformer.batches.phases import PhaseEnds
 from meloformer.batches.plan import Collate
 from meloformer.errors import ConfigError
 from meloformer.midi import grid
@@ -75,7 +76,10 @@ class TrainConfig:
             whose code is not in the cache yet; half the host's CPU cores, shared out over its ranks
             and at most 8 each, if not given; 0 leaves it to the rank itself.
         shard_cache: most shards of a folder that stay mapped in each rank and each data worker.
-        phases: start with small micro-batches; on in bucket mode on CUDA if not given.
+        phases: start with micro-batches of one row, first without data workers; on in bucket mode
+            on CUDA if not given. They keep trouble with data or workers apart from the rest; memory
+            they do not save, since the full micro-batch is tried before the first step, and in
+            bucket mode there is more to compile. Steps hold the same rows with and without.
         save_every: optimizer steps between checkpoints; 0 saves at the end only.
         validate_every: optimizer steps between validations; 0 validates at the end only.
         validation_rows: rows of a validation over all ranks; the same ones every time.
@@ -90,6 +94,9 @@ class TrainConfig:
         resume: none, auto (newest intact checkpoint of --output) or one of its checkpoints. Auto
             if not given and a launcher has restarted the run, none otherwise.
         init_from: start from the weights of a run, step or model folder.
+        ema: decay of a moving average of the weights, such as 0.999, written to model_ema/ and
+            validated beside the weights themselves; 0 for none. It rises to this from
+            (1 + updates) / (10 + updates), and takes 4 bytes per parameter, shared by the ranks.
         check_gradients: before the first step compare the gradient of a small step with that of a
             single process, and stop where it is another; on for more than one rank if not given.
         dry_run: say what would be done, and stop.
@@ -99,6 +106,7 @@ class TrainConfig:
         schedule: learning rate.
         optimizer: AdamW.
         bad_steps: steps whose loss or gradient goes wrong.
+        phase_ends: when the phases change.
     """
 
     config: Path = DEFAULT_DS_CONFIG
@@ -134,6 +142,7 @@ class TrainConfig:
     background_save: OnOff = "on"
     resume: str | None = None
     init_from: Path | None = None
+    ema: float = 0.0
     check_gradients: OnOff | None = None
     dry_run: bool = False
     device: DeviceName = "auto"
@@ -142,6 +151,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     bad_steps: BadStepConfig = field(default_factory=BadStepConfig)
+    phase_ends: PhaseEnds = field(default_factory=PhaseEnds)
 
     def __post_init__(self) -> None:
         lowest = {
@@ -168,6 +178,10 @@ class TrainConfig:
         if not 0 < self.memory_headroom <= 1:
             raise ConfigError(
                 f"--memory_headroom {self.memory_headroom:g}: allowed: above 0, up to 1"
+            )
+        if not 0 <= self.ema < 1:
+            raise ConfigError(
+                f"--ema {self.ema:g}: allowed: 0 for none, up to below 1, such as 0.999"
             )
         if self.block_size not in BLOCK_SIZES:
             raise ConfigError(

@@ -227,6 +227,7 @@ def open_data(config: ResolvedConfig, global_batch: int, blocks_rule: Rule | Non
             phases=config.phases,
             micro_batch_rows=config.batch_size,
             num_workers=config.num_workers,
+            ends=config.phase_ends,
         ),
         blocks_rule=blocks_rule,
         config=config,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meloformer.batches.mixture import Mixture
-from meloformer.batches.phases import PhaseConfig
+from meloformer.batches.phases import PhaseConfig, PhaseEnds
 from meloformer.batches.plan import Cursor, PlanConfig, iterate_steps
 from meloformer.batches.stream import TrainStream
 from meloformer.batches.windows import bar_lines
@@ -67,8 +67,9 @@ def starts(draw):
         phases=draw(st.sampled_from(["on", "off"])),
         micro_batch_rows=draw(st.integers(1, 4)),
         num_workers=0,
-        first_until=draw(st.integers(0, 3)),
-        second_until=draw(st.integers(3, 6)),
+        ends=PhaseEnds(
+            phase_1_until=draw(st.integers(0, 3)), phase_2_until=draw(st.integers(3, 6))
+        ),
     )
     return phases, draw(st.integers(1, 4)), draw(st.integers(1, 12)), draw(st.integers(0, 3))
 

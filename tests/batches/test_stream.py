@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from meloformer.batches.attributes import ALL_ATTRIBUTES
 from meloformer.batches.collate import Collator
-from meloformer.batches.phases import PhaseConfig
+from meloformer.batches.phases import PhaseConfig, PhaseEnds
 from meloformer.batches.piece_index import PieceIndex
 from meloformer.batches.plan import Cursor, PlanConfig, iterate_steps
 from meloformer.batches.stream import TrainStream, ValidationStream
@@ -182,7 +182,9 @@ def test_the_cursor_counts_what_was_handed_out_and_not_what_was_prefetched(simul
     stream.close()
 
 
-PHASES = PhaseConfig(micro_batch_rows=3, num_workers=2, first_until=3, second_until=5)
+PHASES = PhaseConfig(
+    micro_batch_rows=3, num_workers=2, ends=PhaseEnds(phase_1_until=3, phase_2_until=5)
+)
 
 
 def phase_by_step(stream, num_steps):
