@@ -197,7 +197,15 @@ class SplitIndex:
         return f"{self.storage.name}/{self.entries[shard].file}"
 
     def _bytes(self, shard: int, offset: int, size: int) -> bytes:
-        return self._tars[shard][offset : offset + size]
+        tar = self._tars[shard]
+        # What is mapped beyond the end of a file ends the process when it is read, unheard.
+        if (found := tar.size()) < offset + size:
+            raise ShardError(
+                f"{self._name(shard)}: found {found} bytes, expected {len(tar)}: it has been cut "
+                "since this process opened it; copy the shard again from where it was made, then "
+                "go on with --resume auto"
+            )
+        return tar[offset : offset + size]
 
     def _load_index(self, shard: int) -> MappedIndex:
         return MappedIndex(self.storage, self.entries[shard])

@@ -218,6 +218,22 @@ def test_a_cut_shard_is_named_with_both_sizes(folder: Path) -> None:
         ShardFolder.open(folder)
 
 
+def test_a_shard_that_is_cut_while_it_is_read_is_an_error_and_no_end_of_the_process(
+    folder: Path,
+) -> None:
+    split = ShardFolder.open(folder).split("train")
+    before = split.read(0)
+    tar = folder / "train/shard-000000.tar"
+    whole = tar.read_bytes()
+    with tar.open("r+b") as file:
+        file.truncate(512)
+    with pytest.raises(ShardError, match=rf"shard-000000.tar: found 512 .* expected {len(whole)}"):
+        split.read(PIECES_PER_SHARD - 1)
+    with tar.open("r+b") as file:
+        file.write(whole)
+    assert np.array_equal(split.read(0), before)
+
+
 def test_shards_of_another_vocabulary_are_refused(folder: Path) -> None:
     change_manifest(folder, lambda data: data["tokenizer"].update(fingerprint="ab" * 32))
     with pytest.raises(ShardError, match=r"found tokenizer fingerprint abab.*expected.*make the"):
