@@ -92,28 +92,48 @@ def shard_is_truncated(drill: Drill) -> FaultRow:
     return _start_again(drill, shards, struck, detected, complaints)
 
 
-@fault("a shard is damaged under a running run", ranks=2)
+@fault("bits of a shard are flipped under a running run", ranks=2)
 def shard_is_flipped(drill: Drill) -> FaultRow:
-    """A bit of each piece of a shard: the piece is named; whole again, the run goes on."""
+    """One in each piece: the piece is named; whole again, the run goes on."""
+    return _damage_shard(drill, _flip_every_piece, "piece .* is damaged: found crc32")
+
+
+@fault("a shard is cut short under a running run", ranks=2)
+def shard_is_cut(drill: Drill) -> FaultRow:
+    """What is mapped and no longer there must not end a process without a word."""
+
+    def cut(shards: Path, tar: Path) -> None:
+        with tar.open("r+b") as file:
+            file.truncate(0)
+
+    return _damage_shard(drill, cut, "found 0 bytes, expected")
+
+
+def _damage_shard(drill: Drill, damage: Callable[[Path, Path], None], reason: str) -> FaultRow:
     shards, tar = _own_shards(drill)
     whole = tar.read_bytes()
     with drill.start(2, data=shards) as run:
         run.wait_for_step(SAVE_EVERY + 1)
-        _flip_every_piece(shards, tar)
+        damage(shards, tar)
         struck = run.strike()
         status = run.wait_for_end()
-        detected = struck.seconds()
+        detected, reached = struck.seconds(), max(run.losses())
         complaints = [
             "" if status else "the launcher ended with 0",
-            *run.says_at_the_end(f"error: .*{tar.name}: piece .* is damaged"),
+            *run.says_at_the_end(f"error: .*{tar.name}: {reason}"),
             *run.left_behind(),
         ]
     tar.write_bytes(whole)
-    return _start_again(drill, shards, struck, detected, complaints)
+    return _start_again(drill, shards, struck, detected, complaints, reached)
 
 
 def _start_again(
-    drill: Drill, shards: Path, struck: Strike, detected: float, complaints: list[str]
+    drill: Drill,
+    shards: Path,
+    struck: Strike,
+    detected: float,
+    complaints: list[str],
+    reached: int | None = None,
 ) -> FaultRow:
     with drill.start(2, *AGAIN, data=shards) as run:
         recovered = run.wait_for_recovery(struck)
@@ -124,6 +144,7 @@ def _start_again(
             num_ranks=2,
             detected_s=detected,
             recovered_s=recovered,
+            reached=reached,
             complaints=complaints,
         )
 
@@ -168,4 +189,5 @@ ROWS = [
     checkpoint_bit_is_flipped,
     shard_is_truncated,
     shard_is_flipped,
+    shard_is_cut,
 ]

@@ -4,7 +4,7 @@ import time
 
 import psutil
 
-from tests.faults.rows import SAVE_EVERY, Drill, FaultRow, fault
+from tests.faults.rows import SAVE_EVERY, Drill, FaultRow, fault, limit
 
 # Room goes back to the system as soon as it is free, so that a step has to ask for it again.
 ASK_AGAIN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -18,8 +18,7 @@ def out_of_memory(drill: Drill) -> FaultRow:
     with drill.start(2, environment=ASK_AGAIN) as run:
         run.wait_for_step(SAVE_EVERY + 1)
         victim = run.ranks()[1]
-        allowed = _least_bytes(victim)
-        victim.rlimit(psutil.RLIMIT_AS, (allowed, psutil.RLIM_INFINITY))
+        limit(victim, psutil.RLIMIT_AS, _least_bytes(victim))
         struck = run.strike()
         status = run.wait_for_end()
         detected = struck.seconds()

@@ -446,6 +446,12 @@ def train_undisturbed(
     return read_losses(folder)
 
 
+def limit(process: psutil.Process, resource: int, amount: int) -> None:
+    """Let a process that runs have no more of something from now on."""
+    _, most = process.rlimit(resource)
+    process.rlimit(resource, (amount, most))
+
+
 def read_losses(folder: Path) -> dict[int, float]:
     """Loss by step of a run folder, of the lines that are whole."""
     path = folder / METRICS_NAME

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from meloformer.training.checkpoint import FOLDER_NAME, step_folder
-from tests.faults.rows import SAVE_EVERY, Drill, FaultError, FaultRow, SkippedError, fault
+from tests.faults.rows import SAVE_EVERY, Drill, FaultError, FaultRow, SkippedError, fault, limit
 
 AGAIN = ("--resume", "auto")
 SECOND_SAVE = 2 * SAVE_EVERY
@@ -102,7 +102,7 @@ def saves_are_refused(drill: Drill) -> FaultRow:
         run.wait_for_step(SAVE_EVERY + 1)
         run.wait_until(step_folder(run.folder, SAVE_EVERY).exists, "first checkpoint")
         for process in run.ranks().values():
-            process.rlimit(psutil.RLIMIT_FSIZE, (LARGEST_FILE_BYTES, psutil.RLIM_INFINITY))
+            limit(process, psutil.RLIMIT_FSIZE, LARGEST_FILE_BYTES)
         struck = run.strike()
         run.wait_for_words(_NOT_SAVED, since=struck.num_said)
         detected = struck.seconds()
