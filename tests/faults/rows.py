@@ -47,6 +47,9 @@ LAST_LINES = 30
 GRACE_SECONDS = 10.0  # for what ends on its own after the launcher
 _POLL_SECONDS = 0.02
 _MARK = "MELOFORMER_DRILL"
+_LAUNCHERS_OWN = re.compile(
+    r"^Traceback \(most recent call last\):\n(?:  .*\n)+(?=[\w.]*ChildFailedError)", re.MULTILINE
+)
 
 
 class FaultError(Exception):
@@ -177,8 +180,9 @@ class Run:
         return self._log.read_bytes()[self._skipped :].decode(errors="replace")[since:]
 
     def last_lines(self, number: int = LAST_LINES) -> str:
-        """The end of what was said."""
-        lines = [line for line in self.said().splitlines() if line.strip()]
+        """The end of what was said, without the path through the launcher's own code."""
+        said = _LAUNCHERS_OWN.sub("", self.said())
+        lines = [line for line in said.splitlines() if line.strip()]
         return "\n".join(lines[-number:])
 
     def has_said(self, pattern: str, *, since: int = 0) -> bool:
