@@ -7,6 +7,9 @@
 # GPUS      processes, one on each GPU; all GPUs if not given, and 1 where there is none.
 # RESTARTS  how often torchrun brings a run back that has failed; 0 if not given, so that a wrong
 #           flag is refused once. Above 0 it wants --output, to find the run again.
+#
+# SIGTERM or SIGUSR1, to this process, its group, a rank or all of them: the run saves, says so on its
+# last line, and ends with status 0. Ctrl-C: the same, with 130; a second one ends it at once.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 command -v torchrun >/dev/null || . .venv/bin/activate
@@ -17,14 +20,16 @@ else
     found=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
 fi
 gpus=${GPUS:-$((found > 0 ? found : 1))}
+# By themselves launchers that are told to stop end in a traceback, and kill what saves for long.
+deaf=(python -m meloformer.training.deaf_launcher)
 
 case ${LAUNCHER:-torchrun} in
     python)
         exec python launch/train.py "$@"
         ;;
     torchrun)
-        exec torchrun --standalone --nproc_per_node "$gpus" --max_restarts "${RESTARTS:-0}" \
-            launch/train.py "$@"
+        exec "${deaf[@]}" torchrun --standalone --nproc_per_node "$gpus" \
+            --max_restarts "${RESTARTS:-0}" launch/train.py "$@"
         ;;
     deepspeed)
         # With --num_gpus it forgets CUDA_VISIBLE_DEVICES and takes the machine's first ones.
@@ -32,14 +37,15 @@ case ${LAUNCHER:-torchrun} in
         if [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ "$gpus" -le "$found" ]; then
             which=(--include "localhost:$(cut -d , -f "1-$gpus" <<<"$CUDA_VISIBLE_DEVICES")")
         fi
-        exec deepspeed "${which[@]}" launch/train.py "$@"
+        exec "${deaf[@]}" deepspeed "${which[@]}" launch/train.py "$@"
         ;;
     accelerate)
         # Accelerate starts the processes and no more: precision and compiling are the run's own.
         several=()
         if [ "$gpus" -gt 1 ]; then several=(--multi_gpu); fi
-        exec accelerate launch --num_processes "$gpus" ${several[@]+"${several[@]}"} \
-            --num_machines 1 --mixed_precision no --dynamo_backend no launch/train.py "$@"
+        exec "${deaf[@]}" accelerate launch --num_processes "$gpus" \
+            ${several[@]+"${several[@]}"} --num_machines 1 --mixed_precision no \
+            --dynamo_backend no launch/train.py "$@"
         ;;
     *)
         echo "error: found LAUNCHER=$LAUNCHER; allowed: python, torchrun, deepspeed, accelerate" >&2

@@ -28,6 +28,10 @@ fi
 # After SIGTERM, seconds in which ranks may end their step and save, before SIGKILL.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
 
+# A rank that was stopped, and has saved, says so: a machine that is taken away stops the ranks of all,
+# and the agents of the others start theirs again instead of taking this for the end of the run.
+export MELOFORMER_STOPPED_STATUS=${MELOFORMER_STOPPED_STATUS:-75}
+
 # Otherwise agents that stay keep the store of their first meeting, and one that comes later asks in
 # vain where it is: all of them end after a minute (torch 2.13, DynamicRendezvousHandler).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1

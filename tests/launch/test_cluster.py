@@ -16,12 +16,15 @@ from torch.distributed.run import get_args_parser
 
 from meloformer.command_line import parse_flags
 from meloformer.training.config import TrainConfig
+from meloformer.training.stopping import STATUS_VARIABLE
 from tests.training.launching import ENVIRONMENT, ROOT
 
 CLUSTER = ROOT / "launch" / "cluster"
 SCRIPTS = sorted(path for path in CLUSTER.iterdir() if path.suffix in (".sh", ".sbatch"))
 WANTED = ["--data", "data_shards/a", "--output", "runs/a", "--model_size", "tiny"]
 
+# What one_node.sh puts in front of launchers.
+DEAF = ["python", "-m", "meloformer.training.deaf_launcher"]
 # A launcher that only says how it was called.
 SAY = """#!/usr/bin/env bash
 printf '%s\\0' "$(basename "$0")" "$@" > "$SAID"
@@ -79,7 +82,8 @@ def start(commands: Path, tmp_path: Path) -> Callable[..., list[str]]:
     def start_(script: str, *flags: str, **variables: str) -> list[str]:
         done = run([str(CLUSTER / script), *flags], commands, tmp_path, variables)
         assert done.returncode == 0, done.stderr
-        return (tmp_path / "said").read_text().split("\0")[:-1]
+        said = (tmp_path / "said").read_text().split("\0")[:-1]
+        return said[len(DEAF) :] if said[: len(DEAF)] == DEAF else said
 
     return start_
 
@@ -174,6 +178,14 @@ def test_one_node_starts_as_many_processes_as_asked_by_each_launcher(start, gpus
     assert said == ["python", "launch/train.py", *WANTED]
 
 
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "accelerate"])
+def test_on_one_node_ranks_hear_signals_and_launchers_do_not(
+    start, launcher: str, tmp_path: Path
+) -> None:
+    start("one_node.sh", *WANTED, LAUNCHER=launcher)
+    assert (tmp_path / "said").read_text().split("\0")[: len(DEAF) + 1] == [*DEAF, launcher]
+
+
 def test_one_node_takes_all_gpus_that_are_visible_and_one_process_without_any(
     start, commands: Path
 ) -> None:
@@ -234,6 +246,7 @@ def test_agents_of_several_nodes_meet_at_the_head_and_go_on_after_any_restart(
     variables = dict(line.split("=", 1) for line in lines if "=" in line)
     assert int(variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) > 30, "longer than torchrun by itself"
     assert variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1", "or no agent joins later"
+    assert int(variables[STATUS_VARIABLE]), "or machines that stay take a stop for the end"
 
 
 def test_an_agent_that_fails_is_started_again_once_the_run_has_lived(
