@@ -2,6 +2,8 @@
 
 python launch/generate.py --checkpoint runs/<name> --output out.mid --bars 16 --seed 0
 
+python launch/generate.py --checkpoint runs/<name> --weights ema --output out.mid
+
 python launch/generate.py --tempo 120 --time_signature 4/4 --key "C major" --instruments 40 41 42
 """
 
@@ -21,7 +23,13 @@ from meloformer.midi.piano_roll import save_piano_roll
 from meloformer.midi.render import to_piece
 from meloformer.midi.write import write_midi
 from meloformer.model.device import DeviceName, choose_device
-from meloformer.model.weights import find_model_folder, load_model, model_metadata, newest_run
+from meloformer.model.weights import (
+    Weights,
+    find_model_folder,
+    load_model,
+    model_metadata,
+    newest_run,
+)
 from meloformer.tokens.hid import decode
 from meloformer.tokens.vocabulary import check_fingerprint
 
@@ -34,6 +42,7 @@ class GenerateConfig:
 
     Args:
         checkpoint: run folder, step folder or model folder; the newest run if not given.
+        weights: those of the last step, or the moving average of a run trained with --ema.
         output: the MIDI file; several samples are numbered. The picture takes the same name.
         num_samples: pieces, sampled as one batch.
         seed: the same seed gives the same pieces on the same device.
@@ -43,6 +52,7 @@ class GenerateConfig:
     """
 
     checkpoint: Path | None = None
+    weights: Weights = "raw"
     output: Path = Path("out.mid")
     num_samples: int = 1
     seed: int = 0
@@ -61,7 +71,7 @@ class GenerateConfig:
 
 def main(config: GenerateConfig) -> None:
     """Load, sample, decode, write."""
-    folder = find_model_folder(config.checkpoint or newest_run())
+    folder = find_model_folder(config.checkpoint or newest_run(), config.weights)
     try:
         config.output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

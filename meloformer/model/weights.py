@@ -1,6 +1,7 @@
 """A model folder in the Hugging Face layout: config.json and model.safetensors."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +13,11 @@ from meloformer.model.museformer import MuseFormer
 from meloformer.model.tensor_file import FileSum, write_tensors
 
 WEIGHTS_NAME = "model.safetensors"
+
+# Weights of the last step, or their moving average.
+Weights = Literal["raw", "ema"]
+# Folder of each, in a run folder and in a step folder.
+MODEL_NAMES: dict[Weights, str] = {"raw": "model", "ema": "model_ema"}
 
 
 def save_model(
@@ -97,18 +103,24 @@ def check_state(model: MuseFormer, state: dict[str, torch.Tensor], source: Path)
         )
 
 
-def find_model_folder(path: Path) -> Path:
+def find_model_folder(path: Path, weights: Weights = "raw") -> Path:
     """The model of a run folder, of a step folder, or the folder itself.
 
     Args:
         path: what `--checkpoint` says.
+        weights: which of a run's or a step's; a model folder holds what it holds.
 
     Raises:
-        CheckpointError: none of the three holds a model.
+        CheckpointError: none of the three holds a model, or none of averaged weights.
     """
-    models = _models(path)
+    models = _models(path, weights)
     if models:
         return models[0]
+    if weights == "ema" and (others := _models(path, "raw")):
+        raise CheckpointError(
+            f"{path}: found no averaged weights ({MODEL_NAMES['ema']}/) beside {others[0]}; "
+            "allowed: the weights of the last step, or a run that was trained with --ema 0.999"
+        )
     found = "no such folder" if not path.is_dir() else f"found {_listing(path)}"
     raise CheckpointError(
         f"{path}: {found}; expected a run folder, a checkpoints/step-N folder or a model folder "
@@ -137,10 +149,13 @@ def step_of(folder: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def _models(path: Path) -> list[Path]:
+def _models(path: Path, weights: Weights = "raw") -> list[Path]:
     """Model folders at a path, the best first: its own, a run's last, then newest step first."""
     steps = sorted(path.glob("checkpoints/step-*"), key=step_of, reverse=True)
-    folders = (path, path / "model", *(step / "model" for step in steps if step_of(step) >= 0))
+    name = MODEL_NAMES[weights]
+    folders = [path / name, *(step / name for step in steps if step_of(step) >= 0)]
+    if weights == "raw" or path.name == name:
+        folders.insert(0, path)
     return [
         folder
         for folder in folders

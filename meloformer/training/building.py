@@ -1,8 +1,11 @@
 """The model of a run as it is before its first step, and the precision of its attention."""
 
+from pathlib import Path
+
 import torch
 
-from meloformer.model.config import MuseFormerConfig
+from meloformer.errors import CheckpointError
+from meloformer.model.config import SIZES, MuseFormerConfig
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.precision import choose_precision
 from meloformer.model.weights import check_state, find_model_folder, load_weights
@@ -30,10 +33,43 @@ def build_model(
     if config.init_from:
         folder = find_model_folder(config.init_from)
         check_tokenizer(folder)
+        check_size(MuseFormerConfig.load(folder), model_config, folder)
         weights = load_weights(folder)
         check_state(model, weights, folder)
         model.load_state_dict(weights)
     return model
+
+
+def check_size(found: MuseFormerConfig, wanted: MuseFormerConfig, folder: Path) -> None:
+    """Refuse weights with which the model would compute something else, or nothing at all.
+
+    Length and rule may differ: the weights do not depend on them.
+
+    Args:
+        found: settings of the weights.
+        wanted: those of the model.
+        folder: of the weights.
+
+    Raises:
+        CheckpointError: names what differs, on both sides.
+    """
+    free = {"max_seq_len", "rule"}
+    differing = [
+        name
+        for name, value in vars(found).items()
+        if name not in free and value != getattr(wanted, name)
+    ]
+    if not differing:
+        return
+    values = [
+        ", ".join(f"{name} {getattr(config, name)}" for name in differing)
+        for config in (found, wanted)
+    ]
+    sizes = [name for name, size in SIZES.items() if vars(size).items() <= vars(found).items()]
+    remedy = f"--model_size {sizes[0]}" if sizes else "weights of this size"
+    raise CheckpointError(
+        f"--init_from {folder}: found a model of {values[0]}, expected {values[1]}; take {remedy}"
+    )
 
 
 def attention_precision(

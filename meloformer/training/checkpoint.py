@@ -5,6 +5,7 @@ checkpoints/step-1000/
   state.json      step, data position, settings, format, tokenizer, number of ranks
   parts/          weights and optimizer state, one part per rank, for any number of ranks
   model/          config.json, model.safetensors: what others load
+  model_ema/      the same with averaged weights, where the run keeps an average
 """
 
 import errno
@@ -22,12 +23,12 @@ from typing import Any
 
 from meloformer.errors import CheckpointError
 from meloformer.model.tensor_file import FileSum
-from meloformer.model.weights import step_of
+from meloformer.model.weights import MODEL_NAMES, step_of
 
 FORMAT_VERSION = 2
 FOLDER_NAME = "checkpoints"
 MANIFEST_NAME, STATE_NAME = "manifest.json", "state.json"
-PARTS_NAME, MODEL_NAME = "parts", "model"
+PARTS_NAME, MODEL_NAME = "parts", MODEL_NAMES["raw"]
 _SUPERSEDED = ".superseded"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 _CHUNK_BYTES = 1 << 22
@@ -180,7 +181,7 @@ def set_aside_later(run: Path, step: int) -> list[Path]:
     """
     later = [f for f in step_folders(run) if int(f.name.removeprefix("step-")) > step]
     renamed = []
-    for folder in [*later, run / MODEL_NAME]:
+    for folder in [*later, *(run / name for name in MODEL_NAMES.values())]:
         if folder.is_dir():
             target = folder.with_name(folder.name + _SUPERSEDED)
             if target.exists():

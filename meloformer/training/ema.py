@@ -13,11 +13,13 @@ from meloformer.errors import ConfigError
 
 # Its kind in the parts of a checkpoint.
 AVERAGE = "ema"
+# What the names of its scores in a validation begin with.
+AVERAGED_SCORES = "ema_"
 # Elements that change places at once: a copy of all of them would be a peak of its own.
 _CHUNK_ELEMENTS = 1 << 22
 
 
-def check_same_average(asked: float, known: float, output: str) -> None:
+def check_same_average(asked: float, known: float) -> None:
     """Refuse to go on with another average than the run was started with.
 
     An average that begins in the middle, or ends there, is not the one that its decay promises,
@@ -26,7 +28,6 @@ def check_same_average(asked: float, known: float, output: str) -> None:
     Args:
         asked: --ema of this start.
         known: that of the run in --output.
-        output: the run folder.
 
     Raises:
         ConfigError: the two differ.
@@ -35,13 +36,13 @@ def check_same_average(asked: float, known: float, output: str) -> None:
         return
     if not known:
         raise ConfigError(
-            f"--ema {asked:g}: the run in --output {output} was started without it, and its "
-            "checkpoints hold no averaged weights; allowed: to go on without --ema, or a new run "
-            f"with --init_from {output} --ema {asked:g}"
+            f"--ema {asked:g}: the run in --output was started without it, and its checkpoints "
+            "hold no averaged weights; allowed: to go on without --ema, or another --output, with "
+            "--init_from and this run's folder"
         )
     raise ConfigError(
-        f"--ema {asked:g}: the run in --output {output} was started with --ema {known:g}; allowed: "
-        "the same, or another --output"
+        f"--ema {asked:g}: the run in --output was started with --ema {known:g}; allowed: the "
+        "same, or another --output"
     )
 
 

@@ -39,6 +39,7 @@ class Partitioning:
         is_bf16: weights in bf16 beside fp32 masters, or fp32 alone.
         is_offloaded: the optimizer works in host memory.
         bucket_elements: size of the buffer for gradients on their way.
+        keeps_average: whether the run keeps a moving average of the weights.
     """
 
     stage: int = 2
@@ -46,6 +47,7 @@ class Partitioning:
     is_bf16: bool = True
     is_offloaded: bool = False
     bucket_elements: int = BUCKET_ELEMENTS
+    keeps_average: bool = False
 
     @classmethod
     def of(cls, ds_config: Mapping[str, Any], world_size: int) -> "Partitioning":
@@ -82,7 +84,8 @@ class Forecast:
     Args:
         weights: as the model computes with them.
         gradients: accumulated in fp32, and under stage 1 those of a micro-batch.
-        optimizer: fp32 masters and the two moments of AdamW.
+        optimizer: fp32 masters, the two moments of AdamW, and the moving average where one is
+            kept.
         buffers: gradients on their way between ranks.
         kept: activations for the backward pass, by part of the model.
         passing: what the worst moment of a micro-batch holds besides: the batch, logits, and
@@ -158,7 +161,7 @@ def forecast(
     if stage == 1:
         # Those of the last micro-batch stay beside what they were added to.
         gradients += parameters * partitioning.element_bytes
-    optimizer = 3 * parameters * _FP32 // ranks
+    optimizer = (3 + partitioning.keeps_average) * parameters * _FP32 // ranks
     if partitioning.is_offloaded:
         gradients = optimizer = 0
     # Stage 1 in bf16 has no such buffer, and makes everything flat at the end of a step instead.

@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from meloformer.midi.sound import SAMPLE_RATE
 from meloformer.training.board import Board
+from meloformer.training.ema import AVERAGED_SCORES
 from meloformer.training.line_file import LineFile
 from meloformer.training.metrics import (
     LOG_NAME,
@@ -215,7 +216,8 @@ class MetricsWriter:
 
         Args:
             step: optimizer steps done.
-            scores: by which attributes of a piece the model was told, "all" and "none".
+            scores: by which attributes of a piece the model was told, "all" and "none"; those of
+                averaged weights under the same names, begun with `AVERAGED_SCORES`.
         """
         if not self.is_first:
             return
@@ -227,8 +229,7 @@ class MetricsWriter:
             self._show(kinds | {f"valid/{told}/{k}": value for k, value in means.items()}, step)
         self._write(self._validation_lines, line)
         words = [
-            f"{nats.per_token:.4f} nats per token and {nats.per_note:.3f} per note with "
-            f"{'no' if told == 'none' else told} attributes"
+            f"{nats.per_token:.4f} nats per token and {nats.per_note:.3f} per note {_told(told)}"
             for told, nats in scores.items()
         ]
         self.say(f"validation after step {step}: {'; '.join(words)}")
@@ -276,6 +277,12 @@ def _is_of(steps: range, line: str) -> bool:
         return json.loads(line)["step"] in steps
     except ValueError:
         return False
+
+
+def _told(name: str) -> str:
+    told = name.removeprefix(AVERAGED_SCORES)
+    averaged = "" if told == name else ", averaged weights"
+    return f"with {'no' if told == 'none' else told} attributes{averaged}"
 
 
 def _add_text(name: str, text: str, step: int, board: SummaryWriter) -> None:

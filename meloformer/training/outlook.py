@@ -1,5 +1,7 @@
 """What a run will do, said before it does it: rows, steps, tokens, memory, hours."""
 
+from dataclasses import replace
+
 import torch
 from rich.table import Table
 
@@ -67,7 +69,9 @@ def describe_folders(data: TrainData) -> list[str]:
 def predicted_memory(prepared: Prepared) -> str:
     """Peak of a rank by formula, what it consists of, and whether it fits the device in hand."""
     config, ranks, plan = prepared.config, prepared.ranks, prepared.data.plan
-    partitioning = Partitioning.of(prepared.ds_config, ranks.world_size)
+    partitioning = replace(
+        Partitioning.of(prepared.ds_config, ranks.world_size), keeps_average=config.ema > 0
+    )
     size = BatchSize.of(
         config.batch_size,
         max(plan.row_lengths),

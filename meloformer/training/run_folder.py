@@ -16,6 +16,7 @@ import torch
 from meloformer.errors import CheckpointError, ConfigError
 from meloformer.shards.download import without_credentials
 from meloformer.training.checkpoint import check_files, newest_intact, step_folders
+from meloformer.training.ema import check_same_average
 
 RUN_NAME = "run.json"
 FORMAT_VERSION = 1
@@ -215,6 +216,8 @@ def check_same_run(run: Run, settings: dict[str, Any], manifest_sha256: str) -> 
                 f"--{name} {settings[name]}: the run in --output was started with "
                 f"{run.settings[name]}; allowed: the same, or another --output"
             )
+    # Of a run that is older than the flag, too.
+    check_same_average(settings.get("ema", 0.0), run.settings.get("ema", 0.0))
     if run.manifest_sha256 != manifest_sha256:
         raise ConfigError(
             f"--data, --data_weights: found manifest {manifest_sha256[:12]}, the run was started "

@@ -2,13 +2,16 @@
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from meloformer.errors import CheckpointError
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.tensor_file import FileSum
-from meloformer.model.weights import WEIGHTS_NAME, model_metadata, save_model
+from meloformer.model.weights import MODEL_NAMES, WEIGHTS_NAME, Weights, model_metadata, save_model
 from meloformer.tokens.vocabulary import fingerprint
 from meloformer.training.background import BackgroundSaver, SaveOutcome
 from meloformer.training.checkpoint import (
@@ -97,10 +100,11 @@ class Checkpoints:
             name = f"{PARTS_NAME}/{part_name(ranks.rank)}"
             sums = {name: part.write(folder / name)}
             if ranks.is_first:
-                weights = save_model(
-                    folder / MODEL_NAME, self._model, host.weights, _facts(state.step)
-                )
-                sums[f"{MODEL_NAME}/{WEIGHTS_NAME}"] = weights
+                exports = {MODEL_NAME: host.weights, MODEL_NAMES["ema"]: host.averaged}
+                for model, weights in exports.items():
+                    if weights:
+                        file = save_model(folder / model, self._model, weights, _facts(state.step))
+                        sums[f"{model}/{WEIGHTS_NAME}"] = file
             return sums
 
         def seal(sums: dict[str, FileSum]) -> Path:
@@ -117,30 +121,43 @@ class Checkpoints:
 def export_model(engine: Engine, run: Path, model: MuseFormerConfig, step: int) -> Path:
     """Write the model after its last step next to the checkpoints, whole or not at all; collective.
 
+    Where an average is kept, its model stands beside it.
+
     Returns:
         The model's folder.
 
     Raises:
         CheckpointError: the disk is full, or the run folder cannot be written.
     """
-    weights = {name: weight.cpu() for name, weight in engine.each_weight()}
+    each: dict[Weights, Callable[[], Iterator[tuple[str, torch.Tensor]]]] = {}
+    # The model last: where it stands, all is written.
+    if engine.has_average:
+        each["ema"] = engine.each_averaged_weight
+    each["raw"] = engine.each_weight
+    for which, weights_of in each.items():
+        # Copied, as averages are gone from the model when their turn is over.
+        weights = {name: weight.to("cpu", copy=True) for name, weight in weights_of()}
+        folder = engine.ranks.on_first(
+            partial(_export, run / MODEL_NAMES[which], model, weights, step)
+        )
+    engine.ranks.on_first(lambda: drop_superseded(run))
+    return folder
 
-    def export() -> Path:
-        aside = run / f".{MODEL_NAME}"
-        try:
-            shutil.rmtree(aside, ignore_errors=True)
-            save_model(aside, model, weights, _facts(step))
-            folder = put_in_place(aside)
-        except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise CheckpointError(
-                f"{run / MODEL_NAME}: cannot be written ({error}); allowed: a disk with room; then "
-                "write it with --resume auto"
-            ) from error
-        drop_superseded(run)
-        return folder
 
-    return engine.ranks.on_first(export)
+def _export(
+    folder: Path, model: MuseFormerConfig, weights: dict[str, torch.Tensor], step: int
+) -> Path:
+    aside = folder.with_name(f".{folder.name}")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        save_model(aside, model, weights, _facts(step))
+        return put_in_place(aside)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error}); allowed: a disk with room; then write it with "
+            "--resume auto"
+        ) from error
 
 
 def is_exported(run: Path, step: int) -> bool:
@@ -178,9 +195,11 @@ def read_state(ranks: Ranks, checkpoint: Path, run_id: str) -> TrainingState:
     def read() -> TrainingState:
         state = TrainingState.load(checkpoint)
         check_owner(state, checkpoint, run_id, fingerprint())
-        check_tokenizer(checkpoint / MODEL_NAME)
         # What others load is no part of a run that goes on, but as little to be trusted.
-        MuseFormerConfig.load(checkpoint / MODEL_NAME)
+        for name in MODEL_NAMES.values():
+            if name == MODEL_NAME or (checkpoint / name).is_dir():
+                check_tokenizer(checkpoint / name)
+                MuseFormerConfig.load(checkpoint / name)
         return state
 
     return ranks.on_first(read)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from meloformer.batches.batch import Batch
 from meloformer.batches.phases import BatchShape
-from meloformer.batches.stream import TrainStream
+from meloformer.batches.stream import TrainStream, ValidationStream
 from meloformer.interrupts import begin_work
 from meloformer.model.attention import build_plan
 from meloformer.model.masks import rule_of
@@ -26,6 +26,7 @@ from meloformer.training.checkpoint import TrainingState
 from meloformer.training.compile_ahead import CompileSpec
 from meloformer.training.compile_cache import use_compile_cache
 from meloformer.training.config import fuses
+from meloformer.training.ema import AVERAGED_SCORES
 from meloformer.training.engine import Engine
 from meloformer.training.graphs import declare_graphs
 from meloformer.training.metrics_writer import MetricsWriter
@@ -73,7 +74,11 @@ class Session:
 
         with self.watch("the building of the model"):
             self.engine = Engine(
-                self.build_model(), self.ranks, prepared.ds_config, self.config.optimizer
+                self.build_model(),
+                self.ranks,
+                prepared.ds_config,
+                self.config.optimizer,
+                ema=self.config.ema,
             )
         # Before anything of the folder is changed, after everything that may still be refused.
         self._lock: IO[bytes] | None = None
@@ -280,10 +285,18 @@ class Session:
         with self.watch(f"the validation after step {step}", batch):
             return self.predict(batch)
 
+    def _to_score(self) -> Iterator[tuple[str, ValidationStream]]:
+        """The validation pieces by what is told of them; then again, with averaged weights."""
+        yield from self._validation.items()
+        if self.engine.has_average:
+            with self.engine.averaged_weights():
+                for told, pieces in self._validation.items():
+                    yield f"{AVERAGED_SCORES}{told}", pieces
+
     def validate(self, step: int) -> None:
         """Score the validation pieces with all attributes and with none."""
         self.engine.module.eval()
-        num_batches = sum(map(len, self._validation.values()))
+        num_batches = sum(map(len, self._validation.values())) * (1 + self.engine.has_average)
         with self.metrics.watch_validation(step, num_batches) as advance:
             scores = {
                 told: validate(
@@ -291,7 +304,7 @@ class Session:
                     _announced(stream, advance, self.stopping.ask),
                     self.ranks,
                 )
-                for told, stream in self._validation.items()
+                for told, stream in self._to_score()
             }
         self.engine.module.train()
         if self.stopping.is_agreed:

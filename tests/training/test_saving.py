@@ -22,7 +22,9 @@ ALONE = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 
 def engine() -> SimpleNamespace:
     model = MuseFormer(tiny_config())
-    return SimpleNamespace(ranks=ALONE, each_weight=lambda: model.state_dict().items())
+    return SimpleNamespace(
+        ranks=ALONE, has_average=False, each_weight=lambda: model.state_dict().items()
+    )
 
 
 def export(run: Path, step: int) -> Path:
