@@ -23,6 +23,7 @@ from meloformer.training.bad_steps import BadStepConfig
 from meloformer.training.ds_config import DEFAULT_DS_CONFIG
 from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.schedule import ScheduleConfig
+from meloformer.training.stalls import StallConfig
 from meloformer.training.wandb_run import check_installed
 
 ModelSize = Literal["tiny", "small", "base", "large"]
@@ -106,6 +107,7 @@ class TrainConfig:
         schedule: learning rate.
         optimizer: AdamW.
         bad_steps: steps whose loss or gradient goes wrong.
+        stalls: runs in which nothing moves.
         phase_ends: when the phases change.
     """
 
@@ -151,6 +153,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     bad_steps: BadStepConfig = field(default_factory=BadStepConfig)
+    stalls: StallConfig = field(default_factory=StallConfig)
     phase_ends: PhaseEnds = field(default_factory=PhaseEnds)
 
     def __post_init__(self) -> None:

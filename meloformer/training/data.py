@@ -163,6 +163,7 @@ class TrainData:
             state=state,
             step=step,
             pin_memory=ranks.device.type == "cuda",
+            timeout_seconds=self.config.stalls.data_seconds,
         )
 
     def validation_streams(self, ranks: Ranks) -> dict[str, ValidationStream]:
@@ -178,6 +179,7 @@ class TrainData:
                 num_workers=0 if ranks.device.type == "cpu" else min(self.config.num_workers, 2),
                 max_rows=self.config.validation_rows,
                 pin_memory=ranks.device.type == "cuda",
+                timeout_seconds=self.config.stalls.data_seconds,
             )
             for told, attributes in TOLD.items()
         }

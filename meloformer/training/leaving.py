@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -104,6 +105,20 @@ def before_leaving(method: Callable[[], None]) -> None:
     _before_leaving.append(weakref.WeakMethod(method))
 
 
+def end_at_once(status: int) -> NoReturn:
+    """End this process without the usual clean-up, which may wait for ranks that do not answer.
+
+    Args:
+        status: of the process.
+    """
+    for method in [reference() for reference in _before_leaving]:
+        if method:
+            method()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def leave() -> None:
     """Leave the process group at the end of the process, unless it ends in an error.
 
@@ -160,12 +175,7 @@ def _end(store: dist.Store | None = None) -> None:
             time.sleep(0.3)
     except RuntimeError:
         pass  # the store has ended, and with it whoever could be waited for
-    for method in [reference() for reference in _before_leaving]:
-        if method:
-            method()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(EXIT_REFUSED)
+    end_at_once(EXIT_REFUSED)
 
 
 def _is_alone() -> bool:

@@ -27,6 +27,7 @@ def train(session: Session, sample: Sample | None = None) -> None:
     config, ranks, engine = session.config, session.ranks, session.engine
     progress = session.progress
     kinds, stopping = KindTotals(ranks), session.stopping
+    session.stalls.start()
     session.warming.try_largest(progress.step + 1, session.num_steps)
     check_gradients(session)
     owes_checkpoint = False
@@ -39,7 +40,9 @@ def train(session: Session, sample: Sample | None = None) -> None:
 
         # One count for all micro-batches of all ranks: how the batch is cut cannot change the
         # gradient.
+        session.stalls.at(f"the data of step {step}", is_slow=False)
         micro_batches = session.clock.wait_for(session.stream)
+        session.stalls.at(f"the count of step {step}")
         clock = session.clock
         counts = count_step(micro_batches, clock.wait_seconds, ranks, clock.own_seconds)
         losses = []
@@ -88,6 +91,7 @@ def train(session: Session, sample: Sample | None = None) -> None:
     if stopping.is_agreed:
         session.stop(progress)
         return
+    session.stalls.at("the end of the run", is_slow=True)
     session.checkpoints.finish()
     folder = export_model(engine, config.output, session.model_config, progress.step)
     session.metrics.say(f"wrote {folder}")

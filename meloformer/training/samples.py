@@ -55,6 +55,7 @@ class Sampler:
                 session.metrics.say("no samples: under ZeRO stage 3 no rank holds all weights")
             self._has_said_why = True
             return
+        session.stalls.at(f"the samples after step {step}", is_slow=True)
         session.ranks.on_first(lambda: self._write(session, step))
         session.clock.pause()
 

@@ -42,6 +42,7 @@ from meloformer.training.run_folder import lock_run
 from meloformer.training.saving import Checkpoints, restore
 from meloformer.training.step import Clock, Progress, StepCounts
 from meloformer.training.step_meter import StepMeter
+from meloformer.training.stalls import StallWatch
 from meloformer.training.stopping import Stopping
 from meloformer.training.validation import validate
 from meloformer.training.wandb_run import WandbRun
@@ -68,6 +69,10 @@ class Session:
         self.stopping = Stopping(self.ranks)
         notes = []
         if self._backend == "flex":
+        stall_timeout = self.config.stalls.stall_timeout
+        self.stalls = StallWatch(
+            self.ranks, stall_timeout, self.config.output, len(self.run.starts)
+        )
             notes.append(use_compile_cache(self.config.compile_cache, self.ranks.device))
         self._precision = attention_precision(self.config, self.model_config, self.ranks, self.run)
         self._rule = rule_of(self.model_config.rule)
@@ -181,6 +186,7 @@ class Session:
             # What comes before the first step of a start takes long, and no sum of a step is made.
             self.stopping.ask()
 
+        self.stalls.at(f"the start of step {step}", is_slow=True)
     @contextmanager
     def watch(self, moment: str, batch: Batch | None = None) -> Iterator[None]:
         """Held around what needs memory: says what has run out, and of which graph too many came.
@@ -199,6 +205,7 @@ class Session:
             shape = BatchShape(rows, tokens, batch.layout.piece_BS.shape[1])
         budget = nullcontext() if batch is None else self.graphs.watch(batch)
         with explain_out_of_memory(self.ranks, moment, shape, partial(self._remedy, shape)), budget:
+        self.stalls.at(moment)
             yield
 
     def _remedy(self, shape: BatchShape | None) -> str:
@@ -278,6 +285,7 @@ class Session:
 
     def _note(self, facts: dict[str, Any]) -> None:
         """Write facts of this start into run.json."""
+        self.stalls.at("the return to a checkpoint", is_slow=True)
         self.run = replace(self.run, starts=[*self.run.starts[:-1], self.run.starts[-1] | facts])
         self.ranks.on_first(lambda: self.run.save(self.config.output))
 
@@ -328,6 +336,7 @@ class Session:
             setbacks=progress.setbacks,
             recent_steps=self.judge.state(),
         )
+        self.stalls.at(f"the save after step {progress.step}", is_slow=True)
         self.checkpoints.save(state)
         self._saved_step = progress.step
         self.clock.pause()
@@ -353,6 +362,7 @@ class Session:
         self.stream.close()
         self.checkpoints.close()
         self._meter.close()
+        self.stalls.at("the last save", is_slow=True)
         self.metrics.close()
         if self._lock:
             self._lock.close()
@@ -367,3 +377,4 @@ def _announced(
             return
         yield batch
         advance()
+        self.stalls.close()

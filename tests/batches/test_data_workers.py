@@ -115,7 +115,11 @@ def test_a_worker_that_dies_does_not_raise_in_the_middle_of_other_work(specs_and
     ("how", "words"),
     [
         (signal.SIGKILL, r"was ended by SIGKILL, over a batch of piece .*fewer --num_workers"),
-        (signal.SIGSTOP, r"\(--data_timeout\): data worker . \(pid \d+\) is stopped, over a batch"),
+        pytest.param(
+            signal.SIGSTOP,
+            r"\(--data_timeout\): data worker . \(pid \d+\) is stopped, over a batch",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_workers_that_are_lost_time_and_again_become_an_error_that_names_the_piece(
@@ -134,6 +138,7 @@ def test_workers_that_are_lost_time_and_again_become_an_error_that_names_the_pie
     assert "--resume auto" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_left_ends_a_worker_that_does_not_answer(specs_and_collator) -> None:
     specs, collator = specs_and_collator
     batches = load(specs, collator, 2, False)
