@@ -122,7 +122,7 @@ def _measure(
     )
     if ended.reason:
         is_stopped = ended.reason.startswith("stopped")
-        said = ended.reason if is_stopped else _reason(log.read_text(errors="replace"))
+        said = ended.reason if is_stopped else reason_of_run(log.read_text(errors="replace"))
         return {"why": said}
     lines = [json.loads(line) for line in (output / METRICS_NAME).read_text().splitlines()]
     steady = lines[len(lines) // 2 :]
@@ -133,7 +133,7 @@ def _measure(
     }
 
 
-def _reason(said: str) -> str:
+def reason_of_run(said: str) -> str:
     """What a run said of itself, or else its last exception."""
     lines = [line.strip() for line in said.splitlines()]
     refused = [line for line in lines if line.startswith("error: ")]

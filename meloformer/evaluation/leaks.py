@@ -219,7 +219,7 @@ def _other_tokens(ids: np.ndarray, random: np.random.Generator) -> list[np.ndarr
     """Single tokens become others, which a model reads no less if no music sounds like that."""
     starts = bar_starts(ids)
     notes = np.flatnonzero(KIND_OF[ids] == Kind.PITCH)
-    chosen = random.choice(notes, min(3 * _CHANGES_OF_A_KIND, len(notes)), replace=False)
+    chosen = random.choice(notes, min(2 * _CHANGES_OF_A_KIND, len(notes)), replace=False)
     pairs: list[tuple[int, int]] = [
         (note, OFFSET[Kind.PITCH] + int(random.integers(128))) for note in chosen
     ]
