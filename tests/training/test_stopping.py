@@ -1,0 +1,350 @@
+"""A run that is told to stop: when it ends, what it leaves, and what the signals do not reach."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from meloformer.interrupts import leave_signals_to_parent
+from meloformer.training import stopping
+from meloformer.training.checkpoint import check_files, step_folders
+from meloformer.training.graphs import Shapes, warm_up
+from meloformer.training.ranks import Ranks
+from meloformer.training.stopping import STATUS_VARIABLE, Stopping
+from tests.training.launching import ENVIRONMENT, ROOT, TIME_LIMIT_SECONDS
+
+ALONE = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+
+# A process that listens, says so, and works until it is asked to stop or ended.
+_LISTENER = """
+import os, signal, sys, time
+from meloformer.interrupts import asked_to_stop, begin_work, listen
+listen()
+if sys.argv[1] == "working":
+    begin_work()
+print("ready", flush=True)
+while not asked_to_stop():
+    time.sleep(0.01)
+print(f"asked by {asked_to_stop().name}", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@contextmanager
+def listener(state: str, seconds_after: float, **variables: str) -> Iterator[subprocess.Popen]:
+    with subprocess.Popen(
+        [sys.executable, "-c", _LISTENER, state, str(seconds_after)],
+        cwd=ROOT,
+        env=ENVIRONMENT | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+def asked_by(number: signal.Signals | None) -> Callable[[], signal.Signals | None]:
+    return lambda: number
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_the_first_signal_counts_and_none_ends_the_work(number: signal.Signals) -> None:
+    with listener("working", 0.5) as process:
+        process.send_signal(number)
+        assert process.stdout and process.stdout.readline() == f"asked by {number.name}\n"
+        for later in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            process.send_signal(later)
+        assert process.wait(TIME_LIMIT_SECONDS) == 0
+
+
+def test_a_second_ctrl_c_ends_at_once_but_not_one_that_a_launcher_hands_on() -> None:
+    with listener("working", 60) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout and process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIME_LIMIT_SECONDS) == 130
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "name"), [(signal.SIGTERM, 0, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
+)
+def test_before_there_is_work_a_process_that_is_alone_ends_at_once(
+    number: signal.Signals, status: int, name: str
+) -> None:
+    with listener("importing", 60) as process:
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=TIME_LIMIT_SECONDS)
+        assert process.returncode == status
+        assert said == f"stopped by {name} before the first step, nothing to save\n"
+
+
+def test_before_there_is_work_one_of_several_ranks_waits_for_the_others() -> None:
+    with listener("importing", 0, WORLD_SIZE="2", RANK="1") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout and process.stdout.readline() == "asked by SIGTERM\n"
+
+
+def test_what_a_listener_starts_hears_no_signal() -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "from meloformer.interrupts import listen\n"
+        "listen()\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1)'])\n"
+        "for name in ('TERM', 'USR1', 'INT'):\n"
+        "    subprocess.run(['kill', f'-{name}', str(child.pid)], check=True)\n"
+        "sys.exit(child.wait())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=TIME_LIMIT_SECONDS)
+    assert done.returncode == 0
+
+
+def _work(ready: "multiprocessing.synchronize.Event") -> None:
+    leave_signals_to_parent()
+    ready.set()
+    time.sleep(60)
+
+
+def test_a_data_worker_heeds_its_rank_alone() -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=_work, args=(ready,), daemon=True)
+    worker.start()
+    assert ready.wait(TIME_LIMIT_SECONDS)
+    for name in ("TERM", "USR1", "INT"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive(), "a signal of another process"
+    worker.terminate()
+    worker.join(TIME_LIMIT_SECONDS)
+    assert worker.exitcode == 0
+
+
+def test_a_data_worker_ends_with_a_rank_that_is_killed() -> None:
+    code = (
+        "import multiprocessing, time\n"
+        "from meloformer.interrupts import leave_signals_to_parent\n"
+        "def work(ready):\n"
+        "    leave_signals_to_parent()\n"
+        "    ready.set()\n"
+        "    time.sleep(60)\n"
+        "context = multiprocessing.get_context('fork')\n"
+        "ready = context.Event()\n"
+        "worker = context.Process(target=work, args=(ready,), daemon=True)\n"
+        "worker.start()\n"
+        "ready.wait()\n"
+        "print(worker.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    ) as rank:
+        assert rank.stdout
+        worker = int(rank.stdout.readline())
+        rank.kill()
+    deadline = time.monotonic() + 10
+    while _lives(worker) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _lives(worker)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_ranks_agree_by_a_sum_and_one_signal_counts() -> None:
+    words = [Stopping(ALONE, asked_by(n)).own_word() for n in (None, signal.SIGUSR1, None)]
+    found = Stopping(ALONE, asked_by(None))
+    assert not found.is_agreed and found.exit_status == 0
+    found.agree([sum(said) for said in zip(*words, strict=True)])
+    assert found.is_agreed and found.name == "SIGUSR1"
+    found.agree(Stopping(ALONE, asked_by(signal.SIGTERM)).own_word())
+    assert found.name == "SIGUSR1", "once agreed, it stays so"
+
+
+@pytest.mark.parametrize(
+    ("number", "wanted", "status"),
+    [
+        (signal.SIGTERM, {}, 0),
+        (signal.SIGUSR1, {STATUS_VARIABLE: "75"}, 75),
+        (signal.SIGINT, {}, 130),
+    ],
+)
+def test_the_status_after_a_stop(
+    number: signal.Signals, wanted: dict[str, str], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in wanted.items():
+        monkeypatch.setenv(name, value)
+    found = Stopping(ALONE, asked_by(number))
+    assert found.ask() and found.exit_status == status
+
+
+class _Stores:
+    """Two ranks in one process, as far as the store goes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store = dist.HashStore()
+        self.deserted: list[list[int]] = []
+        self.heard: list[signal.Signals] = []
+        monkeypatch.setattr(stopping, "ask_to_stop", self.heard.append)
+        monkeypatch.setattr(stopping, "_desert", lambda silent: self.deserted.append(list(silent)))
+        monkeypatch.setattr(stopping, "_POLL_SECONDS", 0.02)
+        monkeypatch.setattr(stopping, "ANSWER_SECONDS", 0.5)
+
+    def start(self, rank: int, number: signal.Signals | None) -> Stopping:
+        found = Stopping(ALONE, asked_by(number))
+        found._ranks = Ranks(rank=rank, local_rank=rank, world_size=2, device=ALONE.device)
+        found._thread = threading.Thread(target=found._spread, args=(self.store,), daemon=True)
+        found._thread.start()
+        return found
+
+
+def test_the_word_of_one_rank_reaches_all_and_those_that_live_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stores = _Stores(monkeypatch)
+    found = [stores.start(0, None), stores.start(1, signal.SIGUSR1)]
+    for one in found:
+        assert one._thread
+        one._thread.join(10)
+        assert not one._thread.is_alive()
+    assert stores.heard == [signal.SIGUSR1] * 2 and not stores.deserted
+
+
+def test_a_rank_that_is_told_to_stop_does_not_wait_for_a_dead_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stores = _Stores(monkeypatch)
+    found = stores.start(1, signal.SIGTERM)
+    assert found._thread
+    found._thread.join(10)
+    assert stores.deserted == [[0]]
+
+
+def test_a_rank_that_has_ended_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = _Stores(monkeypatch)
+    found = stores.start(1, signal.SIGTERM)
+    found.close()
+    assert found._thread and not found._thread.is_alive() and not stores.deserted
+
+
+def test_a_stop_between_two_shapes_leaves_out_the_rest_of_the_warm_up() -> None:
+    class Nobody:
+        ranks = ALONE
+
+    asked = Stopping(ALONE, asked_by(signal.SIGTERM))
+    shapes = Shapes(train=(None,), score=(None,))  # type: ignore[arg-type]  # never looked at
+    warm_up(Nobody(), None, shapes, None, is_over=asked.ask)  # type: ignore[arg-type]
+    assert asked.is_agreed
+
+
+@contextmanager
+def train(shards: Path, output: Path, *more: str) -> Iterator[subprocess.Popen]:
+    """launch/train.py on one rank, in a session of its own."""
+    flags = (
+        f"--data {shards} --output {output} --model_size tiny --max_seq_len 256 --batch_size 1 "
+        "--gradient_accumulation_steps 1 --num_workers 1 --validation_rows 64 --save_every 1000 "
+        "--validate_every 0 --max_steps 1000 --samples 0 --device cpu"
+    )
+    with subprocess.Popen(
+        [sys.executable, "launch/train.py", *flags.split(), *more],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
+def steps(output: Path) -> list[int]:
+    path = output / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines]
+
+
+def wait_for(is_so: Callable[[], object], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + TIME_LIMIT_SECONDS
+    while not is_so():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_signal_to_a_run_and_its_data_worker_saves_the_step_and_says_so_last(
+    chorale_shards: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    with train(chorale_shards, output) as process:
+        wait_for(lambda: len(steps(output)) >= 2, process)
+        for _ in range(2):  # again, while it ends
+            os.killpg(process.pid, signal.SIGTERM)
+        said, _ = process.communicate(timeout=TIME_LIMIT_SECONDS)
+    assert process.returncode == 0, said
+    done = steps(output)[-1]
+    last = f"saved step {done}, stopped by SIGTERM"
+    assert said.splitlines()[-1] == last
+    assert (output / "train.log").read_text().splitlines()[-1].endswith(f" INFO {last}")
+    assert [folder.name for folder in step_folders(output)] == [f"step-{done}"]
+    check_files(step_folders(output)[0])
+    assert not (output / "model").exists()
+
+
+@pytest.mark.slow
+def test_a_stop_in_a_validation_does_not_wait_for_the_rest_and_saves_once(
+    chorale_shards: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    more = ("--validate_every", "2", "--save_every", "2", "--num_workers", "0")
+    with train(chorale_shards, output, *more) as process:
+        wait_for(lambda: 2 in steps(output), process)
+        process.send_signal(signal.SIGUSR1)
+        said, _ = process.communicate(timeout=TIME_LIMIT_SECONDS)
+    assert process.returncode == 0, said
+    *_, left_out, saved, last = said.splitlines()
+    assert left_out == "the validation after step 2 is left out: the run stops"
+    assert saved.startswith("saved ") and last == "saved step 2, stopped by SIGUSR1"
+    assert [folder.name for folder in step_folders(output)] == ["step-2"]
+
+
+@pytest.mark.slow
+def test_a_stop_before_the_first_step_of_a_resumed_run_saves_nothing(
+    chorale_shards: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    with train(chorale_shards, output) as process:
+        wait_for(lambda: steps(output), process)
+        process.terminate()
+        assert process.wait(TIME_LIMIT_SECONDS) == 0
+    done = steps(output)[-1]
+    with train(chorale_shards, output, "--resume", "auto") as process:
+        log = output / "train.log"
+        wait_for(lambda: f"goes on after step {done}" in log.read_text(), process)
+        process.terminate()
+        said, _ = process.communicate(timeout=TIME_LIMIT_SECONDS)
+    assert process.returncode == 0, said
+    found = steps(output)[-1]
+    assert said.splitlines()[-1] in (
+        f"stopped by SIGTERM before step {done + 1}, nothing to save",
+        f"saved step {found}, stopped by SIGTERM",  # the signal came a moment after the first
+    )
