@@ -24,6 +24,17 @@ class Phase(NamedTuple):
     num_workers: int
 
 
+def describe(phase: Phase) -> str:
+    """A phase in words.
+
+    >>> describe(Phase(1, 1, 0)), describe(Phase(3, 6, 8))
+    ('micro-batches of 1 row, no data workers', 'micro-batches of 6 rows, 8 data workers')
+    """
+    rows = "1 row" if phase.micro_batch_rows == 1 else f"{phase.micro_batch_rows} rows"
+    workers = "1 data worker" if phase.num_workers == 1 else f"{phase.num_workers} data workers"
+    return f"micro-batches of {rows}, {workers if phase.num_workers else 'no data workers'}"
+
+
 class BatchShape(NamedTuple):
     """B, T and S of a micro-batch."""
 
@@ -94,6 +105,33 @@ def phase_at(step: int, config: PhaseConfig) -> Phase:
         is_first = step <= ends.phase_1_until
         return Phase(1, 1, 0) if is_first else Phase(2, 1, config.num_workers)
     return Phase(3, config.micro_batch_rows, config.num_workers)
+
+
+def outlook_of_phases(config: PhaseConfig, num_steps: int) -> list[str]:
+    """A line for each phase that a run comes to, with its steps.
+
+    >>> outlook_of_phases(PhaseConfig(phases="off", micro_batch_rows=2), num_steps=5)
+    ['steps 1-5: micro-batches of 2 rows, 8 data workers']
+    """
+    lines, first = [], 1
+    while first <= num_steps:
+        phase = phase_at(first, config)
+        end = config.last_step(phase) if config.phases == "on" else None
+        last = min(end or num_steps, num_steps)
+        lines.append(f"steps {first:,}-{last:,}: {describe(phase)}")
+        first = last + 1
+    return lines
+
+
+def too_short(config: PhaseConfig, num_steps: int) -> str | None:
+    """Why a run of so many steps never comes to its last phase; None if it does."""
+    if phase_at(num_steps, config).number == 3:
+        return None
+    last = describe(phase_at(config.ends.phase_2_until + 1, config))
+    return (
+        f"phases: all {num_steps:,} steps come before the last phase, whose {last} begin after "
+        f"--phase_2_until {config.ends.phase_2_until}; lower both ends, or --phases off"
+    )
 
 
 def batch_shapes(plan: PlanConfig, config: PhaseConfig) -> list[BatchShape]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from rich.table import Table
 
+from meloformer.batches.phases import outlook_of_phases, too_short
 from meloformer.model.counts import StepPairs, num_parameters, training_flops
 from meloformer.model.memory import BatchSize
 from meloformer.model.rules import describe_rule
@@ -41,6 +42,7 @@ def outlook(prepared: Prepared) -> Table:
         f"windows, {facts.num_tokens:,} tokens, padding {facts.padding:.1%} ({config.collate})",
         "run": f"{prepared.num_steps:,} steps"
         + (f", {prepared.state.step:,} done" if prepared.state else ""),
+        "phases": describe_phases(prepared),
         "memory per rank": predicted_memory(prepared),
         "time": estimated_time(prepared, facts.num_tokens / max(facts.num_steps, 1)),
     }
@@ -64,6 +66,15 @@ def describe_folders(data: TrainData) -> list[str]:
             line += f", weight {weights[number]:g}, {share:.1%} of an epoch's tokens"
         lines.append(line)
     return lines
+
+
+def describe_phases(prepared: Prepared) -> str:
+    """Which steps are computed how."""
+    config, num_steps = prepared.data.phases, prepared.num_steps
+    if config.phases == "off":
+        return "off"
+    note = too_short(config, num_steps)
+    return "\n".join([*outlook_of_phases(config, num_steps), *([note] if note else [])])
 
 
 def predicted_memory(prepared: Prepared) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from meloformer.batches.phases import too_short
 from meloformer.errors import ConfigError
 from meloformer.model.attention import Backend
 from meloformer.model.config import MuseFormerConfig
@@ -144,6 +145,8 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
     if known is not None:
         check_same_run(known, config.to_json(), manifest_sha256)
     num_steps, note = ranks.on_first(lambda: settle_steps(data, known))
+    notes += [note] if note else []
+    note = too_short(data.phases, num_steps)
     notes += [note] if note else []
     resolve_warmup_steps(num_steps, config.schedule)
     if known is None:

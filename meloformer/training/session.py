@@ -14,6 +14,7 @@ from torch import Tensor
 from meloformer.batches.batch import Batch
 from meloformer.batches.phases import BatchShape
 from meloformer.batches.stream import TrainStream, ValidationStream
+from meloformer.errors import ConfigError
 from meloformer.interrupts import begin_work
 from meloformer.model.attention import build_plan
 from meloformer.model.masks import rule_of
@@ -37,12 +38,13 @@ from meloformer.training.out_of_memory import (
     remedy,
     total_bytes,
 )
+from meloformer.training.phase_meter import PhaseMeter
 from meloformer.training.prepare import Prepared
 from meloformer.training.run_folder import lock_run
 from meloformer.training.saving import Checkpoints, restore
+from meloformer.training.stalls import StallWatch
 from meloformer.training.step import Clock, Progress, StepCounts
 from meloformer.training.step_meter import StepMeter
-from meloformer.training.stalls import StallWatch
 from meloformer.training.stopping import Stopping
 from meloformer.training.validation import validate
 from meloformer.training.wandb_run import WandbRun
@@ -67,12 +69,12 @@ class Session:
         self._backend = prepared.backend
         begin_work()
         self.stopping = Stopping(self.ranks)
-        notes = []
-        if self._backend == "flex":
         stall_timeout = self.config.stalls.stall_timeout
         self.stalls = StallWatch(
             self.ranks, stall_timeout, self.config.output, len(self.run.starts)
         )
+        notes = []
+        if self._backend == "flex":
             notes.append(use_compile_cache(self.config.compile_cache, self.ranks.device))
         self._precision = attention_precision(self.config, self.model_config, self.ranks, self.run)
         self._rule = rule_of(self.model_config.rule)
@@ -134,6 +136,9 @@ class Session:
         self.run.starts[-1]["num_graphs"] = self.graphs.num_graphs
         self.clock = Clock(self.ranks.device)
         self.warming = self._warming()
+        self.phases = PhaseMeter(
+            self._data.phases, self.num_steps, self.ranks, say=self.metrics.say
+        )
         self._meter = StepMeter(self.model_config, self.ranks, self.num_steps, self.clock)
 
     def _follow(self) -> None:
@@ -181,12 +186,13 @@ class Session:
 
     def begin(self, step: int) -> None:
         """What comes before a step."""
+        self.stalls.at(f"the start of step {step}", is_slow=True)
+        self.phases.enter(step)
         self.warming.warm_up(step)
         if self._began is not None:
             # What comes before the first step of a start takes long, and no sum of a step is made.
             self.stopping.ask()
 
-        self.stalls.at(f"the start of step {step}", is_slow=True)
     @contextmanager
     def watch(self, moment: str, batch: Batch | None = None) -> Iterator[None]:
         """Held around what needs memory: says what has run out, and of which graph too many came.
@@ -199,13 +205,13 @@ class Session:
             OutOfMemoryError: out of memory.
             TrainingError: the batch does not keep to the graph budget.
         """
+        self.stalls.at(moment)
         shape = None
         if batch is not None:
             rows, tokens = batch.ids_BT.shape
             shape = BatchShape(rows, tokens, batch.layout.piece_BS.shape[1])
         budget = nullcontext() if batch is None else self.graphs.watch(batch)
         with explain_out_of_memory(self.ranks, moment, shape, partial(self._remedy, shape)), budget:
-        self.stalls.at(moment)
             yield
 
     def _remedy(self, shape: BatchShape | None) -> str:
@@ -265,8 +271,12 @@ class Session:
             graphs=self.graphs.num_compiled if self._backend == "flex" else None,
             failed_saves=self.checkpoints.num_failed,
         )
+        metrics = replace(metrics, memory=self.phases.peak_of_start(metrics.memory))
         self.metrics.step(replace(metrics, dropped=dropped, rolled_back=self.rolled_back))
         self.rolled_back = None
+        if self.phases.leave(progress.step, metrics.step_seconds):
+            self._note({"phases": self.phases.to_json()})
+            self.clock.pause()
         if self._began is not None:
             first = self.warming.first_step(time.perf_counter() - self._began)
             self._note(first.facts())
@@ -275,6 +285,7 @@ class Session:
 
     def return_to(self, checkpoint: Path, state: TrainingState) -> None:
         """Take weights, optimizer and step of a checkpoint; the data goes on from where it is."""
+        self.stalls.at("the return to a checkpoint", is_slow=True)
         place = self.stream.state()
         self.stream.close()
         restore(self.engine, self.config.output, checkpoint, state)
@@ -285,9 +296,11 @@ class Session:
 
     def _note(self, facts: dict[str, Any]) -> None:
         """Write facts of this start into run.json."""
-        self.stalls.at("the return to a checkpoint", is_slow=True)
         self.run = replace(self.run, starts=[*self.run.starts[:-1], self.run.starts[-1] | facts])
-        self.ranks.on_first(lambda: self.run.save(self.config.output))
+        try:
+            self.ranks.on_first(lambda: self.run.save(self.config.output))
+        except ConfigError as error:  # a full disk ends no run
+            self.metrics.say(f"run.json lacks {', '.join(facts)}: {error}")
 
     def _score(self, step: int, batch: Batch) -> Tensor:
         with self.watch(f"the validation after step {step}", batch):
@@ -323,6 +336,7 @@ class Session:
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint of this moment."""
+        self.stalls.at(f"the save after step {progress.step}", is_slow=True)
         state = TrainingState(
             run_id=self.run.run_id,
             step=progress.step,
@@ -336,7 +350,6 @@ class Session:
             setbacks=progress.setbacks,
             recent_steps=self.judge.state(),
         )
-        self.stalls.at(f"the save after step {progress.step}", is_slow=True)
         self.checkpoints.save(state)
         self._saved_step = progress.step
         self.clock.pause()
@@ -349,6 +362,7 @@ class Session:
         """
         if progress.step != self._saved_step:
             self.save(progress)
+        self.stalls.at("the last save", is_slow=True)
         self.checkpoints.finish()
         by = f"stopped by {self.stopping.name}"
         if self._began is None:
@@ -362,10 +376,10 @@ class Session:
         self.stream.close()
         self.checkpoints.close()
         self._meter.close()
-        self.stalls.at("the last save", is_slow=True)
         self.metrics.close()
         if self._lock:
             self._lock.close()
+        self.stalls.close()
 
 
 def _announced(
@@ -377,4 +391,3 @@ def _announced(
             return
         yield batch
         advance()
-        self.stalls.close()
