@@ -6,7 +6,8 @@ from pathlib import Path
 
 from meloformer.shards.reader import ShardFolder
 from meloformer.training.checkpoint import step_folder
-from tests.faults.rows import SAVE_EVERY, Drill, FaultRow, Strike, fault
+from tests.faults.rows import SAVE_EVERY, Drill, FaultRow, fault
+from tests.faults.runs import Strike
 from tests.training.launching import python
 
 AGAIN = ("--resume", "auto")
@@ -116,13 +117,8 @@ def _damage_shard(drill: Drill, damage: Callable[[Path, Path], None], reason: st
         run.wait_for_step(SAVE_EVERY + 1)
         damage(shards, tar)
         struck = run.strike()
-        status = run.wait_for_end()
-        detected, reached = struck.seconds(), max(run.losses())
-        complaints = [
-            "" if status else "the launcher ended with 0",
-            *run.says_at_the_end(f"error: .*{tar.name}: {reason}"),
-            *run.left_behind(),
-        ]
+        detected, complaints = run.end_by_fault(struck, f"error: .*{tar.name}: {reason}")
+        reached = max(run.losses())
     tar.write_bytes(whole)
     return _start_again(drill, shards, struck, detected, complaints, reached)
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from tests.faults.rows import NUM_STEPS, SAVE_EVERY, Drill, FaultRow, Run, Strike, fault
+from tests.faults.rows import NUM_STEPS, SAVE_EVERY, Drill, FaultRow, fault
+from tests.faults.runs import Run, Strike
 from tests.training.launching import deepspeed, free_port, torchrun
 
 AGAIN = ("--resume", "auto")
@@ -40,7 +41,7 @@ def kill_in_the_first_step(drill: Drill) -> FaultRow:
         run.ranks()[victim].kill()
         struck = run.strike()
         complaints = [f"step {struck.step} was already done"] if struck.step else []
-        detected, found = _ended(run, struck, "SIGKILL")
+        detected, found = run.end_by_fault(struck, "SIGKILL")
     with drill.start(2, *AGAIN) as run:
         recovered = run.wait_for_recovery(struck)
         run.wait_for_end()
@@ -71,7 +72,7 @@ def _kill_and_start_again(
 ) -> FaultRow:
     with drill.start(num_ranks, launcher=launcher(num_ranks)) as run:
         struck = _kill_at_a_random_step(drill, run, num_ranks)
-        detected, complaints = _ended(run, struck, reason)
+        detected, complaints = run.end_by_fault(struck, reason)
     with drill.start(num_ranks, *AGAIN, launcher=launcher(num_ranks)) as run:
         recovered = run.wait_for_recovery(struck)
         run.wait_for_end()
@@ -92,17 +93,6 @@ def _kill_at_a_random_step(drill: Drill, run: Run, num_ranks: int) -> Strike:
     run.wait_for_step(step)
     run.ranks()[victim].kill()
     return run.strike()
-
-
-def _ended(run: Run, struck: Strike, reason: str) -> tuple[float, list[str]]:
-    """Wait for the end that a fault brings; seconds since the fault, and what is wrong with it."""
-    status = run.wait_for_end()
-    seconds = struck.seconds()
-    return seconds, [
-        *([] if status else ["the launcher ended with 0"]),
-        *run.says_at_the_end(reason),
-        *run.left_behind(),
-    ]
 
 
 ROWS = [

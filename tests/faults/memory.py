@@ -4,7 +4,8 @@ import time
 
 import psutil
 
-from tests.faults.rows import SAVE_EVERY, Drill, FaultRow, fault, limit
+from tests.faults.rows import SAVE_EVERY, Drill, FaultRow, fault
+from tests.faults.runs import limit
 
 # Room goes back to the system as soon as it is free, so that a step has to ask for it again.
 ASK_AGAIN = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -20,13 +21,8 @@ def out_of_memory(drill: Drill) -> FaultRow:
         victim = run.ranks()[1]
         limit(victim, psutil.RLIMIT_AS, _least_bytes(victim))
         struck = run.strike()
-        status = run.wait_for_end()
-        detected = struck.seconds()
-        complaints = [
-            "" if status else "the launcher ended with 0",
-            *run.says_at_the_end(r"error: out of memory on rank 1 \(cpu\) in .*step \d+"),
-            *run.left_behind(),
-        ]
+        reason = r"error: out of memory on rank 1 \(cpu\) in .*step \d+"
+        detected, complaints = run.end_by_fault(struck, reason)
     with drill.start(2, "--resume", "auto") as run:
         recovered = run.wait_for_recovery(struck)
         run.wait_for_end()

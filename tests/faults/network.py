@@ -18,11 +18,11 @@ from tests.faults.rows import (
     SAVE_EVERY,
     Drill,
     FaultRow,
-    Run,
     SkippedError,
     fault,
     flags,
 )
+from tests.faults.runs import Run
 from tests.training.launching import ROOT, free_port
 
 FAULT_AFTER = (SAVE_EVERY + NUM_STEPS) // 2 - 1

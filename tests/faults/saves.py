@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 
 from meloformer.training.checkpoint import FOLDER_NAME, step_folder
-from tests.faults.rows import SAVE_EVERY, Drill, FaultError, FaultRow, SkippedError, fault, limit
+from tests.faults.rows import SAVE_EVERY, Drill, FaultRow, SkippedError, fault
+from tests.faults.runs import FaultError, limit
 
 AGAIN = ("--resume", "auto")
 SECOND_SAVE = 2 * SAVE_EVERY
@@ -43,14 +44,9 @@ def _kill_in_a_save(drill: Drill, victim: int) -> FaultRow:
         # A rank that had written its part is not waited for: then the checkpoint may be sealed.
         was_open = aside.exists()
         struck = run.strike()
-        status = run.wait_for_end()
-        detected = struck.seconds()
-        complaints = [
-            "" if was_open else "the save was over before the kill",
-            "" if status else "the launcher ended with 0",
-            *run.says_at_the_end("SIGKILL"),
-            *run.left_behind(),
-        ]
+        detected, complaints = run.end_by_fault(struck, "SIGKILL")
+        if not was_open:
+            complaints.append("the save was over before the kill")
         if victim == 0 and step_folder(run.folder, SECOND_SAVE).exists():
             complaints.append("a checkpoint was sealed without the rank that seals")
     with drill.start(2, *AGAIN) as run:
@@ -106,12 +102,8 @@ def saves_are_refused(drill: Drill) -> FaultRow:
         struck = run.strike()
         run.wait_for_words(_NOT_SAVED, since=struck.num_said)
         detected = struck.seconds()
-        status = run.wait_for_end()
-        complaints = [
-            "" if status else "the launcher ended with 0",
-            *run.says_at_the_end(r"error: .*2 saves in a row failed.* make room on the disk"),
-            *run.left_behind(),
-        ]
+        reason = r"error: .*2 saves in a row failed.* make room on the disk"
+        _, complaints = run.end_by_fault(struck, reason)
         reached = max(run.losses())
     with drill.start(2, *AGAIN) as run:
         recovered = run.wait_for_recovery(struck)

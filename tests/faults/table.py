@@ -6,10 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.faults import damage, kills, memory, network, saves
+from tests.faults import damage, kills, memory, network, saves, stalls
 from tests.faults.rows import Drill, Fault, FaultRow, train_undisturbed
 
-FAULTS: list[Fault] = [*kills.ROWS, *saves.ROWS, *damage.ROWS, *memory.ROWS, *network.ROWS]
+FAULTS: list[Fault] = [
+    *kills.ROWS,
+    *saves.ROWS,
+    *damage.ROWS,
+    *memory.ROWS,
+    *stalls.ROWS,
+    *network.ROWS,
+]
 
 COLUMNS = (
     "fault",

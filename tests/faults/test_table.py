@@ -6,17 +6,8 @@ import psutil
 import pytest
 
 from tests.faults import table
-from tests.faults.rows import (
-    Drill,
-    Fault,
-    FaultError,
-    FaultRow,
-    Run,
-    SkippedError,
-    compare,
-    damaged_checkpoints,
-    fault,
-)
+from tests.faults.rows import Drill, Fault, FaultRow, SkippedError, compare, fault
+from tests.faults.runs import FaultError, Run, damaged_checkpoints
 from tests.training.launching import python
 
 ROW = FaultRow(fault="a cable is cut", ranks=2, outcome="PASS")
