@@ -6,6 +6,8 @@ its own posts that to the store in which the ranks met. Where nothing has moved 
 long, every rank writes down its stacks and ends, and the first that can still speak says which one
 came less far, waits for nobody while the others wait, or does not answer any more.
 
+The same thread carries warnings of the other ranks to the first one, which writes train.log.
+
 Two threads per rank, since the store may lie in the very process that hangs: one talks to it and
 may be held up; the other one counts the seconds, decides, and never waits for anything.
 """
@@ -13,10 +15,12 @@ may be held up; the other one counts the seconds, decides, and never waits for a
 import faulthandler
 import itertools
 import json
+import logging
 import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -39,6 +43,8 @@ from meloformer.training.stall_report import (
     find_stalled,
     main_stack,
 )
+
+logger = logging.getLogger("meloformer")
 
 FOLDER_NAME = "stalls"
 REASON_NAME = "reason.txt"
@@ -129,6 +135,9 @@ class StallWatch:
         self._account: tuple[str, bool] | None = None
         self._is_over = threading.Event()
         self._threads: list[threading.Thread] = []
+        # Warnings of this rank that the first one has to write down.
+        self._unsaid: deque[str] = deque()
+        self._handler: logging.Handler | None = None
 
     def start(self) -> None:
         """Begin to watch; every rank does, in the same order where there are several runs."""
@@ -143,6 +152,9 @@ class StallWatch:
             # A second run in the same process, as in a notebook, is another one.
             store = dist.PrefixStore(f"meloformer/stalls/{next(_numbers)}", self._store)
             self._threads.append(threading.Thread(target=self._talk, args=(store,), daemon=True))
+            if not self._ranks.is_first:
+                self._handler = _Forwarding(self._unsaid, self._ranks.rank)
+                logger.addHandler(self._handler)
         self._threads.append(threading.Thread(target=self._watch, daemon=True))
         for thread in self._threads:
             thread.start()
@@ -162,6 +174,8 @@ class StallWatch:
     def close(self) -> None:
         """Stop to watch."""
         self._is_over.set()
+        if self._handler:
+            logger.removeHandler(self._handler)
         for thread in self._threads:
             # One that comes back from the store while Python shuts down would abort the process.
             thread.join(_INTERVAL_SECONDS)
@@ -183,7 +197,7 @@ class StallWatch:
 
     def _talk(self, store: dist.Store) -> None:
         """Post and read, again and again; may be held up by the store for ever."""
-        told, has_stalled = 0, False
+        told, num_heard, has_stalled = 0, 0, False
         for beat in itertools.count():
             if self._is_over.wait(self._interval):
                 return
@@ -194,6 +208,13 @@ class StallWatch:
                 has_stalled |= stalls
                 total = store.add("moves", post.moves - told + stalls * _STALLED)
                 told = post.moves
+                while self._unsaid:
+                    store.set(f"words/{store.add('words', 1)}", self._unsaid.popleft())
+                while self._ranks.is_first and num_heard < store.add("words", 0):
+                    if not store.check([f"words/{num_heard + 1}"]):
+                        break  # it comes in a moment
+                    num_heard += 1
+                    logger.warning(store.get(f"words/{num_heard}").decode())
                 if self._first is None and store.check(["0"]):
                     self._first = Post(**json.loads(store.get("0")))
                 if self._wants_posts:
@@ -309,6 +330,17 @@ class StallWatch:
         now = time.strftime("%Y-%m-%d %H:%M:%S,000")
         with suppress(OSError), (self._run / LOG_NAME).open("a") as log:
             log.write("".join(f"{now} ERROR {line}\n" for line in lines))
+
+
+class _Forwarding(logging.Handler):
+    """Keeps what another rank than the first has to say, whose log nobody reads."""
+
+    def __init__(self, words: deque[str], rank: int) -> None:
+        super().__init__(logging.WARNING)
+        self._words, self._rank = words, rank
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._words.append(f"rank {self._rank}: {record.getMessage()}")
 
 
 class _Stillness:
