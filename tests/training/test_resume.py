@@ -44,7 +44,8 @@ def flags(shards: Path, output: Path, collate: str) -> list[str]:
         "samples": 0,
         "device": "cpu",
     }
-    return ["launch/train.py", *(str(word) for pair in values.items() for word in _flag(*pair))]
+    script = "tests/training/recording_train.py"
+    return [script, *(str(word) for pair in values.items() for word in _flag(*pair))]
 
 
 def _flag(name: str, value: object) -> tuple[str, object]:
@@ -52,16 +53,33 @@ def _flag(name: str, value: object) -> tuple[str, object]:
 
 
 def read_metrics(output: Path) -> list[dict]:
-    path = output / METRICS_NAME
+    return read_lines(output / METRICS_NAME)
+
+
+def read_lines(path: Path) -> list[dict]:
     # The last line may be half written.
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def read_batches(folder: Path) -> dict[int, list[dict]]:
+    """What ranks trained on, by step: for each rank its pieces and the sums of its rows."""
+    found: dict[int, list[dict]] = {}
+    for path in sorted(folder.glob("rank-*.jsonl")):
+        for line in read_lines(path):
+            found.setdefault(line.pop("step"), []).append(line)
+    return found
+
+
+def over_ranks(batches: list[dict], name: str) -> list[str]:
+    return sorted(found for rank in batches for found in rank[name])
+
+
 def kill_in_the_middle(command: list[str], output: Path) -> list[dict]:
     """Start ranks, SIGKILL all of them some steps after a checkpoint; their metrics until then."""
     with (output.parent / f"{output.name}.log").open("w") as log:
-        launcher = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log)
+        environment = ENVIRONMENT | {"BATCHES": str(output.parent / "batches")}
+        launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + TIME_LIMIT_SECONDS
         while len(read_metrics(output)) < KILL_AFTER:
             assert launcher.poll() is None, Path(log.name).read_text()[-3000:]
@@ -107,7 +125,7 @@ def test_a_killed_run_goes_on_with_exactly_the_losses_and_rates_it_would_have_ha
     output = tmp_path / "run"
     shutil.copytree(killed_output, output)
     command = [*torchrun(2), *flags(chorale_shards, output, collate), "--resume", "auto"]
-    done = run(command)
+    done = run(command, BATCHES=str(tmp_path / "batches"))
     assert done.returncode == 0, done.stderr[-3000:]
 
     after = read_metrics(output)
@@ -115,6 +133,10 @@ def test_a_killed_run_goes_on_with_exactly_the_losses_and_rates_it_would_have_ha
     repeated = range(SAVE_EVERY, len(before))
     assert len(repeated) >= 3
     assert [numbers(after[i]) for i in repeated] == [numbers(before[i]) for i in repeated]
+    trained, undisturbed = (read_batches(f.parent / "batches") for f in (output, killed_output))
+    assert list(trained) == list(range(SAVE_EVERY + 1, NUM_STEPS + 1))
+    for step in range(SAVE_EVERY + 1, len(before) + 1):
+        assert trained[step] == undisturbed[step], "each rank the same pieces, the same tokens"
     assert len({line["loss"] for line in after}) == NUM_STEPS
     assert {0, 1} >= {line["slowest_rank"] for line in before[1:]}
     assert any(line["rank_seconds_min"] < line["rank_seconds_max"] for line in before[1:])
@@ -131,8 +153,16 @@ def test_another_number_of_ranks_goes_on_with_the_same_rows_and_close_losses(
     output = tmp_path / "run"
     shutil.copytree(killed_output, output)
     command = python() if num_ranks == 1 else torchrun(num_ranks)
-    done = run([*command, *flags(chorale_shards, output, collate), "--resume", "auto"])
+    done = run(
+        [*command, *flags(chorale_shards, output, collate), "--resume", "auto"],
+        BATCHES=str(tmp_path / "batches"),
+    )
     assert done.returncode == 0, done.stderr[-3000:]
+    trained, undisturbed = (read_batches(f.parent / "batches") for f in (output, killed_output))
+    for step in range(SAVE_EVERY + 1, len(before) + 1):
+        assert len(trained[step]) == num_ranks
+        for name in ("pieces", "rows"):
+            assert over_ranks(trained[step], name) == over_ranks(undisturbed[step], name), step
     after = read_metrics(output)
     for i in range(SAVE_EVERY, len(before)):
         assert after[i]["tokens"] == before[i]["tokens"]
