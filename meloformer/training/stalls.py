@@ -171,6 +171,11 @@ class StallWatch:
             self._is_slow = is_slow
         self._moves += 1
 
+    @property
+    def moment(self) -> str:
+        """Where this rank stands."""
+        return self._moment
+
     def close(self) -> None:
         """Stop to watch."""
         self._is_over.set()
