@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from meloformer.training.doing import read_doing
 from meloformer.training.metrics import BYTES_PER_GIB, duration, gibibytes
 from meloformer.training.run_reader import RunReader
 
@@ -22,9 +23,10 @@ _SHORTEST_PART = 10
 _SIGNIFICANT = 3.0
 _LEAST_RISE = 0.01
 _MOST_BINS = 64
-# Without a word for so long, and for so many steps, a run is taken for dead: validations and saves
-# take their time.
+# Without a word for so long, and for so many steps, a run is taken for dead; not one that says that
+# it compiles, say, or validates, unless that takes too long for anything.
 _SILENCE_SECONDS, _SILENT_STEPS = 120.0, 20
+_BUSY_SECONDS = 1800.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +242,8 @@ def silent_seconds(run: RunReader, now: float) -> float | None:
         return None
     pace = _last_part(run, "step_seconds")
     patience = max(_SILENCE_SECONDS, _SILENT_STEPS * float(pace.mean()) if len(pace) else 0.0)
+    if read_doing(run.folder, now):
+        patience = max(patience, _BUSY_SECONDS)
     silence = now - run.written_at()
     return silence if silence > patience else None
 

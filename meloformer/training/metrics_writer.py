@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from meloformer.midi.sound import SAMPLE_RATE
 from meloformer.training.board import Board
+from meloformer.training.doing import DoingWriter
 from meloformer.training.ema import AVERAGED_SCORES
 from meloformer.training.line_file import LineFile
 from meloformer.training.metrics import (
@@ -49,9 +50,18 @@ class MetricsWriter:
         start_step: steps done before this start; what later steps left behind is dropped.
         num_steps: optimizer steps of the whole run.
         is_first: whether this rank writes.
+        moment: says what the run does; kept in doing.json if given.
     """
 
-    def __init__(self, folder: Path, *, start_step: int, num_steps: int, is_first: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start_step: int,
+        num_steps: int,
+        is_first: bool,
+        moment: Callable[[], str] | None = None,
+    ) -> None:
         self.num_steps = num_steps
         self.is_first = is_first
         if not is_first:
@@ -64,6 +74,7 @@ class MetricsWriter:
             lines.keep_while(partial(_is_of, range(start_step + 1)))
         self._board = Board(folder / TENSORBOARD_NAME, start_step)
         self._handler = _log_to(folder / LOG_NAME)
+        self._doing = DoingWriter(folder, moment) if moment else None
         self._wandb: WandbRun | None = None
         self._console = Console(file=sys.stdout)
         self._progress: Progress | None = None
@@ -257,6 +268,8 @@ class MetricsWriter:
         """Flush and close everything."""
         if not self.is_first:
             return
+        if self._doing:
+            self._doing.close()
         if self._progress:
             self._progress.stop()
         if self._wandb:

@@ -10,11 +10,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from meloformer.training.doing import read_doing
 from meloformer.training.health import Finding, silent_seconds
 from meloformer.training.metrics import duration, gibibytes
 from meloformer.training.run_reader import RunReader
 
 _LOSS_ROWS = 9
+# What a run does is worth a word where it does it for so long.
+_SECONDS_OF_A_MOMENT = 10.0
 _SPARK_COLUMNS = 32
 _BLOCKS = "▁▂▃▄▅▆▇█"
 # Dots of a braille cell, by row and column, as bits above U+2800.
@@ -95,6 +98,8 @@ def _progress(run: RunReader, now: float) -> RenderableType:
         state = Text("finished", style="green")
     elif silence is not None:
         state = Text(f"silent for {duration(silence)}: stopped, or stuck", style="bold red")
+    elif (doing := read_doing(run.folder, now)) and doing.seconds >= _SECONDS_OF_A_MOMENT:
+        state = Text(f"{doing.moment}, for {duration(doing.seconds)}", style="cyan")
     elif not run.num_read:
         state = Text("no step yet", style="yellow")
     else:

@@ -1,6 +1,7 @@
 """Each check of a run, on the files of a short one and on copies in which one thing is wrong."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from meloformer.command_line import parse_flags, run_recipe
 from meloformer.training.config import TrainConfig
+from meloformer.training.doing import DOING_NAME
 from meloformer.training.health import check_run, trend
 from meloformer.training.metrics import BYTES_PER_GIB, METRICS_NAME
 from meloformer.training.run_reader import LineReader, RunReader
@@ -175,6 +177,29 @@ def test_a_run_that_has_gone_silent_fails_and_says_at_which_step(
     run = RunReader(folder)
     console.print(picture(run, run.written_at() + 3600, 100))
     assert "silent for 1:00:00: stopped, or stuck" in console.export_text()
+
+
+def test_a_run_that_says_what_it_does_is_not_silent_while_it_compiles_validates_or_saves(
+    real: Path, tmp_path: Path
+) -> None:
+    folder = copied(real, tmp_path / "run")
+    began = RunReader(folder).written_at()
+    told = json.dumps({"moment": "the validation after step 24", "seconds": 600.0})
+
+    def after(seconds: float) -> tuple[list[str], str]:
+        (folder / DOING_NAME).write_text(told)
+        os.utime(folder / DOING_NAME, (began + seconds - 5, began + seconds - 5))
+        run = RunReader(folder)
+        console = Console(width=120, record=True, file=None)
+        console.print(picture(run, began + seconds, 120))
+        return wrong(folder, seconds_later=seconds), console.export_text()
+
+    failed, said = after(600)
+    assert failed == [] and "the validation after step 24, for 0:10:05" in said
+    failed, said = after(3600)
+    assert failed == ["ETA"] and "silent for 1:00:00: stopped, or stuck" in said
+    (folder / DOING_NAME).unlink()
+    assert wrong(folder, seconds_later=600) == ["ETA"]
 
 
 def test_a_loss_that_has_never_fallen_fails_and_a_level_one_late_in_a_run_does_not(

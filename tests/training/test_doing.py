@@ -1,0 +1,46 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from meloformer.training import doing
+from meloformer.training.doing import DOING_NAME, DoingWriter, read_doing
+from tests.training.full_disk import largest_file
+
+
+def wait_for(folder: Path, moment: str) -> float:
+    """Seconds that it has been done for, as soon as the file says so."""
+    deadline = time.monotonic() + 60
+    while (found := read_doing(folder, time.time())) is None or found.moment != moment:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found.seconds
+
+
+def test_a_run_says_what_it_does_and_for_how_long_until_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doing, "SECONDS_BETWEEN_BEATS", 0.01)
+    said = "the data of step 1"
+    writer = DoingWriter(tmp_path, lambda: said)
+    assert wait_for(tmp_path, said) < 60
+    with largest_file(0):
+        time.sleep(0.05)  # a full disk does not end the thread
+    said = "the validation after step 1"
+    first = wait_for(tmp_path, said)
+    time.sleep(0.1)
+    assert wait_for(tmp_path, said) >= first + 0.1
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_stands_still_tells_of_a_process_that_is_gone(tmp_path: Path) -> None:
+    now = time.time()
+    assert read_doing(tmp_path, now) is None
+    (tmp_path / DOING_NAME).write_text(json.dumps({"moment": "a save", "seconds": 5.0}))
+    found = read_doing(tmp_path, now + 30)
+    assert found is not None and found.moment == "a save" and 34 < found.seconds < 36
+    assert read_doing(tmp_path, now + 3600) is None
+    (tmp_path / DOING_NAME).write_text('{"mom')
+    assert read_doing(tmp_path, now) is None
