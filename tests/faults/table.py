@@ -13,8 +13,8 @@ FAULTS: list[Fault] = [
     *kills.ROWS,
     *saves.ROWS,
     *damage.ROWS,
-    *memory.ROWS,
     *stalls.ROWS,
+    *memory.ROWS,
     *network.ROWS,
 ]
 
