@@ -13,6 +13,9 @@ Eight GPUs, by any launcher:
 Go on with a run that has stopped, with the flags of its start, on any number of ranks:
     python launch/train.py --output runs/<name> --resume auto
 
+SIGTERM, SIGUSR1 or Ctrl-C, to any rank or to all: the step in progress is finished and saved, and
+the run ends; a second Ctrl-C ends it at once.
+
 The plan, memory and hours, and stop:
     python launch/train.py --dry_run
 """

@@ -32,12 +32,13 @@ case ${LAUNCHER:-torchrun} in
             --max_restarts "${RESTARTS:-0}" launch/train.py "$@"
         ;;
     deepspeed)
+        # Its launcher says of each process that it has ended: the last word is the run's.
         # With --num_gpus it forgets CUDA_VISIBLE_DEVICES and takes the machine's first ones.
         which=(--num_gpus "$gpus")
         if [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ "$gpus" -le "$found" ]; then
             which=(--include "localhost:$(cut -d , -f "1-$gpus" <<<"$CUDA_VISIBLE_DEVICES")")
         fi
-        exec "${deaf[@]}" deepspeed "${which[@]}" launch/train.py "$@"
+        exec "${deaf[@]}" deepspeed --log_level warning "${which[@]}" launch/train.py "$@"
         ;;
     accelerate)
         # Accelerate starts the processes and no more: precision and compiling are the run's own.
