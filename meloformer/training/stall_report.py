@@ -111,12 +111,14 @@ def main_stack() -> list[tuple[str, int, str]]:
 
 
 def describe_stack(stack: list[tuple[str, int, str]]) -> tuple[str, bool]:
-    """The innermost frames in words, and whether they wait for other ranks.
+    """The innermost frame and those of no library in words, and whether they wait for other ranks.
 
     >>> describe_stack([("/x/ranks.py", 7, "sum"), ("/x/step.py", 9, "count_step")])
     ('sum (ranks.py:7) < count_step (step.py:9)', False)
     """
-    words = [f"{name} ({Path(file).name}:{line})" for file, line, name in stack[:_FRAMES_SAID]]
+    own = [at for at in stack[1:] if "/meloformer/" in at[0] or "site-packages" not in at[0]]
+    frames = [*stack[:1], *own][:_FRAMES_SAID]
+    words = [f"{name} ({Path(file).name}:{line})" for file, line, name in frames]
     is_collective = any(file.endswith(_COLLECTIVES) for file, *_ in stack)
     return " < ".join(words) or "no Python code", is_collective
 

@@ -176,6 +176,12 @@ def test_waiting_for_other_ranks_is_told_from_work_by_the_stack() -> None:
     assert describe_stack(stack)[1] and not describe_stack(stack[1:])[1]
 
 
+def test_wrappers_of_libraries_are_left_out_of_what_is_said_of_a_stack() -> None:
+    library = "/lib/site-packages/torch/x.py"
+    stack = [(library, 1, "wait"), (library, 2, "wrapper"), ("/x/step.py", 3, "count_step")]
+    assert describe_stack(stack)[0] == "wait (x.py:1) < count_step (step.py:3)"
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
