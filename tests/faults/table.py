@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.faults import damage, kills, memory, network, saves, stalls
+from tests.faults import damage, kills, memory, network, saves, signals, stalls
 from tests.faults.rows import Drill, Fault, FaultRow, train_undisturbed
 
 FAULTS: list[Fault] = [
     *kills.ROWS,
     *saves.ROWS,
     *damage.ROWS,
+    *signals.ROWS,
     *stalls.ROWS,
     *memory.ROWS,
     *network.ROWS,
