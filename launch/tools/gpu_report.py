@@ -3,6 +3,7 @@
     make gpu-report                                     # after make shard-data, if need be
     python launch/tools/gpu_report.py --data data_shards/<name>
     python launch/tools/gpu_report.py --parts attention memory --minutes 4
+    python launch/tools/gpu_report.py --parts phases --minutes 3        # peak and seconds of each
     python launch/tools/gpu_report.py --parts choices --minutes 20      # blocks, heads, fusing, ...
 
 Run it alone on the GPU. Each part runs in processes of its own, with time limits; what fails is a
@@ -32,6 +33,7 @@ from meloformer.benchmarks.circumstances import circumstances
 from meloformer.benchmarks.gpu_findings import absence
 from meloformer.benchmarks.gpu_parts import DEFAULT_PARTS, Part, Scale, children_of
 from meloformer.benchmarks.gpu_peaks import least_checkpointing, predicted_peak
+from meloformer.benchmarks.gpu_phases import phases_table
 from meloformer.benchmarks.gpu_report import (
     children_table,
     goals_table,
@@ -58,7 +60,7 @@ class GpuReportConfig:
     data: str | None = None
     """Shard folder; the newest of data_shards/ if not given."""
     parts: tuple[Part, ...] = DEFAULT_PARTS
-    """What to measure; choices takes some eight minutes by itself (modelled)."""
+    """What to measure; phases takes a minute and a half, choices some eight (modelled)."""
     minutes: float = 8.0
     """For all parts together; those that matter less give way."""
     output: Path = Path("reports")
@@ -105,6 +107,8 @@ def gpu_report(config: GpuReportConfig) -> None:
     console.print(children_table(report))
     if "choices" in report:
         console.print(choices_table(report["choices"], report.get("tiles_to_pin")))
+    if report["phases"]:
+        console.print(phases_table(report["phases"]))
     console.print(goals_table(report))
     console.print(f"wrote {path}", highlight=False)
     if stopped_by:

@@ -8,17 +8,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from meloformer.benchmarks.gpu_phases import is_told, phases_of
 from meloformer.model.config import Checkpointing
 from meloformer.training.metrics import METRICS_NAME
 from meloformer.training.run_folder import RUN_NAME
 
-Part = Literal["gradients", "precision", "attention", "train", "memory", "graphs", "choices"]
-# Training tries the precision anyway, and the choices take more minutes than all others together.
+Part = Literal[
+    "gradients", "precision", "attention", "train", "memory", "graphs", "phases", "choices"
+]
+# Training tries the precision anyway, the choices take more minutes than all others together, and
+# for the phases there is no time left beside the others.
 DEFAULT_PARTS: tuple[Part, ...] = ("gradients", "attention", "train", "memory", "graphs")
 
 DEFAULT_RULE = "halves"
 # Losses that are averaged at the beginning and at the end of a run.
 _FEW_STEPS = 20
+# Last steps of the phases, where they are measured.
+_PHASE_ENDS = (4, 8, 12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,7 @@ class Scale:
         busy_size: one of them, trained to the last of `busy_steps`.
         busy_steps: between which the GPU's busy share is taken.
         quick_sizes: trained for a tenth of `num_steps`, for their speed.
-        memory_size: whose memory is measured with attention in each precision.
+        memory_size: whose memory is measured, with attention in each precision and by phase.
         seq_len: rows of training.
         batch_size: rows of a step.
         num_steps: optimizer steps of a run.
@@ -109,6 +115,8 @@ def children_of(scale: Scale, folder: Path) -> list[Child]:
         _rules(scale, folder, first, seconds=38),
         _precision_memory(scale, folder, seconds=34),
         _check(scale, folder, "precision", seconds=30),
+        _phases(scale, folder, "on", seconds=50),
+        _phases(scale, folder, "off", seconds=35),
         _choices(scale, folder, first, seconds=420),
     ]
     return [replace(child, seconds=scale.patience * child.seconds) for child in children]
@@ -238,6 +246,24 @@ def _precision_memory(scale: Scale, folder: Path, *, seconds: float) -> Child:
         command=_module("precision_memory", *flags.split()),
         seconds=seconds,
         read=lambda folder: _json_of(folder / f"{name}.json"),
+        environment=_cache(folder, "compiled"),
+    )
+
+
+def _phases(scale: Scale, folder: Path, phases: Literal["on", "off"], *, seconds: float) -> Child:
+    name, (first, second, last) = f"phases-{phases}", _PHASE_ENDS
+    # Of a flag that is given twice the last one counts.
+    flags = f"--phases {phases} --phase_1_until {first} --phase_2_until {second}"
+    return Child(
+        name=name,
+        part="phases",
+        command=(
+            *_train_command(scale, folder / name, scale.memory_size, last, scale.seq_len),
+            *flags.split(),
+        ),
+        seconds=seconds,
+        read=lambda folder: {"phases": phases_of(folder / name, phases)},
+        is_done=lambda folder: is_told(folder / name, last),
         environment=_cache(folder, "compiled"),
     )
 

@@ -24,7 +24,7 @@ _OF_A_RULE = (
     *("tokens_per_second", "mfu", "speedup_8k", "speedup_16k", "speedup_32k", "graphs", "busy"),
     *("cold_s", "warm_s", "peak_predicted", "peak_measured"),
 )
-_LISTS = ("attention", "train", "steps", "children")
+_LISTS = ("attention", "train", "steps", "phases", "children")
 # What has to be the same for figures to stand in one report.
 _SAME = ("device", "driver", "cuda", "versions", "commit", "data")
 
@@ -150,7 +150,7 @@ def merged(earlier: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, An
 
     both = {**earlier, **{name: value for name, value in found.items() if value is not None}}
     for name in _LISTS:
-        rows = {key(row): row for row in (*earlier.get(name, ()), *found[name])}
+        rows = {key(row): row for row in (*earlier.get(name, ()), *found.get(name, ()))}
         both[name] = list(rows.values())
     return both
 
