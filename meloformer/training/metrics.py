@@ -33,7 +33,8 @@ class StepMetrics:
         padding: share of positions without a token.
         data_wait: share of the step that ranks waited for data.
         rank_seconds_min: the least that a rank spent on its own in the step before, waiting for
-            data and in forward passes; see `step.Clock`. None in the first step of a start.
+            data and in forward passes; see `step.Clock`. None in the first step of a start, and
+            where there is one rank; so are the next three.
         rank_seconds_median: over ranks.
         rank_seconds_max: the most.
         slowest_rank: which rank that was.

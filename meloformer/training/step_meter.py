@@ -25,7 +25,7 @@ from meloformer.training.work import PairRates, step_flops
 
 
 class RankSpread(TypedDict):
-    """Fields of StepMetrics on what each rank spent on its own; None where no step came before."""
+    """Fields of StepMetrics on what each rank spent on its own, where there is any to compare."""
 
     rank_seconds_min: float | None
     rank_seconds_median: float | None
@@ -132,7 +132,8 @@ def spread(rank_seconds: Sequence[float]) -> RankSpread:
     >>> spread([1.0, 5.0, 2.0])["slowest_rank"]
     1
     """
-    if not any(rank_seconds):
+    # A single rank is neither fast nor slow.
+    if len(rank_seconds) == 1 or not any(rank_seconds):
         return RankSpread(
             rank_seconds_min=None,
             rank_seconds_median=None,

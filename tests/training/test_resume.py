@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -138,7 +139,10 @@ def test_a_killed_run_goes_on_with_exactly_the_losses_and_rates_it_would_have_ha
     for step in range(SAVE_EVERY + 1, len(before) + 1):
         assert trained[step] == undisturbed[step], "each rank the same pieces, the same tokens"
     assert len({line["loss"] for line in after}) == NUM_STEPS
+    assert before[0]["slowest_rank"] is None, "each line says it of the step before"
     assert {0, 1} >= {line["slowest_rank"] for line in before[1:]}
+    for line_before, line in pairwise(before):
+        assert 0 < line["rank_seconds_max"] < line_before["step_seconds"]
     assert any(line["rank_seconds_min"] < line["rank_seconds_max"] for line in before[1:])
     starts = json.loads((output / "run.json").read_text())["starts"]
     assert [start["step"] for start in starts] == [0, SAVE_EVERY]

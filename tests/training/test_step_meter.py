@@ -25,6 +25,10 @@ def test_the_spread_names_the_slowest_rank_and_is_silent_before_the_first_step()
     assert set(spread([0.0, 0.0]).values()) == {None}
 
 
+def test_a_single_rank_is_not_called_the_slowest() -> None:
+    assert set(spread([1.5]).values()) == {None}
+
+
 def test_every_rank_learns_every_ranks_seconds_with_the_counts() -> None:
     class Adding(Ranks):
         """Stands for ranks that follow each other: what one adds, the next finds."""

@@ -1,6 +1,5 @@
 """launch/train.py in this process: what a run leaves behind, and what it refuses."""
 
-import itertools
 import json
 import re
 import shutil
@@ -22,7 +21,7 @@ from meloformer.training.checkpoint import check_files, step_folders
 from meloformer.training.config import TrainConfig
 from meloformer.training.graphs import Shapes
 from meloformer.training.loss import share_of_step
-from meloformer.training.metrics import METRICS_NAME, VALIDATION_NAME
+from meloformer.training.metrics import LOG_NAME, METRICS_NAME, VALIDATION_NAME
 from meloformer.training.schedule import learning_rate
 from meloformer.training.session import Session
 from meloformer.training.step import Progress
@@ -89,10 +88,8 @@ def test_metrics_hold_one_object_per_step_with_every_field(finished: Path) -> No
         assert min(kinds) < line["loss"] < max(kinds) and line["nats_per_note"] > line["loss"]
         assert line["tokens_per_second"] == pytest.approx(line["tokens"] / line["step_seconds"])
         assert line["memory"] is line["gpu_utilisation"] is None, "there is no GPU"
-    assert written[0]["slowest_rank"] is None, "each line says it of the step before"
-    for before, line in itertools.pairwise(written):
-        assert line["slowest_rank"] == 0
-        assert 0 < line["rank_seconds_max"] < before["step_seconds"]
+        assert line["rank_seconds_max"] is line["slowest_rank"] is None, "there is one rank"
+    assert "slowest" not in (finished / LOG_NAME).read_text()
 
 
 def test_the_loss_falls(finished: Path) -> None:
