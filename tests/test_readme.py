@@ -32,6 +32,7 @@ CONTRACT = {
     "launch/generate.py": "checkpoint output bars tempo time_signature seed num_samples key "
     "instruments temperature top_k top_p",
     "launch/tools/inspect_shards.py": "verify with",
+    "launch/tools/audit.py": "run data plant json",
 }
 
 

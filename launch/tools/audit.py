@@ -23,6 +23,7 @@ Exit code: 0 where all passed, 1 where something failed, 2 where nothing can be 
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from meloformer.benchmarks.audit import (
@@ -51,7 +52,7 @@ def main(config: AuditConfig) -> int:
         training_checks(audited) as (checks, estimate),
         Progress(*columns, console=Console(stderr=True), transient=True) as progress,
     ):
-        console.print(f"{audited.describe()}; {estimate}", highlight=False)
+        console.print(f"{audited.describe()}; {estimate}", markup=False, highlight=False)
         task = progress.add_task("", total=None)
         for row in run_audit(
             audited,
@@ -61,12 +62,13 @@ def main(config: AuditConfig) -> int:
             ),
         ):
             rows.append(row)
-            table.add_row(*row.cells())
-            progress.console.print(f"{row.verdict} {row.what}: {row.measured}", highlight=False)
+            table.add_row(*map(escape, row.cells()))
+            line = f"{row.verdict} {row.what}: {row.measured}"
+            progress.console.print(line, markup=False, highlight=False)
     console.print(table)
     if config.json_path is not None:
         save_audit(config.json_path, audited, rows)
-        console.print(f"{config.json_path}", highlight=False, soft_wrap=True)
+        console.print(str(config.json_path), markup=False, highlight=False, soft_wrap=True)
     return int(not all(row.is_ok for row in rows))
 
 

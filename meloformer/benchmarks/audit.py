@@ -5,6 +5,7 @@ audit_checks.py and audit_replays.py.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -94,8 +95,11 @@ class AuditConfig:
             if not all(said.partition("=")):
                 raise ConfigError(f"--licence {said}: allowed: name=licence, as corpus=CC0")
         check_output_file("--json", self.json)
-        if self.scratch is not None and not self.scratch.is_dir():
-            raise ConfigError(f"--scratch {self.scratch}: no such folder; allowed: one with room")
+        if self.scratch is not None and not os.access(self.scratch, os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"--scratch {self.scratch}: found no folder that can be written; allowed: one with "
+                "room for a checkpoint"
+            )
         if not self.checks:
             raise ConfigError(
                 f"--only {' '.join(self.only)}, --skip {' '.join(self.skip)}, --plant {self.plant}:"
@@ -293,6 +297,15 @@ def save_audit(path: Path, audited: Audited, rows: list[AuditRow]) -> None:
         "seed": audited.config.seed,
         "not_checked": [name for name in CHECKS if name not in audited.config.checks],
         "passed": all(row.is_ok for row in rows),
-        "rows": [asdict(row) for row in rows],
+        "rows": [
+            asdict(row) | {"figures": {n: _finite(v) for n, v in row.figures.items()}}
+            for row in rows
+        ],
     }
-    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for what is no number or without end."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

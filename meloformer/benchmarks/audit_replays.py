@@ -90,15 +90,21 @@ class Replays:
             f"{num_starts} x {self._audited.config.num_steps} steps after step {self._state.step}"
         )
         start = self._start()
-        seconds = [line["step_seconds"] for line in read_steps(self._audited.config.run).values()]
-        if start.get("device") != self._audited.device or not seconds:
+        a_step = self._step_seconds
+        if start["device"] != self._audited.device or a_step is None:
             return f"{steps} are trained again; the run, on another device, does not say how long"
-        a_step = statistics.median(seconds)
         whole = num_starts * (_START_SECONDS + a_step * self._audited.config.num_steps)
         return (
             f"{steps} are trained again, about {whole / 60:.0f} min at the {a_step:.2g} s a step "
             "of the run"
         )
+
+    @property
+    def _step_seconds(self) -> float | None:
+        """Median over the steps of the run."""
+        lines = read_steps(self._audited.config.run).values()
+        seconds = [line["step_seconds"] for line in lines if line.get("step_seconds")]
+        return statistics.median(seconds) if seconds else None
 
     def _check_resume(self, audited: Audited, tell: Advance) -> list[AuditRow]:
         """The run goes on after a checkpoint as it went on then, or as it does without a break."""
@@ -117,7 +123,7 @@ class Replays:
             limit = 0.0 if is_exact else self._bf16_limit(found.steps)
             why = "the same ranks on this device" if is_exact else "a GPU adds in no fixed order"
         what = f"losses after a resume of step {self._state.step}, against {against}"
-        return [_row("resume", what, found, other, limit, f"{why}; {ranks} ranks on {device}")]
+        return [_row("resume", what, found, other, limit, f"{why}; {device}, ranks: {ranks}")]
 
     def _check_ranks(self, audited: Audited, tell: Advance) -> list[AuditRow]:
         """One rank and two train alike."""
@@ -134,7 +140,7 @@ class Replays:
     def _start(self) -> dict[str, Any]:
         """Facts of the start of the run that trained the stretch."""
         starts = [start for start in self._audited.run.starts if start["step"] <= self._state.step]
-        return starts[-1]
+        return starts[-1]  # a run that was set back began a later start at an earlier step
 
     def _limit_against_run(self, ranks: int) -> tuple[float, str]:
         """How far losses may lie from those that the run wrote down, and why."""
@@ -158,6 +164,12 @@ class Replays:
             return OTHER_ORDER, f"other, or not recorded: {', '.join(differing)}"
         return 0.0, "the same device, ranks, threads and libraries"
 
+    def _flags_elsewhere(self, device: str) -> dict[str, Any]:
+        """What was asked for on the run's own device, and another one may not have."""
+        if self._start()["device"] == device:
+            return {}
+        return {"fuse": "auto", "attention_precision": "auto"}
+
     def _is_bf16(self, device: str) -> bool:
         return device == "cuda" if self._bf16 == AUTO else bool(self._bf16)
 
@@ -171,16 +183,14 @@ class Replays:
         if key in self._known:
             return self._known[key]
         num_steps = self._audited.config.num_steps
-        recorded = [line["step_seconds"] for line in read_steps(self._audited.config.run).values()]
-        seconds = statistics.median(recorded) if recorded else 1.0
         replay = Replay(
             recipe=self._audited.recipe,
             run=self._audited.config.run,
             checkpoint=self._checkpoint,
             step=self._state.step,
             num_steps=num_steps,
-            flags=self._flags | {"device": device},
-            limit_seconds=_LIMIT_SECONDS + _PATIENCE * seconds * num_steps,
+            flags=self._flags | self._flags_elsewhere(device) | {"device": device},
+            limit_seconds=_LIMIT_SECONDS + _PATIENCE * (self._step_seconds or 1.0) * num_steps,
         )
         threads = self._start()["hardware"].get("threads") if device == "cpu" else None
         if threads and ranks != self._start()["world_size"]:
@@ -277,7 +287,10 @@ def _row(
 ) -> AuditRow:
     failed = found.why or other.why
     gap, step = widest_gap(found.steps, other.steps)
-    measured = failed or f"apart by {gap:.2g} at most, at step {step}, of {len(found.steps)} steps"
+    apart = (
+        f"apart by {gap:.2g} at most, at step {step}," if gap else "equal to the last bit in all"
+    )
+    measured = failed or f"{apart} of {len(found.steps)} steps"
     return AuditRow(
         check=check,
         what=what,

@@ -130,9 +130,13 @@ def go_on(
             from it; 0 trains without a break.
         on_step: told of the steps that are done.
     """
-    (folder / FOLDER_NAME).mkdir(parents=True)
-    shutil.copy(replay.run / RUN_NAME, folder)
-    shutil.copytree(replay.checkpoint, step_folder(folder, replay.step))
+    try:
+        (folder / FOLDER_NAME).mkdir(parents=True)
+        shutil.copy(replay.run / RUN_NAME, folder)
+        shutil.copytree(replay.checkpoint, step_folder(folder, replay.step))
+    except OSError as error:
+        # copytree gathers its errors, so their text may be long.
+        return Replayed(steps={}, why=f"{folder}: cannot be written ({str(error)[:200]})")
     stops = [replay.last_step]
     if save_after:
         stops.insert(0, replay.step + save_after)

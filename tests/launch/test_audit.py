@@ -12,7 +12,7 @@ import pytest
 from meloformer.benchmarks.audit import PLANTED, AuditConfig
 from meloformer.command_line import parse_flags, run_recipe
 from meloformer.training.config import TrainConfig
-from tests.launch.recipes import load_recipe
+from tests.launch.recipes import LAUNCH, load_recipe
 
 recipe = load_recipe("tools/audit.py")
 
@@ -24,18 +24,28 @@ Audit = Callable[..., tuple[object, str, str]]
 
 
 @pytest.fixture(scope="module")
-def trained(chorale_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a few steps, with checkpoints."""
-    output = tmp_path_factory.mktemp("runs") / "trained"
-    flags = (
-        f"--data {chorale_shards} --output {output} --model_size tiny --max_seq_len 256 "
-        "--batch_size 2 --gradient_accumulation_steps 1 --num_workers 0 --learning_rate 3e-3 "
-        f"--warmup_steps 2 --max_steps {NUM_STEPS} --save_every {SAVE_EVERY} --keep_last 0 "
-        "--validation_rows 2 --samples 0 --device cpu --config ds_configs/zero2.json"
-    )
-    with mock.patch.dict(os.environ):
-        load_recipe("train.py").main(parse_flags(TrainConfig, flags.split()))
-    return output
+def train(chorale_shards: Path) -> Callable[..., Path]:
+    """Trains a few steps, with checkpoints."""
+
+    def train_(output: Path, *more: object) -> Path:
+        flags = (
+            f"--data {chorale_shards} --output {output} --model_size tiny --max_seq_len 256 "
+            "--batch_size 2 --gradient_accumulation_steps 1 --num_workers 0 --learning_rate 3e-3 "
+            f"--warmup_steps 2 --max_steps {NUM_STEPS} --save_every {SAVE_EVERY} --keep_last 0 "
+            "--validation_rows 2 --samples 0 --device cpu"
+        )
+        words = [*flags.split(), *map(str, more)]
+        with mock.patch.dict(os.environ):
+            load_recipe("train.py").main(parse_flags(TrainConfig, words))
+        return output
+
+    return train_
+
+
+@pytest.fixture(scope="module")
+def trained(train: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run."""
+    return train(tmp_path_factory.mktemp("runs") / "trained")
 
 
 @pytest.fixture
@@ -163,3 +173,23 @@ def test_without_steps_enough_a_stretch_is_trained_with_and_without_a_save_in_th
     assert "a save and another start" in row["what"]
     assert row["figures"]["largest"] == row["figures"]["limit"] == 0
     assert row["figures"]["num_steps"] == 19
+
+
+@pytest.mark.slow
+def test_a_run_of_a_gpu_in_bfloat16_is_audited_on_a_cpu_within_a_stated_limit(
+    audit: Audit, train: Callable[..., Path], tmp_path: Path
+) -> None:
+    partitioning, path = tmp_path / "zero2.json", tmp_path / "audit.json"
+    settings = json.loads((LAUNCH.parent / "ds_configs/zero2.json").read_text())
+    partitioning.write_text(json.dumps(settings | {"bf16": {"enabled": True}}))
+    run = train(tmp_path / "run", "--config", partitioning)
+    # What the same files say on a GPU and on a CPU: bfloat16 there, float32 here.
+    partitioning.write_text(json.dumps(settings | {"bf16": {"enabled": "auto"}}))
+    facts = json.loads((run / "run.json").read_text())
+    facts["starts"][0] |= {"device": "cuda", "world_size": 4096}
+    (run / "run.json").write_text(json.dumps(facts))
+    code, said, complaint = audit("--only", "resume", "--num_steps", 5, "--json", path, run=run)
+    assert code == 0, said + complaint
+    (row,) = rows(path)["resume"]
+    assert 0 < row["figures"]["largest"] < row["figures"]["limit"] < 0.05
+    assert "bfloat16" in row["allowed"] and "on another device" in said
