@@ -20,7 +20,8 @@ from meloformer.errors import ConfigError
 from meloformer.training.ema import WeightAverage
 from meloformer.training.gradients import take_over
 from meloformer.training.host_copy import HostCopy
-from meloformer.training.optimizer import OptimizerConfig, build_optimizer
+from meloformer.training.muon import Muon
+from meloformer.training.optimizer import OptimizerConfig, build_optimizer, check_stage
 from meloformer.training.partitions import find_partitions
 from meloformer.training.parts import Part, load_parts
 from meloformer.training.ranks import Ranks
@@ -33,11 +34,11 @@ class Engine:
         model: on the CPU or on the device; every rank ends with the first rank's weights.
         ranks: the started processes.
         ds_config: as `resolve_ds_config` returns it.
-        optimizer: settings of AdamW.
+        optimizer: its settings.
         ema: decay of the moving average of the weights; 0 keeps none.
 
     Raises:
-        ConfigError: DeepSpeed refuses a value of the partitioning.
+        ConfigError: DeepSpeed refuses a value of the partitioning, or the optimizer its stage.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class Engine:
         # An inference collective that DeepSpeed would compile at every first start on a CPU
         # (a minute, and a compiler); training never calls it.
         deepspeed.ops.__compatible_ops__ = {}
+        check_stage(optimizer, self.stage)
         model = model.to(ranks.device)
+        client = build_optimizer(model, optimizer)
         try:
             self._deepspeed, *_ = deepspeed.initialize(
                 model=model,
-                optimizer=build_optimizer(model, optimizer),
+                optimizer=client,
                 config=ds_config,
                 dist_init_required=False,
             )
@@ -81,6 +84,8 @@ class Engine:
             ) from error
         self._gradients = take_over(self._deepspeed, self.stage)
         self._partitions = find_partitions(self._deepspeed, self.stage, ranks.rank)
+        if isinstance(client, Muon):
+            client.follow(self._partitions.all(), ranks)
         if ema:
             self._partitions.average = WeightAverage(self._partitions.trained_weights(), ema)
         self._is_averaged = False

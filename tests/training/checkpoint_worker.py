@@ -1,6 +1,6 @@
 """One rank of test_parts.py: a run that goes on from what another number of ranks has written.
 
-    torchrun --nproc_per_node N tests/training/checkpoint_worker.py FOLDER FROM TO
+    torchrun --nproc_per_node N tests/training/checkpoint_worker.py FOLDER FROM TO [OPTIMIZER]
 
 Goes on from FOLDER/FROM (`-` starts anew) under every partitioning: trains some steps, writes
 FOLDER/TO, trains as many more. FOLDER/TO.json says what was measured.
@@ -26,9 +26,10 @@ from meloformer.training.ds_config import (  # noqa: E402
     resolve_ds_config,
 )
 from meloformer.training.engine import Engine  # noqa: E402
+from meloformer.training.freezing import freeze  # noqa: E402
 from meloformer.training.host_copy import HostCopy  # noqa: E402
 from meloformer.training.loss import step_loss  # noqa: E402
-from meloformer.training.optimizer import OptimizerConfig  # noqa: E402
+from meloformer.training.optimizer import OptimizerConfig, OptimizerName  # noqa: E402
 from meloformer.training.parts import part_name  # noqa: E402
 from meloformer.training.ranks import Ranks, start_ranks  # noqa: E402
 from tests.training.gradient_worker import RULE, global_batch, shares, tiny_model  # noqa: E402
@@ -44,9 +45,18 @@ PARTITIONINGS = tuple(
     for is_bf16 in (False, True)
 )
 
+# Those under which a matrix may be put together again.
+MUON_PARTITIONINGS = tuple(pair for pair in PARTITIONINGS if pair[0] != "zero3")
+
 
 def build_engine(
-    ranks: Ranks, name: str, *, is_bf16: bool, frozen: tuple[str, ...] = (), ema: float = 0.0
+    ranks: Ranks,
+    name: str,
+    *,
+    is_bf16: bool,
+    frozen: tuple[str, ...] = (),
+    ema: float = 0.0,
+    optimizer: OptimizerName = "adamw",
 ) -> Engine:
     run = RunFacts(
         micro_batch_rows=1,
@@ -58,9 +68,8 @@ def build_engine(
     settings = load_ds_config(ROOT / f"ds_configs/{name}.json") | {"bf16": {"enabled": is_bf16}}
     ds_config = resolve_ds_config(settings, run, source=name)
     model = tiny_model()
-    for parameter_name, parameter in model.named_parameters():
-        parameter.requires_grad_(not parameter_name.startswith(frozen or ("-",)))
-    return Engine(model, ranks, ds_config, OptimizerConfig(), ema=ema)
+    freeze(model, frozen)
+    return Engine(model, ranks, ds_config, OptimizerConfig(optimizer=optimizer), ema=ema)
 
 
 def train(engine: Engine, num_steps: int) -> list[float]:
@@ -94,7 +103,11 @@ def save(engine: Engine, folder: Path) -> None:
 
 
 def through(
-    folder: Path, source: str | None, target: str, partitionings: Sequence[tuple[str, bool]]
+    folder: Path,
+    source: str | None,
+    target: str,
+    partitionings: Sequence[tuple[str, bool]],
+    optimizer: OptimizerName = "adamw",
 ) -> dict:
     """Go on under each partitioning.
 
@@ -105,7 +118,7 @@ def through(
     measured: dict = {}
     for name, is_bf16 in partitionings:
         key = f"{name} {'bf16' if is_bf16 else 'fp32'}"
-        engine = build_engine(ranks, name, is_bf16=is_bf16, ema=EMA)
+        engine = build_engine(ranks, name, is_bf16=is_bf16, ema=EMA, optimizer=optimizer)
         found: dict = {}
         if source:
             # A run that has gone on meanwhile must not keep anything of that.
@@ -148,11 +161,13 @@ def whole(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def main(folder: Path, source: str, target: str) -> None:
-    measured = through(folder, None if source == "-" else source, target, PARTITIONINGS)
+def main(folder: Path, source: str, target: str, optimizer: OptimizerName = "adamw") -> None:
+    partitionings = MUON_PARTITIONINGS if optimizer == "muon" else PARTITIONINGS
+    start = None if source == "-" else source
+    measured = through(folder, start, target, partitionings, optimizer)
     if start_ranks("cpu").is_first:
         (folder / f"{target}.json").write_text(json.dumps(measured))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]), *sys.argv[2:])  # type: ignore[arg-type]
