@@ -5,49 +5,27 @@ import re
 import shlex
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from torch.distributed.run import get_args_parser
 
-from meloformer.command_line import parse_flags
-from meloformer.training.config import TrainConfig
 from meloformer.training.stopping import STATUS_VARIABLE
+from tests.launch.cluster_scripts import (
+    CLUSTER,
+    SCANCEL,
+    SCONTROL,
+    SRUN,
+    SRUN_UNTIL_STOPPED,
+    WANTED,
+    put,
+    read_torchrun,
+    run,
+    wait_for,
+)
 from tests.training.launching import ENVIRONMENT, ROOT
 
-CLUSTER = ROOT / "launch" / "cluster"
 SCRIPTS = sorted(path for path in CLUSTER.iterdir() if path.suffix in (".sh", ".sbatch"))
-WANTED = ["--data", "data_shards/a", "--output", "runs/a", "--model_size", "tiny"]
-
-# What one_node.sh puts in front of launchers.
-DEAF = ["python", "-m", "meloformer.training.deaf_launcher"]
-# A launcher that only says how it was called.
-SAY = """#!/usr/bin/env bash
-printf '%s\\0' "$(basename "$0")" "$@" > "$SAID"
-env > "$SAID.environment"
-"""
-# What the scheduler's commands do on a cluster of this machine alone.
-SRUN = """#!/usr/bin/env bash
-while [[ $1 == -* ]]; do shift; done
-SLURM_NODEID=0 exec "$@"
-"""
-SCONTROL = """#!/usr/bin/env bash
-if [ "$1" = show ]; then printf '%s\\n' "${NAMES:-127.0.0.1}"; exit; fi
-echo "scontrol $*" >> "$SAID"
-"""
-SRUN_UNTIL_STOPPED = """#!/usr/bin/env bash
-trap 'sleep 0.2; echo "ranks have saved" >> "$SAID"; exit 1' TERM
-echo $$ > "$SAID.pid"
-while true; do sleep 0.02; done
-"""
-SCANCEL = """#!/usr/bin/env bash
-echo "scancel $*" >> "$SAID"
-kill -TERM "$(cat "$SAID.pid")"
-"""
 SLURM = {
     "SLURM_JOB_ID": "4711",
     "SLURM_JOB_NODELIST": "127.0.0.1",
@@ -56,65 +34,6 @@ SLURM = {
     "SLURM_CPUS_PER_TASK": "1",
     "SLURM_SUBMIT_DIR": str(ROOT),
 }
-
-
-@pytest.fixture
-def commands(tmp_path: Path) -> Path:
-    """Folder in front of all others that programs are looked for in."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    return folder
-
-
-def put(folder: Path, **programs: str) -> None:
-    for name, text in programs.items():
-        path = folder / name
-        path.write_text(text)
-        path.chmod(0o755)
-
-
-@pytest.fixture
-def start(commands: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """What a script makes of these flags and variables: the launcher's name and arguments."""
-    put(commands, torchrun=SAY, deepspeed=SAY, accelerate=SAY, python=SAY)
-    put(commands, srun=SRUN, scontrol=SCONTROL)
-
-    def start_(script: str, *flags: str, **variables: str) -> list[str]:
-        done = run([str(CLUSTER / script), *flags], commands, tmp_path, variables)
-        assert done.returncode == 0, done.stderr
-        said = (tmp_path / "said").read_text().split("\0")[:-1]
-        return said[len(DEAF) :] if said[: len(DEAF)] == DEAF else said
-
-    return start_
-
-
-def run(
-    command: list[str], commands: Path, tmp_path: Path, variables: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=tmp_path,
-        env={"PATH": f"{commands}:/usr/bin:/bin", "SAID": str(tmp_path / "said"), **variables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not (path.exists() and path.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def read_torchrun(said: list[str]) -> Any:
-    """Arguments as torchrun itself reads them; those of launch/train.py have to parse too."""
-    assert said[0] == "torchrun"
-    found = get_args_parser().parse_args(said[1:])
-    assert found.training_script == "launch/train.py"
-    found.flags = parse_flags(TrainConfig, found.training_script_args)
-    return found
 
 
 def documents() -> tuple[dict, dict]:
@@ -161,79 +80,6 @@ def test_the_readme_names_every_recipe_and_none_that_is_missing() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
     files = {path.name for path in CLUSTER.iterdir()} - {"README.md"}
     assert files <= {Path(name).name for name in named}
-
-
-@pytest.mark.parametrize("gpus", ["1", "8"])
-def test_one_node_starts_as_many_processes_as_asked_by_each_launcher(start, gpus: str) -> None:
-    found = read_torchrun(start("one_node.sh", *WANTED, GPUS=gpus))
-    assert (found.standalone, found.nproc_per_node, found.max_restarts) == (True, gpus, 0)
-    assert found.flags.model_size == "tiny"
-    said = start("one_node.sh", *WANTED, GPUS=gpus, LAUNCHER="deepspeed")
-    quiet = ["deepspeed", "--log_level", "warning"]
-    assert said == [*quiet, "--num_gpus", gpus, "launch/train.py", *WANTED]
-    said = start("one_node.sh", *WANTED, GPUS=gpus, LAUNCHER="accelerate")
-    assert said[:4] == ["accelerate", "launch", "--num_processes", gpus]
-    assert ("--multi_gpu" in said) == (gpus != "1")
-    assert said[-len(WANTED) - 1 :] == ["launch/train.py", *WANTED]
-    said = start("one_node.sh", *WANTED, GPUS=gpus, LAUNCHER="python")
-    assert said == ["python", "launch/train.py", *WANTED]
-
-
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "accelerate"])
-def test_on_one_node_ranks_hear_signals_and_launchers_do_not(
-    start, launcher: str, tmp_path: Path
-) -> None:
-    start("one_node.sh", *WANTED, LAUNCHER=launcher)
-    assert (tmp_path / "said").read_text().split("\0")[: len(DEAF) + 1] == [*DEAF, launcher]
-
-
-def test_one_node_takes_all_gpus_that_are_visible_and_one_process_without_any(
-    start, commands: Path
-) -> None:
-    assert read_torchrun(start("one_node.sh")).nproc_per_node == "1"
-    gpus = "".join(f"GPU {i}: a card\\n  MIG 1g.10gb Device 0\\n" for i in range(4))
-    put(commands, **{"nvidia-smi": f"#!/usr/bin/env bash\nprintf '{gpus}'\n"})
-    assert read_torchrun(start("one_node.sh")).nproc_per_node == "4"
-    found = read_torchrun(start("one_node.sh", CUDA_VISIBLE_DEVICES="0,3"))
-    assert found.nproc_per_node == "2"
-    assert read_torchrun(start("one_node.sh", CUDA_VISIBLE_DEVICES="")).nproc_per_node == "1"
-
-
-@pytest.mark.parametrize(("gpus", "taken"), [("", "4,6,7"), ("2", "4,6"), ("3", "4,6,7")])
-def test_deepspeed_takes_the_gpus_that_are_visible_and_not_the_first_ones(
-    start, gpus: str, taken: str
-) -> None:
-    visible = {"LAUNCHER": "deepspeed", "CUDA_VISIBLE_DEVICES": "4,6,7", "GPUS": gpus}
-    said = start("one_node.sh", *WANTED, **visible)
-    assert said[-len(WANTED) - 3 :] == [
-        *("--include", f"localhost:{taken}", "launch/train.py"),
-        *WANTED,
-    ]
-
-
-def test_an_unknown_launcher_is_refused_in_one_line(start, commands: Path, tmp_path: Path) -> None:
-    script = str(CLUSTER / "one_node.sh")
-    done = run([script], commands, tmp_path, {"LAUNCHER": "mpirun"})
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "found LAUNCHER=mpirun; allowed: python, torchrun" in done.stderr
-
-
-def test_make_train_takes_launcher_and_gpus_and_is_one_process_without() -> None:
-    def line(*words: str) -> str:
-        clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
-        done = subprocess.run(
-            ["make", "--dry-run", "--old-file=setup", "train", "ARGS=--max_steps 2", *words],
-            cwd=ROOT,
-            env=clean,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout.splitlines()[-1]
-
-    assert line().endswith("LAUNCHER='python' launch/cluster/one_node.sh --max_steps 2")
-    assert "GPUS='8' LAUNCHER='torchrun'" in line("GPUS=8")
-    assert "GPUS='8' LAUNCHER='deepspeed'" in line("GPUS=8", "LAUNCHER=deepspeed")
 
 
 def test_agents_of_several_nodes_meet_at_the_head_and_go_on_after_any_restart(
