@@ -18,6 +18,7 @@ import torch.distributed as dist
 from meloformer.errors import ConfigError, MeloFormerError
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.training.leaving import FirstRankError, leave, watch_others
+from meloformer.training.meeting import meet
 
 Result = TypeVar("Result")
 
@@ -127,8 +128,13 @@ def start_ranks(wanted: DeviceName, environment: MutableMapping[str, str] = os.e
 
     device = torch.device(device_type, local_rank) if device_type == "cuda" else device_type
     if not dist.is_initialized():
+        store, rank, world_size = next(
+            dist.rendezvous("env://", rank, world_size, timeout=COLLECTIVE_TIMEOUT)
+        )
+        store.set_timeout(COLLECTIVE_TIMEOUT)
         dist.init_process_group(
             "nccl" if device_type == "cuda" else "gloo",
+            store=meet(store, rank, world_size, COLLECTIVE_TIMEOUT),
             rank=rank,
             world_size=world_size,
             timeout=COLLECTIVE_TIMEOUT,
