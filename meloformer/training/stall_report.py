@@ -23,6 +23,7 @@ class Post:
     Args:
         beat: how often it has said so.
         moves: moments that it has come to.
+        place: steps begun, and moments in the last one; the same on ranks that stand together.
         moment: the last one.
         is_slow: whether that may take long.
         host: where it runs.
@@ -33,6 +34,7 @@ class Post:
 
     beat: int
     moves: int
+    place: tuple[int, int]
     moment: str
     is_slow: bool
     host: str
@@ -54,21 +56,22 @@ def find_stalled(posts: Mapping[int, Post], mute: set[int], host: str) -> str:
     if len(posts) == 1:
         (post,) = posts.values()
         return f"the run stalls at {post.moment}, in {post.stack}"
-    least, most = (choose(post.moves for post in posts.values()) for choose in (min, max))
-    behind = [rank for rank, post in posts.items() if post.moves == least]
-    if least < most:
-        others = next(post.moment for post in posts.values() if post.moves == most)
-        return "; ".join(
-            f"rank {rank} stalls at {posts[rank].moment}, in {posts[rank].stack}, while others "
-            f"have come to {others}"
-            for rank in behind
-        )
+    # Asked first: before the steps, the first rank comes to moments of its own.
     free = [rank for rank, post in posts.items() if not post.is_collective]
     if 0 < len(free) < len(posts):
         return "; ".join(
             f"rank {rank} stalls at {posts[rank].moment}, in {posts[rank].stack}, while others "
             "wait for it"
             for rank in free
+        )
+    least, most = (choose(tuple(post.place) for post in posts.values()) for choose in (min, max))
+    behind = [rank for rank, post in posts.items() if tuple(post.place) == least]
+    if least < most:
+        others = next(post.moment for post in posts.values() if tuple(post.place) == most)
+        return "; ".join(
+            f"rank {rank} stalls at {posts[rank].moment}, in {posts[rank].stack}, while others "
+            f"have come to {others}"
+            for rank in behind
         )
     return (
         f"no rank stands out, all are at {posts[behind[0]].moment}: look at the network and the "

@@ -125,6 +125,7 @@ class StallWatch:
         self._ranks, self._timeout, self._run = ranks, timeout_seconds, run
         self._folder = run / FOLDER_NAME / f"start-{start}"
         self._moment, self._is_slow, self._moves = "the start", True, 0
+        self._num_begun = self._moves_before = 0
         self._interval = min(_INTERVAL_SECONDS, timeout_seconds / 20)
         self._host = socket.gethostname()
         # Written by the thread that talks to the store, read by the one that decides.
@@ -164,11 +165,15 @@ class StallWatch:
 
         Args:
             moment: for messages; every rank comes to the same ones in the same order.
-            is_slow: whether what begins may take long; as before if not given.
+            is_slow: whether what begins may take long; as before if not given. False begins a
+                step, from which on the places of ranks are compared.
         """
         self._moment = moment
         if is_slow is not None:
             self._is_slow = is_slow
+        if is_slow is False:
+            self._num_begun += 1
+            self._moves_before = self._moves
         self._moves += 1
 
     @property
@@ -192,6 +197,7 @@ class StallWatch:
         return Post(
             beat=beat,
             moves=self._moves,
+            place=(self._num_begun, self._moves - self._moves_before),
             moment=self._moment,
             is_slow=self._is_slow,
             host=self._host,

@@ -151,13 +151,31 @@ def test_a_rank_that_works_on_and_one_that_may_take_long_are_left_alone(tmp_path
     assert not list(tmp_path.iterdir())
 
 
-POST = Post(beat=9, moves=40, moment="step 5", is_slow=False, host="h", pid=1, stack="sum (a.py:1)")
+POST = Post(
+    beat=9,
+    moves=40,
+    place=(5, 2),
+    moment="step 5",
+    is_slow=False,
+    host="h",
+    pid=1,
+    stack="sum (a.py:1)",
+)
 
 
 def test_a_rank_outside_a_collective_is_named_where_the_others_wait_in_one() -> None:
     waiting = replace(POST, is_collective=True)
     said = find_stalled({0: waiting, 1: POST, 2: waiting}, set(), "h")
     assert said == "rank 1 stalls at step 5, in sum (a.py:1), while others wait for it"
+
+
+def test_moments_of_the_first_rank_alone_do_not_make_the_others_late() -> None:
+    waiting = replace(POST, is_collective=True)
+    said = find_stalled({0: replace(POST, moves=99), 1: waiting}, set(), "h")
+    assert said.startswith("rank 0 stalls at step 5")
+    early = replace(waiting, place=(5, 1), moment="the data of step 5")
+    said = find_stalled({0: waiting, 1: replace(early, moves=99)}, set(), "h")
+    assert said.startswith("rank 1 stalls at the data of step 5")
 
 
 def test_nobody_is_accused_where_all_wait_alike() -> None:
