@@ -13,8 +13,8 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
-from itertools import count
 
 import torch.distributed as dist
 
@@ -34,11 +34,9 @@ EXIT_DESERTED = 1
 _POLL_SECONDS = 0.5
 _SIGNALS = tuple(STOP_NAMES)
 
-_stores = count()
-
 
 class Stopping:
-    """Whether the run is to stop, and whether all ranks know.
+    """Whether the run is to stop, and whether all ranks know; making one is collective.
 
     Args:
         ranks: the started processes.
@@ -55,7 +53,9 @@ class Stopping:
         if ranks.world_size > 1:
             # A connection of its own: the other one may be held by a call that waits for a rank.
             met = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
-            store = dist.PrefixStore(f"meloformer/stop/{next(_stores)}", met)
+            # Ranks that an agent starts anew may meet in the store of those that it has stopped.
+            name = ranks.on_first(lambda: uuid.uuid4().hex)
+            store = dist.PrefixStore(f"meloformer/stop/{name}", met)
             self._thread = threading.Thread(target=self._spread, args=(store,), daemon=True)
             self._thread.start()
             atexit.register(self.close)
