@@ -18,7 +18,6 @@ from meloformer.errors import ConfigError
 from meloformer.interrupts import begin_work
 from meloformer.model.attention import build_plan
 from meloformer.model.masks import rule_of
-from meloformer.model.memory import BatchSize
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.vocabulary import fingerprint
 from meloformer.training.bad_steps import Judge, Verdict
@@ -33,14 +32,10 @@ from meloformer.training.freezing import describe_frozen
 from meloformer.training.graphs import declare_graphs
 from meloformer.training.metrics_writer import MetricsWriter
 from meloformer.training.nats import Nats
-from meloformer.training.out_of_memory import (
-    explain_out_of_memory,
-    held_bytes,
-    remedy,
-    total_bytes,
-)
+from meloformer.training.out_of_memory import explain_out_of_memory, remedy
 from meloformer.training.phase_meter import PhaseMeter
 from meloformer.training.prepare import Prepared
+from meloformer.training.room import Room
 from meloformer.training.run_folder import lock_run
 from meloformer.training.saving import Checkpoints, restore
 from meloformer.training.stalls import StallWatch
@@ -80,6 +75,7 @@ class Session:
         self._precision = attention_precision(self.config, self.model_config, self.ranks, self.run)
         self._rule = rule_of(self.model_config.rule)
 
+        self._room: Room | None = None
         with self.watch("the building of the model"):
             self.engine = Engine(
                 self.build_model(),
@@ -100,10 +96,7 @@ class Session:
         self._saved_step = self.progress.step
         self.judge = Judge(self.config.bad_steps, state.recent_steps if state else ())
         self.rolled_back: dict[str, Any] | None = None
-        # For micro-batches, once gradients and optimizer state are there.
-        self._room = total_bytes(self.ranks.device) - (
-            held_bytes(self.ranks.device) + self.engine.state_to_come() + self.engine.gradient_bytes
-        )
+        self._room = Room(self._spec(), self.engine)
         self.stream: TrainStream = self._data.train_stream(
             self.ranks, self.progress.step, state.cursor if state else None
         )
@@ -164,8 +157,8 @@ class Session:
         """The model as it is before the first step, on the CPU."""
         return build_model(self.config, self.model_config, fuse=self.fuse)
 
-    def _warming(self) -> Warming:
-        spec = CompileSpec(
+    def _spec(self) -> CompileSpec:
+        return CompileSpec(
             model=self.model_config,
             device=self.ranks.device,
             backend=self._backend,
@@ -175,8 +168,10 @@ class Session:
             fuse=self.fuse,
             block_size=self.config.block_size,
         )
+
+    def _warming(self) -> Warming:
         return Warming(
-            spec,
+            self._spec(),
             self.config,
             self.engine,
             self.graphs,
@@ -219,17 +214,7 @@ class Session:
             yield
 
     def _remedy(self, shape: BatchShape | None) -> str:
-        size = None
-        # On a CPU attention is dense, and takes what the formula does not count.
-        if shape and self.ranks.device.type == "cuda":
-            size = BatchSize(
-                **shape._asdict(),
-                element_bytes=2 if self.engine.is_bf16 else 4,
-                attention_bytes=4 if self._precision == torch.float32 else None,
-                checkpointing=self.config.checkpointing,
-                is_compiled=self.fuse,
-            )
-        return remedy(self.model_config, size, self._room)
+        return self._room.remedy(shape) if self._room else remedy(self.model_config, None, 0)
 
     def predict(self, batch: Batch, model: Callable[..., Tensor] | None = None) -> Tensor:
         """(B, T, V) logits of a batch on this rank's device; the engine's if of no other model."""

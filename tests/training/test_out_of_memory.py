@@ -4,13 +4,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from meloformer.batches.phases import BatchShape
+from meloformer.command_line import parse_flags
 from meloformer.model.memory import BatchSize, peak_bytes
 from meloformer.training.checkpoint import check_files, step_folders
+from meloformer.training.config import TrainConfig
 from meloformer.training.leaving import OutOfMemoryError
 from meloformer.training.metrics import METRICS_NAME
 from meloformer.training.out_of_memory import (
@@ -57,6 +60,19 @@ def test_the_line_says_rank_moment_shape_peak_and_remedy() -> None:
     assert re.search(
         r"peak [\d.]+ GiB of [\d.]+ GiB \(\d+%\); take a smaller --batch_size", message
     )
+
+
+def test_a_model_too_large_to_build_is_said_in_a_line_too(
+    recipe: ModuleType, chorale_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("meloformer.training.session.build_model", no_memory)
+    flags = f"--data {chorale_shards} --max_seq_len 256 --device cpu --output {tmp_path / 'run'}"
+    prepared = recipe.prepare(parse_flags(TrainConfig, flags.split()))
+    with pytest.raises(OutOfMemoryError, match=r"in the building of the model: peak .*--batch_siz"):
+        recipe.Session(prepared)
 
 
 def test_another_failure_passes_as_it_is_and_asks_for_no_remedy() -> None:
