@@ -16,7 +16,7 @@ from tests.launch.recipes import LAUNCH, load_recipe
 
 recipe = load_recipe("tools/audit.py")
 
-NUM_STEPS, SAVE_EVERY = 18, 6
+NUM_STEPS, SAVE_EVERY = 12, 4
 # The chorales of the tests lie beside no licence file.
 LICENCE = ("--licence", "default=public domain")
 FAST = ("--skip", "resume", "ranks", *LICENCE)
@@ -53,7 +53,7 @@ def audit(trained: Path, chorale_shards: Path, capsys: pytest.CaptureFixture[str
     def audit_(*flags: object, run: Path = trained) -> tuple[object, str, str]:
         capsys.readouterr()
         given = ["--run", run, "--data", chorale_shards, "--device", "cpu", "--num_windows", 2]
-        given += ["--num_pieces", 3, "--bars", 3, *flags]
+        given += ["--num_pieces", 2, "--bars", 2, *flags]
         with pytest.raises(SystemExit) as ended:
             run_recipe(recipe.main, AuditConfig, [str(word) for word in given])
         said = capsys.readouterr()
@@ -153,12 +153,12 @@ def test_losses_that_a_resume_does_not_repeat_fail(
     changed, path = tmp_path / "changed", tmp_path / "audit.json"
     shutil.copytree(trained, changed)
     lines = [json.loads(line) for line in (changed / "metrics.jsonl").read_text().splitlines()]
-    lines[13]["loss"] += 1e-6
+    lines[NUM_STEPS - SAVE_EVERY]["loss"] += 1e-6
     (changed / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    flags = ("--only", "resume", "--num_steps", 4, "--json", path)
+    flags = ("--only", "resume", "--num_steps", SAVE_EVERY, "--json", path)
     code, _, _ = audit(*flags, run=changed)
     (row,) = rows(path)["resume"]
-    assert code == 1 and row["figures"]["step"] == 14
+    assert code == 1 and row["figures"]["step"] == NUM_STEPS - SAVE_EVERY + 1
     assert row["figures"]["largest"] == pytest.approx(1e-6, rel=1e-3)
 
 
@@ -167,12 +167,12 @@ def test_without_steps_enough_a_stretch_is_trained_with_and_without_a_save_in_th
     audit: Audit, trained: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "audit.json"
-    code, said, complaint = audit("--only", "resume", "--num_steps", 19, "--json", path)
+    code, said, complaint = audit("--only", "resume", "--num_steps", NUM_STEPS + 1, "--json", path)
     assert code == 0, said + complaint
     (row,) = rows(path)["resume"]
     assert "a save and another start" in row["what"]
     assert row["figures"]["largest"] == row["figures"]["limit"] == 0
-    assert row["figures"]["num_steps"] == 19
+    assert row["figures"]["num_steps"] == NUM_STEPS + 1
 
 
 @pytest.mark.slow
