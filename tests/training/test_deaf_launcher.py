@@ -1,0 +1,93 @@
+"""A launcher that hears no signal, while what it has started does."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.training.launching import ENVIRONMENT, ROOT, TIME_LIMIT_SECONDS
+
+# Starts one rank, as launchers do, says who both are, and ends with the rank's status.
+_LAUNCHER = """
+import os, subprocess, sys
+rank = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, text=True)
+rank.stdout.readline()
+print(os.getpid(), flush=True)
+print(rank.stdout.read(), end="", flush=True)
+sys.exit(rank.wait())
+"""
+_RANK = """
+import time
+from meloformer.interrupts import asked_to_stop, begin_work, listen
+listen()
+begin_work()
+print("ready", flush=True)
+while not asked_to_stop():
+    time.sleep(0.01)
+print("asked by", asked_to_stop().name)
+"""
+DEAF = [sys.executable, "-m", "meloformer.training.deaf_launcher"]
+
+
+def start(*command: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*DEAF, *command],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)]
+)
+def test_a_signal_to_the_whole_group_and_the_launcher_reaches_the_rank_alone(
+    number: signal.Signals, status: int
+) -> None:
+    with start(sys.executable, "-c", _LAUNCHER, _RANK) as deaf:
+        assert deaf.stdout
+        launcher = int(deaf.stdout.readline())
+        os.kill(launcher, number)
+        os.killpg(deaf.pid, number)
+        said, _ = deaf.communicate(timeout=TIME_LIMIT_SECONDS)
+    assert deaf.returncode == status
+    assert said == f"asked by {number.name}\n"
+
+
+def test_a_rank_that_starts_after_the_signal_hears_of_it_too() -> None:
+    late = f"import time; time.sleep(0.7)\n{_RANK}"
+    code = _LAUNCHER.replace("rank = ", "print('up', flush=True)\nrank = ")
+    with start(sys.executable, "-c", code, late) as deaf:
+        assert deaf.stdout and deaf.stdout.readline() == "up\n"
+        deaf.terminate()
+        said, _ = deaf.communicate(timeout=TIME_LIMIT_SECONDS)
+    assert deaf.returncode == 0 and said.endswith("asked by SIGTERM\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("exit 3", 3), ("kill -KILL $$", 128 + signal.SIGKILL)]
+)
+def test_the_status_is_that_of_the_launcher(code: str, status: int) -> None:
+    with start("bash", "-c", code) as deaf:
+        deaf.communicate(timeout=TIME_LIMIT_SECONDS)
+    assert deaf.returncode == status
+
+
+def test_a_terminal_that_is_closed_ends_the_launcher() -> None:
+    with start("bash", "-c", "echo up; sleep 60") as deaf:
+        assert deaf.stdout and deaf.stdout.readline() == "up\n"
+        deaf.send_signal(signal.SIGHUP)
+        deaf.communicate(timeout=TIME_LIMIT_SECONDS)
+    assert deaf.returncode == 128 + signal.SIGHUP
+
+
+def test_a_launcher_that_is_missing_is_named() -> None:
+    with start("no-such-launcher") as deaf:
+        _, said = deaf.communicate(timeout=TIME_LIMIT_SECONDS)
+    assert deaf.returncode == 127
+    assert said == "error: no-such-launcher: No such file or directory\n"
