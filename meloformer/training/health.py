@@ -88,7 +88,7 @@ def check_loss(run: RunReader) -> Finding:
             f"it has not fallen since the start ({start:.4f}): see --learning_rate and the data"
         )
         return Finding(name="loss", is_ok=False, found=found, remedy=remedy)
-    word = "falling" if deviations < -_SIGNIFICANT else "level within its noise"
+    word = "falling" if deviations < -_SIGNIFICANT else "no trend beyond its noise"
     return Finding(name="loss", is_ok=True, found=f"{found}, {word}")
 
 

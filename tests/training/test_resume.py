@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -82,13 +83,16 @@ def kill_in_the_middle(command: list[str], output: Path) -> list[dict]:
         environment = ENVIRONMENT | {"BATCHES": str(output.parent / "batches")}
         launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + TIME_LIMIT_SECONDS
-        while len(read_metrics(output)) < KILL_AFTER:
-            assert launcher.poll() is None, Path(log.name).read_text()[-3000:]
-            assert time.monotonic() < deadline, "no step within the time limit"
-            time.sleep(0.05)
-        family = psutil.Process(launcher.pid)
-        for process in [*family.children(recursive=True), family]:
-            process.kill()
+        try:
+            while len(read_metrics(output)) < KILL_AFTER:
+                assert launcher.poll() is None, Path(log.name).read_text()[-3000:]
+                assert time.monotonic() < deadline, "no step within the time limit"
+                time.sleep(0.05)
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                family = psutil.Process(launcher.pid)
+                for process in [*family.children(recursive=True), family]:
+                    process.kill()
         launcher.wait()
     return read_metrics(output)
 
