@@ -284,7 +284,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _facts(run: Run, start: Mapping[str, Any]) -> dict[str, Any]:
     """What is no flag and can change a result; of the start that did the step in question."""
-    known = {name: value for name, value in start.items() if name not in ("command", "step")}
+    left_out = ("command", "step", "phases")  # how long phases took changes no result
+    known = {name: value for name, value in start.items() if name not in left_out}
     known = {name: value for name, value in known.items() if not name.endswith("_s")}
     return {
         "data manifest": run.manifest_sha256[:12],
