@@ -1,5 +1,6 @@
 """AdamW or Muon over two groups of parameters: matrices decay, everything else does not."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,6 +57,24 @@ def check_stage(config: OptimizerConfig, zero_stage: int) -> None:
             f"--optimizer muon under ZeRO stage {zero_stage}: allowed: stages "
             f"{' and '.join(map(str, _MUON_STAGES))} (--config ds_configs/zero2.json), or "
             "--optimizer adamw"
+        )
+
+
+def check_same_optimizer(asked: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuse to go on with an optimizer that has no use for the state of the one before.
+
+    Args:
+        asked: settings of this start, as run.json holds them.
+        known: those of the run in --output.
+
+    Raises:
+        ConfigError: the two differ.
+    """
+    new, old = (settings.get("optimizer", OptimizerConfig.optimizer) for settings in (asked, known))
+    if new != old:
+        raise ConfigError(
+            f"--optimizer {new}: the run in --output was started with {old}; allowed: the same, or "
+            "another --output with --init_from"
         )
 
 

@@ -15,6 +15,7 @@ from meloformer.training.muon import MOMENTUM, Muon, orthogonalized, orthogonali
 from meloformer.training.optimizer import (
     OptimizerConfig,
     build_optimizer,
+    check_same_optimizer,
     check_stage,
     parameter_groups,
 )
@@ -135,6 +136,13 @@ def test_stage_3_is_refused_with_what_is_allowed() -> None:
     check_stage(OptimizerConfig(), 3)
     with pytest.raises(ConfigError, match="--optimizer muon under ZeRO stage 3: allowed"):
         check_stage(CONFIG, 3)
+
+
+def test_a_run_goes_on_with_its_own_optimizer_only() -> None:
+    check_same_optimizer({"optimizer": "muon"}, {"optimizer": "muon"})
+    check_same_optimizer({"optimizer": "adamw"}, {"beta1": 0.9})  # before there was a choice
+    with pytest.raises(ConfigError, match="--optimizer muon: the run in --output was started with"):
+        check_same_optimizer({"optimizer": "muon"}, {"beta1": 0.9})
 
 
 def test_matrices_keep_one_moment_and_the_rest_two() -> None:
