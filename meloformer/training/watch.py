@@ -96,6 +96,8 @@ def _progress(run: RunReader, now: float) -> RenderableType:
     silence = silent_seconds(run, now)
     if run.is_finished:
         state = Text("finished", style="green")
+    elif ", stopped by " in run.last_log_line():
+        state = Text(run.last_log_line(), style="yellow")
     elif silence is not None:
         state = Text(f"silent for {duration(silence)}: stopped, or stuck", style="bold red")
     elif (doing := read_doing(run.folder, now)) and doing.seconds >= _SECONDS_OF_A_MOMENT:
@@ -212,10 +214,11 @@ def _validation(run: RunReader) -> Text:
         return Text("no validation yet", style="dim")
     scores = [line["all"]["per_token"] for line in told]
     best = int(np.argmin(scores))
+    curve = sparkline(np.array(scores)) if len(scores) > 1 else ""
     return Text(
         f"validation after step {told[-1]['step']:,}: {scores[-1]:.4f} nats per token and "
         f"{told[-1]['all']['per_note']:.3f} per note; best {scores[best]:.4f} after step "
-        f"{told[best]['step']:,}  {sparkline(np.array(scores))}"
+        f"{told[best]['step']:,}  {curve}"
     )
 
 

@@ -16,7 +16,7 @@ from meloformer.command_line import parse_flags, run_recipe
 from meloformer.training.config import TrainConfig
 from meloformer.training.doing import DOING_NAME
 from meloformer.training.health import check_run, trend
-from meloformer.training.metrics import BYTES_PER_GIB, METRICS_NAME
+from meloformer.training.metrics import BYTES_PER_GIB, LOG_NAME, METRICS_NAME
 from meloformer.training.run_reader import LineReader, RunReader
 from meloformer.training.watch import braille, picture
 from tests.launch.recipes import load_recipe
@@ -177,6 +177,12 @@ def test_a_run_that_has_gone_silent_fails_and_says_at_which_step(
     run = RunReader(folder)
     console.print(picture(run, run.written_at() + 3600, 100))
     assert "silent for 1:00:00: stopped, or stuck" in console.export_text()
+    with (folder / LOG_NAME).open("a") as log:
+        log.write("2026-01-01 00:00:00,000 INFO saved step 24, stopped by SIGTERM\n")
+    console.print(picture(run, run.written_at() + 3600, 100))
+    said = console.export_text()
+    assert said.count("saved step 24, stopped by SIGTERM") == 2, "as its state, and its last word"
+    assert "silent" not in said
 
 
 def test_a_run_that_says_what_it_does_is_not_silent_while_it_compiles_validates_or_saves(
