@@ -60,7 +60,8 @@ def undisturbed(
 
 def stopped_after(step: int, undisturbed: Path, output: Path) -> None:
     """What a run that was killed right after the checkpoint of a step has left behind."""
-    shutil.copytree(undisturbed, output, ignore=shutil.ignore_patterns("model"))
+    shutil.copytree(undisturbed, output)
+    shutil.rmtree(output / "model")
     for later in range(step + 1, NUM_STEPS + 1):
         shutil.rmtree(output / f"checkpoints/step-{later}")
 
