@@ -163,6 +163,8 @@ class MuseFormer(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = checkpointing
+        # What fine-tuning freezes: any parameter at all, and the layers below all that is trained.
+        self.is_partly_frozen, self.num_frozen_layers = False, 0
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.onset_embedding = nn.Embedding(config.num_onsets, config.width)
         # Prefix and padding (-1) first, header tokens (0) next, then the instruments.
@@ -226,10 +228,26 @@ class MuseFormer(nn.Module):
         token_angles = self.angles(layout.bar_BT, layout.index_BT)
         summary_angles = self.angles(layout.bar_BS, torch.zeros_like(layout.bar_BS))
         again = self.checkpointing == "layer" and torch.is_grad_enabled()
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            if index < self.num_frozen_layers:
+                with torch.no_grad():
+                    x_BTD, s_BSD = layer(x_BTD, s_BSD, token_angles, summary_angles, plan)
+                continue
+            if index == self.num_frozen_layers and self.is_partly_frozen:
+                x_BTD, s_BSD = _as_trained(x_BTD), s_BSD if s_BSD is None else _as_trained(s_BSD)
             inputs = (x_BTD, s_BSD, token_angles, summary_angles, plan)
             x_BTD, s_BSD = _computed_again(layer, *inputs) if again else layer(*inputs)
         return self.unembed(x_BTD)
+
+
+def _as_trained(x_BND: Tensor) -> Tensor:
+    """A stream with a gradient, as if all before it were trained.
+
+    Else every mixture of frozen and trained inputs would want compiled graphs of its own.
+    """
+    if torch.is_grad_enabled() and not x_BND.requires_grad:
+        return x_BND.detach().requires_grad_()
+    return x_BND
 
 
 def _computed_again(function: Callable[..., Any], *inputs: Any) -> Any:

@@ -10,6 +10,7 @@ from meloformer.model.museformer import MuseFormer
 from meloformer.model.precision import choose_precision
 from meloformer.model.weights import check_state, find_model_folder, load_weights
 from meloformer.training.config import ResolvedConfig
+from meloformer.training.freezing import count_parameters, freeze
 from meloformer.training.ranks import Ranks
 from meloformer.training.run_folder import Run
 from meloformer.training.saving import check_tokenizer
@@ -27,6 +28,7 @@ def build_model(
 
     Raises:
         CheckpointError: weights that do not fit, or of another vocabulary.
+        ConfigError: --freeze names nothing, or everything.
     """
     torch.manual_seed(config.seed)
     model = MuseFormer(model_config, checkpointing=config.checkpointing, fuse=fuse)
@@ -37,7 +39,20 @@ def build_model(
         weights = load_weights(folder)
         check_state(model, weights, folder)
         model.load_state_dict(weights)
+    freeze(model, config.freeze)
     return model
+
+
+def count_trained(config: ResolvedConfig, model_config: MuseFormerConfig) -> tuple[int, int]:
+    """Parameters that will be trained, and all of them; nothing is allocated.
+
+    Raises:
+        ConfigError: --freeze names nothing, or everything.
+    """
+    with torch.device("meta"):
+        model = MuseFormer(model_config)
+    freeze(model, config.freeze)
+    return count_parameters(model)
 
 
 def check_size(found: MuseFormerConfig, wanted: MuseFormerConfig, folder: Path) -> None:

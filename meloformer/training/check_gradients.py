@@ -218,6 +218,7 @@ def _plain_gradients(
             torch.zeros((), device=device),
         )
         for name, parameter in model.named_parameters()
+        if parameter.requires_grad
     }
     for batch in (batch.to(device) for batch in batches):
         with watch(batch):

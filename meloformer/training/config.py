@@ -95,6 +95,8 @@ class TrainConfig:
         resume: none, auto (newest intact checkpoint of --output) or one of its checkpoints. Auto
             if not given and a launcher has restarted the run, none otherwise.
         init_from: start from the weights of a run, step or model folder.
+        freeze: what stays as it is: names of modules or parameters, such as embedding, layers.1-6,
+            layers.*.ffn_in or *norm*; layers count from 1, and the head is the token embedding.
         ema: decay of a moving average of the weights, such as 0.999, written to model_ema/ and
             validated beside the weights themselves; 0 for none. It rises to this from
             (1 + updates) / (10 + updates), and takes 4 bytes per parameter, shared by the ranks.
@@ -144,6 +146,7 @@ class TrainConfig:
     background_save: OnOff = "on"
     resume: str | None = None
     init_from: Path | None = None
+    freeze: tuple[str, ...] = ()
     ema: float = 0.0
     check_gradients: OnOff | None = None
     dry_run: bool = False

@@ -138,7 +138,8 @@ class Engine:
     @property
     def gradient_bytes(self) -> int:
         """Bytes of the gradients that a rank accumulates in fp32: its part from stage 2 on."""
-        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters())
+        trained = (p for p in self.module.parameters() if p.requires_grad)
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trained)
         return 4 * parameters // (self.ranks.world_size if self.stage >= 2 else 1)
 
     def state_to_come(self) -> int:
@@ -155,7 +156,7 @@ class Engine:
         )
 
     def full_gradients(self) -> dict[str, torch.Tensor]:
-        """Gradient of every parameter, whole, on every rank; for tests and checks.
+        """Gradient of every trained parameter, whole, on every rank; for tests and checks.
 
         Call between the last `backward` and `update`.
         """
@@ -165,6 +166,7 @@ class Engine:
         return {
             name: safe_get_full_grad(parameter).detach().clone()
             for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad
         }
 
     def full_weights(self) -> dict[str, torch.Tensor]:

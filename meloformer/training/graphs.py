@@ -6,11 +6,11 @@ and then every batch compiles anew: a run 100 times too slow, and nothing else t
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from meloformer.batches.batch import Batch
@@ -21,6 +21,7 @@ from meloformer.errors import TrainingError
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.fused import GRAPHS_PER_ROWS
 from meloformer.model.masks import BLOCK_SIZE, Rule, rule_of
+from meloformer.model.museformer import MuseFormer
 from meloformer.training.loss import step_loss
 from meloformer.training.ranks import Ranks, ranks_on_host
 
@@ -162,6 +163,7 @@ def declare_graphs(
     phases: PhaseConfig,
     config: MuseFormerConfig,
     *,
+    model: nn.Module,
     fuse: bool,
     is_compiled: bool,
 ) -> GraphBudget:
@@ -170,14 +172,21 @@ def declare_graphs(
     Args:
         plan: of the rows.
         phases: of the micro-batches.
-        config: the model.
+        config: settings of the model.
+        model: whose frozen layers compute as in validation.
         fuse: whether the pointwise parts are compiled.
         is_compiled: whether attention is.
     """
     shapes = declare_shapes(plan, phases)
+    assert isinstance(model, MuseFormer)
+    if model.num_frozen_layers:
+        shapes = replace(shapes, score=shapes.train)
     if not is_compiled:
         return GraphBudget(shapes, None)
     num_graphs = shapes.num_graphs(rule_of(config.rule), summaries=config.summaries, fuse=fuse)
+    if fuse and model.is_partly_frozen:
+        # The norms of queries and keys, where some are frozen and some are trained.
+        num_graphs += 2 * len({shape.rows for shape in shapes.train})
     limit_graphs(num_graphs)
     return GraphBudget(shapes, num_graphs)
 

@@ -40,6 +40,7 @@ class Partitioning:
         is_offloaded: the optimizer works in host memory.
         bucket_elements: size of the buffer for gradients on their way.
         keeps_average: whether the run keeps a moving average of the weights.
+        num_trained: parameters that are trained; all of them if None.
     """
 
     stage: int = 2
@@ -48,6 +49,7 @@ class Partitioning:
     is_offloaded: bool = False
     bucket_elements: int = BUCKET_ELEMENTS
     keeps_average: bool = False
+    num_trained: int | None = None
 
     @classmethod
     def of(cls, ds_config: Mapping[str, Any], world_size: int) -> "Partitioning":
@@ -157,18 +159,20 @@ def forecast(
         # Its own part, and beside it all of them while they are computed with: models of these
         # sizes stay below what DeepSpeed lets live at once.
         weights = weights // ranks + (weights if ranks > 1 else 0)
-    gradients = parameters * _FP32 // (ranks if stage >= 2 else 1)
+    # What is frozen has weights alone; its activations are counted as if it were trained.
+    trained = parameters if partitioning.num_trained is None else partitioning.num_trained
+    gradients = trained * _FP32 // (ranks if stage >= 2 else 1)
     if stage == 1:
         # Those of the last micro-batch stay beside what they were added to.
-        gradients += parameters * partitioning.element_bytes
-    optimizer = (3 + partitioning.keeps_average) * parameters * _FP32 // ranks
+        gradients += trained * partitioning.element_bytes
+    optimizer = (3 + partitioning.keeps_average) * trained * _FP32 // ranks
     if partitioning.is_offloaded:
         gradients = optimizer = 0
     # Stage 1 in bf16 has no such buffer, and makes everything flat at the end of a step instead.
     is_flat = stage == 1 and partitioning.is_bf16
     elements = partitioning.bucket_elements
-    elements = 0 if is_flat else elements if is_cuda else min(elements, parameters)
-    flat = parameters * _FP32 // (1 if is_flat else ranks)
+    elements = 0 if is_flat else elements if is_cuda else min(elements, trained)
+    flat = trained * _FP32 // (1 if is_flat else ranks)
     kept = kept_bytes(model, size)
     masks = 0 if is_cuda else dense_mask_bytes(model, size)
     return Forecast(

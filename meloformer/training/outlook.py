@@ -6,12 +6,14 @@ import torch
 from rich.table import Table
 
 from meloformer.batches.phases import outlook_of_phases, too_short
-from meloformer.model.counts import StepPairs, num_parameters, training_flops
+from meloformer.model.counts import StepPairs, training_flops
 from meloformer.model.memory import BatchSize
 from meloformer.model.rules import describe_rule
+from meloformer.training.building import count_trained
 from meloformer.training.cards import peak_flops
 from meloformer.training.config import fuses
 from meloformer.training.data import TrainData
+from meloformer.training.freezing import describe_trained
 from meloformer.training.memory import Partitioning, forecast
 from meloformer.training.metrics import BYTES_PER_GIB, duration
 from meloformer.training.out_of_memory import total_bytes
@@ -25,12 +27,13 @@ def outlook(prepared: Prepared) -> Table:
     """A table of what is about to happen."""
     config, ranks, plan = prepared.config, prepared.ranks, prepared.data.plan
     facts = prepared.data.epoch(0)
-    parameters = num_parameters(prepared.model)
+    trained, parameters = count_trained(config, prepared.model)
     table = Table(title=f"{config.output}", show_header=False, title_justify="left")
     rows = {
         "shards": "\n".join(describe_folders(prepared.data)),
         "model": f"{config.model_size}, {parameters:,} parameters, rule "
-        f"{describe_rule(config.rule)}, {prepared.backend} attention",
+        f"{describe_rule(config.rule)}, {prepared.backend} attention"
+        + (f"; {describe_trained(trained, parameters)}" if trained < parameters else ""),
         "ranks": f"{ranks.world_size} on {ranks.device.type}, ZeRO stage "
         f"{prepared.ds_config['zero_optimization']['stage']}, "
         f"{'bf16' if prepared.ds_config['bf16']['enabled'] else 'fp32'}",
@@ -81,7 +84,9 @@ def predicted_memory(prepared: Prepared) -> str:
     """Peak of a rank by formula, what it consists of, and whether it fits the device in hand."""
     config, ranks, plan = prepared.config, prepared.ranks, prepared.data.plan
     partitioning = replace(
-        Partitioning.of(prepared.ds_config, ranks.world_size), keeps_average=config.ema > 0
+        Partitioning.of(prepared.ds_config, ranks.world_size),
+        keeps_average=config.ema > 0,
+        num_trained=count_trained(config, prepared.model)[0],
     )
     size = BatchSize.of(
         config.batch_size,

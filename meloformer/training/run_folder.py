@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,8 @@ LIBRARIES = ("meloformer", "torch", "deepspeed", "numpy", "safetensors", "transf
 
 # A resumed run with another of these would train on other rows, or another function.
 FIXED_SETTINGS = ("model_size", "max_seq_len", "seed", "collate", "attention")
+# The same, with what a run did that is older than the flag.
+_FIXED_LATER: dict[str, Sequence[str]] = {"freeze": ()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +220,14 @@ def check_same_run(run: Run, settings: dict[str, Any], manifest_sha256: str) -> 
                 f"{run.settings[name]}; allowed: the same, or another --output"
             )
     check_same_optimizer(settings.get("optimizer", {}), run.settings.get("optimizer", {}))
+    for name, without in _FIXED_LATER.items():
+        asked, known = (plain.get(name, without) for plain in (settings, run.settings))
+        if list(asked) != list(known):
+            raise ConfigError(
+                f"--{name} {' '.join(asked) or 'not given'}: the run in --output was started with "
+                f"{' '.join(known) or 'none'}; allowed: the same, or another --output with "
+                "--init_from"
+            )
     # Of a run that is older than the flag, too.
     check_same_average(settings.get("ema", 0.0), run.settings.get("ema", 0.0))
     if run.manifest_sha256 != manifest_sha256:

@@ -28,6 +28,7 @@ from meloformer.training.compile_cache import use_compile_cache
 from meloformer.training.config import fuses
 from meloformer.training.ema import AVERAGED_SCORES
 from meloformer.training.engine import Engine
+from meloformer.training.freezing import describe_frozen
 from meloformer.training.graphs import declare_graphs
 from meloformer.training.metrics_writer import MetricsWriter
 from meloformer.training.nats import Nats
@@ -83,6 +84,7 @@ class Session:
                 self.config.optimizer,
                 ema=self.config.ema,
             )
+        notes += describe_frozen(self.engine.module, self.config.freeze)
         # Before anything of the folder is changed, after everything that may still be refused.
         self._lock: IO[bytes] | None = None
         self.ranks.on_first(self._hold_folder)
@@ -124,6 +126,7 @@ class Session:
             self._data.plan,
             self._data.phases,
             self.model_config,
+            model=self.engine.module,
             fuse=self.fuse,
             is_compiled=self._backend == "flex",
         )

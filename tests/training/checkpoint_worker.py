@@ -26,6 +26,7 @@ from meloformer.training.ds_config import (  # noqa: E402
     resolve_ds_config,
 )
 from meloformer.training.engine import Engine  # noqa: E402
+from meloformer.training.freezing import freeze  # noqa: E402
 from meloformer.training.host_copy import HostCopy  # noqa: E402
 from meloformer.training.loss import step_loss  # noqa: E402
 from meloformer.training.optimizer import OptimizerConfig, OptimizerName  # noqa: E402
@@ -67,8 +68,7 @@ def build_engine(
     settings = load_ds_config(ROOT / f"ds_configs/{name}.json") | {"bf16": {"enabled": is_bf16}}
     ds_config = resolve_ds_config(settings, run, source=name)
     model = tiny_model()
-    for parameter_name, parameter in model.named_parameters():
-        parameter.requires_grad_(not parameter_name.startswith(frozen or ("-",)))
+    freeze(model, frozen)
     return Engine(model, ranks, ds_config, OptimizerConfig(optimizer=optimizer), ema=ema)
 
 

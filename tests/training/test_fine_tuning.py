@@ -141,3 +141,29 @@ def test_weights_of_another_size_are_refused_with_both_sizes(
     assert re.search(r"found .*num_layers 4, width 128.* expected num_layers 8, width 512", said)
     assert "--model_size tiny" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_frozen_weights_are_those_that_entered_and_the_rest_is_checked_and_trained(
+    averaging: Path,
+    recipe: ModuleType,
+    base_flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "run"
+    flags = [*base_flags, "--check_gradients", "on", "--output", str(output)]
+    flags += ["--init_from", str(averaging)]
+    freeze = ["--freeze", "embedding", "summary_start", "layers.1-3"]
+    train(recipe, [*flags, *freeze])
+    before, after = (load_weights(run / "model") for run in (averaging, output))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(name.startswith(("layers.3.", "final_norm")) for name in moved)
+    log = (output / "train.log").read_text()
+    assert re.search(r"--freeze embedding .*: parameters: [\d,]+ trained \([\d.]+%\)", log)
+    assert "gradients are those of a single process" in log
+
+    resume = [*flags, "--resume", "auto"]
+    said = refusal(recipe, resume, capsys)
+    assert "--freeze not given: the run in --output was started with embedding summary_st" in said
+    said = refusal(recipe, [*flags, "--output", str(tmp_path / "b"), "--freeze", "layer.1"], capsys)
+    assert "--freeze layer.1: names nothing" in said and not (tmp_path / "b").exists()

@@ -103,7 +103,7 @@ def test_before_the_first_step_there_are_weights_and_no_moments(tmp_path: Path) 
 
 def test_frozen_parameters_are_carried_along(tmp_path: Path) -> None:
     ranks = start_ranks("cpu")
-    frozen = ("token_embedding", "layers.0.query.")
+    frozen = ("token_embedding", "layers.1.query")
     engine = build_engine(ranks, "zero2", is_bf16=True, frozen=frozen)
     train(engine, 1)
     before = engine.full_weights()
@@ -112,7 +112,7 @@ def test_frozen_parameters_are_carried_along(tmp_path: Path) -> None:
         parameter.data.zero_()
     engine.load(tmp_path)
     after = engine.full_weights()
-    assert sum(name.startswith(frozen) for name in after) == 2
+    assert sum(not p.requires_grad for p in engine.module.parameters()) == 2
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
