@@ -219,7 +219,6 @@ def check_same_run(run: Run, settings: dict[str, Any], manifest_sha256: str) -> 
                 f"--{name} {settings[name]}: the run in --output was started with "
                 f"{run.settings[name]}; allowed: the same, or another --output"
             )
-    check_same_optimizer(settings.get("optimizer", {}), run.settings.get("optimizer", {}))
     for name, without in _FIXED_LATER.items():
         asked, known = (plain.get(name, without) for plain in (settings, run.settings))
         if list(asked) != list(known):
@@ -228,6 +227,7 @@ def check_same_run(run: Run, settings: dict[str, Any], manifest_sha256: str) -> 
                 f"{' '.join(known) or 'none'}; allowed: the same, or another --output with "
                 "--init_from"
             )
+    check_same_optimizer(settings.get("optimizer", {}), run.settings.get("optimizer", {}))
     # Of a run that is older than the flag, too.
     check_same_average(settings.get("ema", 0.0), run.settings.get("ema", 0.0))
     if run.manifest_sha256 != manifest_sha256:
