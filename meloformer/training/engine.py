@@ -22,7 +22,7 @@ from meloformer.training.gradients import take_over
 from meloformer.training.host_copy import HostCopy
 from meloformer.training.muon import Muon
 from meloformer.training.optimizer import OptimizerConfig, build_optimizer, check_stage
-from meloformer.training.partitions import find_partitions
+from meloformer.training.partitions import Partition, find_partitions
 from meloformer.training.parts import Part, load_parts
 from meloformer.training.ranks import Ranks
 
@@ -53,6 +53,7 @@ class Engine:
         # Imported here and not above: the import takes seconds and settles which accelerator
         # DeepSpeed uses, which `start_ranks` has to say first.
         import deepspeed
+        from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
         from pydantic import ValidationError
 
         self.ranks = ranks
@@ -66,6 +67,9 @@ class Engine:
         # An inference collective that DeepSpeed would compile at every first start on a CPU
         # (a minute, and a compiler); training never calls it.
         deepspeed.ops.__compatible_ops__ = {}
+        # It goes by the class alone, and would warn of one that it does not know.
+        if Muon not in ZERO_SUPPORTED_OPTIMIZERS:
+            ZERO_SUPPORTED_OPTIMIZERS.append(Muon)
         check_stage(optimizer, self.stage)
         model = model.to(ranks.device)
         client = build_optimizer(model, optimizer)
@@ -143,12 +147,12 @@ class Engine:
         return 4 * parameters // (self.ranks.world_size if self.stage >= 2 else 1)
 
     def state_to_come(self) -> int:
-        """Bytes that the first update adds to this rank's device for good: AdamW's two moments.
+        """Bytes that the first update adds to this rank's device for good: the moments.
 
         0 after it, after a checkpoint was loaded, and where the state is kept on the host.
         """
         return sum(
-            2 * partition.weights.numel() * partition.weights.element_size()
+            _num_moments(partition) * partition.weights.numel() * partition.weights.element_size()
             for partition in self._partitions.all()
             if partition.optimizer is not None
             and not partition.optimizer.state.get(partition.weights)
@@ -248,3 +252,8 @@ class Engine:
             CheckpointError: they are damaged, not all there, or of another model.
         """
         load_parts(self._partitions, folder)
+
+
+def _num_moments(partition: Partition) -> int:
+    optimizer = partition.optimizer
+    return optimizer.num_moments(partition.weights) if isinstance(optimizer, Muon) else 2

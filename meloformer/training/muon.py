@@ -61,6 +61,11 @@ class Muon(torch.optim.AdamW):
         if ranks.world_size > 1:
             self._gather = _from_all_ranks
 
+    def num_moments(self, parameter: Tensor) -> int:
+        """Tensors as large as a parameter that are kept of it from its first update on."""
+        matrices = (group["params"] for group in self.param_groups if group[IS_MATRIX])
+        return 1 if any(one is parameter for group in matrices for one in group) else 2
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every group; collective where groups are cut."""

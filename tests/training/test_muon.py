@@ -19,12 +19,15 @@ from meloformer.training.optimizer import (
     check_stage,
     parameter_groups,
 )
-from meloformer.training.partitions import Fragment
+from meloformer.training.partitions import WEIGHT, Fragment
+from meloformer.training.ranks import start_ranks
 from tests.training.checkpoint_worker import (
     LEARNING_RATE,
     MUON_PARTITIONINGS,
     NUM_STEPS,
+    build_engine,
     through,
+    train,
     whole,
 )
 from tests.training.gradient_worker import plain_gradient, tiny_model
@@ -179,6 +182,26 @@ def test_the_engine_moves_weights_as_the_optimizer_alone_does(tmp_path: Path) ->
         found = saved[f"weight/{name}"].view(parameter.shape)
         assert (found - parameter).norm() < 1e-3 * (first[name] - parameter).norm(), name
     assert losses["after"][-1] < losses["before"][0]
+
+
+def test_the_engine_foretells_one_moment_for_matrices_and_takes_muon_for_what_it_is(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    engine = build_engine(start_ranks("cpu"), "zero2", is_bf16=False, optimizer="muon")
+    to_come = engine.state_to_come()
+    matrices, others = (
+        sum(parameter.numel() for parameter in group["params"])
+        for group in parameter_groups(tiny_model(), 0.0)
+    )
+    # DeepSpeed pads its groups.
+    assert 0 <= to_come - 4 * (matrices + 2 * others) < 1000
+    train(engine, 1)
+    kept = (part.tensors() for part in engine._partitions.all() if part.optimizer)
+    moments = [value for tensors in kept for kind, value in tensors.items() if kind != WEIGHT]
+    assert sum(value.numel() * value.element_size() for value in moments) == to_come
+    assert engine.state_to_come() == 0
+    said = capfd.readouterr()
+    assert "untested" not in said.out + said.err
 
 
 @pytest.mark.slow
