@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ settings.load_profile("untimed")
 REPOSITORY = Path(__file__).resolve().parents[1]
 CACHE = REPOSITORY / ".cache" / "tests"
 NUM_CHORALES = 40
+
+
+# A shell lets what it starts in its background ignore Ctrl-C, and that is inherited: tests would
+# wait for ever for what they have sent.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _sum_of_sources() -> str:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from types import FrameType
 
 import psutil
 
@@ -36,16 +37,23 @@ def run_deaf(command: Sequence[str]) -> int:
         Its status, as a shell says it; after Ctrl-C the one that ends a list of commands.
     """
     block_stop_signals()
+    launcher: subprocess.Popen | None = None
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if launcher is None:
+            os._exit(128 + number)
+        os.killpg(launcher.pid, number)
+
+    # What ends a launcher in other ways, as a terminal that is closed, still does.
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
     try:
         # A session of its own: a signal to the whole group of this process comes here alone.
         launcher = subprocess.Popen(command, start_new_session=True)
     except OSError as error:
         sys.stderr.write(f"error: {command[0]}: {error.strerror}\n")
         return 127
-    # What ends a launcher in other ways, as a terminal that is closed, still does.
-    for number in (signal.SIGHUP, signal.SIGQUIT):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, frame: os.killpg(launcher.pid, number))
     hearer = _Hearer(launcher.pid)
     threading.Thread(target=hearer.hear, daemon=True).start()
     threading.Thread(target=hearer.tell_late, daemon=True).start()

@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
+import psutil
 import pytest
 
 from tests.training.launching import ENVIRONMENT, ROOT, TIME_LIMIT_SECONDS
@@ -21,8 +24,8 @@ sys.exit(rank.wait())
 _RANK = """
 import time
 from meloformer.interrupts import asked_to_stop, begin_work, listen
-listen()
 begin_work()
+listen()
 print("ready", flush=True)
 while not asked_to_stop():
     time.sleep(0.01)
@@ -31,8 +34,9 @@ print("asked by", asked_to_stop().name)
 DEAF = [sys.executable, "-m", "meloformer.training.deaf_launcher"]
 
 
-def start(*command: str) -> subprocess.Popen:
-    return subprocess.Popen(
+@contextmanager
+def start(*command: str) -> Iterator[subprocess.Popen]:
+    deaf = subprocess.Popen(
         [*DEAF, *command],
         cwd=ROOT,
         env=ENVIRONMENT,
@@ -41,6 +45,16 @@ def start(*command: str) -> subprocess.Popen:
         text=True,
         start_new_session=True,
     )
+    started = psutil.Process(deaf.pid)
+    with deaf:
+        try:
+            yield deaf
+        finally:
+            # Nobody ends by itself who did not hear what the test has sent.
+            with suppress(psutil.NoSuchProcess):
+                for process in [*started.children(recursive=True), started]:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
 
 
 @pytest.mark.parametrize(
