@@ -16,7 +16,7 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from meloformer.model.weights import step_of
 from meloformer.training.checkpoint import TrainingState, check_files, step_folders
 from meloformer.training.compare_runs import Steps, read_steps
 from meloformer.training.ds_config import AUTO, load_ds_config
-from meloformer.training.run_folder import start_facts
+from meloformer.training.run_folder import Run, start_facts
 
 OTHER_ORDER = 1e-4
 BF16_RELATIVE = 2.0**-8
@@ -56,7 +56,9 @@ class Replays:
     def __init__(self, audited: Audited, scratch: Path) -> None:
         self._audited, self._scratch = audited, scratch
         self._known: dict[tuple[int, str, int], Replayed] = {}
-        self._checkpoint, self._later = find_stretch(audited.config.run, audited.config.num_steps)
+        self._checkpoint, self._later = find_stretch(
+            audited.config.run, audited.config.num_steps, begun_at(audited.run)
+        )
         self._state = TrainingState.load(self._checkpoint)
         settings = dict(audited.run.settings)
         if isinstance(settings["attention"], list):
@@ -229,8 +231,39 @@ def training_checks(audited: Audited) -> Iterator[tuple[Checks, str]]:
         yield replays.checks, replays.estimate()
 
 
-def find_stretch(run: Path, num_steps: int) -> tuple[Path, Steps]:
+def begun_at(run: Run) -> int:
+    """Step since which a run was trained with the flags and on the hardware of its last start.
+
+    run.json holds those flags alone: losses of a start with others are not to be repeated.
+    """
+    *earlier, last = run.starts
+    step = last["step"]
+    for start in reversed(earlier):
+        if _how(start) != _how(last):
+            break
+        step = min(step, start["step"])
+    return step
+
+
+def _how(start: Mapping[str, Any]) -> dict[str, Any]:
+    words = iter(start.get("command", ()))
+    command = [word for word in words if word != "--resume" or not next(words, "")]
+    names = ("world_size", "device", "hardware", "versions")
+    return {name: start.get(name) for name in names} | {
+        "command": [word for word in command if not word.startswith("--resume=")]
+    }
+
+
+def find_stretch(run: Path, num_steps: int, begun_at: int = 0) -> tuple[Path, Steps]:
     """The newest intact checkpoint with so many steps behind it in metrics.jsonl, and those steps.
+
+    Steps after a rollback are none of a stretch that begins before: they had other data than those
+    behind the checkpoint.
+
+    Args:
+        run: its folder.
+        num_steps: of the stretch.
+        begun_at: step before which no stretch begins.
 
     Returns:
         The checkpoint and the steps; where none has as many, the newest intact one and no steps.
@@ -243,6 +276,8 @@ def find_stretch(run: Path, num_steps: int) -> tuple[Path, Steps]:
     for folder in reversed(step_folders(run)):
         first = step_of(folder) + 1
         later = {s: steps[s] for s in range(first, first + num_steps) if s in steps}
+        if first <= begun_at or any(line.get("rolled_back") for line in later.values()):
+            later = {}
         if newest is not None and len(later) < num_steps:
             continue
         try:

@@ -7,13 +7,14 @@ import pytest
 
 from meloformer.benchmarks.audit import check_untouched, snapshot
 from meloformer.benchmarks.audit_checks import allowed_copies
-from meloformer.benchmarks.audit_replays import find_stretch, ranks_here, widest_gap
+from meloformer.benchmarks.audit_replays import begun_at, find_stretch, ranks_here, widest_gap
 from meloformer.benchmarks.replays import train_flags, words_of
 from meloformer.command_line import parse_flags
 from meloformer.errors import CheckpointError
 from meloformer.evaluation.copied_bars import CopyCount
 from meloformer.training.checkpoint import MANIFEST_NAME, STATE_NAME, step_folder, sum_files
 from meloformer.training.config import TrainConfig, resolve
+from meloformer.training.run_folder import Run
 
 
 def count(found: list[int], *, longest_run: int = 1) -> CopyCount:
@@ -75,6 +76,35 @@ def test_a_stretch_begins_at_the_newest_intact_checkpoint_with_steps_enough(tmp_
         (step_folder(run, step) / STATE_NAME).write_text("[]")
     with pytest.raises(CheckpointError, match="none of its checkpoints is intact"):
         find_stretch(run, 10)
+
+
+def test_a_stretch_holds_no_rollback_and_nothing_of_a_start_with_other_flags(tmp_path) -> None:
+    run = run_folder(tmp_path, (10, 20, 30), 40)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    # Set back to 30 and on with other data, before 31 was written.
+    lines[30]["rolled_back"] = {"from_step": 36, "to_step": 30, "dropped": []}
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert find_stretch(run, 10)[0].name == "step-20"
+    assert find_stretch(run, 10, begun_at=20)[0].name == "step-20"
+    folder, later = find_stretch(run, 10, begun_at=21)
+    assert (folder.name, later) == ("step-30", {})
+
+
+def test_starts_that_differ_in_how_they_resume_alone_are_as_one() -> None:
+    def start(step: int, *command: str, world_size: int = 1) -> dict:
+        words = ["train.py", *command, "--seed", "3"]
+        return {"step": step, "command": words, "world_size": world_size}
+
+    def begun(*starts: dict) -> int:
+        facts = {"run_id": "", "global_batch": 1, "num_steps": 9, "manifest_sha256": ""}
+        return begun_at(Run(settings={}, starts=list(starts), **facts))
+
+    assert begun(start(5)) == 5
+    assert begun(start(0), start(4, "--resume", "auto"), start(8, "--resume=auto")) == 0
+    assert begun(start(0), start(4, "--learning_rate", "1"), start(8)) == 8
+    assert begun(start(0, world_size=2), start(4), start(8, "--resume", "auto")) == 4
+    # A checkpoint before the newest one was named: what came later is gone.
+    assert begun(start(0, world_size=2), start(8), start(4, "--resume", "step-4")) == 4
 
 
 def test_losses_of_other_tokens_or_of_a_missing_step_lie_apart_without_end() -> None:
