@@ -53,6 +53,7 @@ class FindLRConfig:
         data_weights: passes over each folder of --data in an epoch.
         model_size: small on CUDA and tiny elsewhere if not given.
         init_from: start from the weights of a run, step or model folder: a rate for fine-tuning.
+        freeze: what stays as it is, as train.py takes it; fewer weights may want another rate.
         batch_size: rows per rank and micro-step.
         gradient_accumulation_steps: micro-steps per optimizer step. The best rate depends on the
             rows of an optimizer step: take those of the run.
@@ -76,6 +77,7 @@ class FindLRConfig:
     data_weights: tuple[float, ...] = ()
     model_size: ModelSize | None = None
     init_from: Path | None = None
+    freeze: tuple[str, ...] = TrainConfig.freeze
     batch_size: int = TrainConfig.batch_size
     gradient_accumulation_steps: int = TrainConfig.gradient_accumulation_steps
     max_seq_len: int | None = None

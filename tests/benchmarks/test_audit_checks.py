@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from meloformer.benchmarks.audit import check_untouched, snapshot
-from meloformer.benchmarks.audit_checks import allowed_copies
+from meloformer.benchmarks.audit_checks import allowed_copies, lets_all_through
 from meloformer.benchmarks.audit_replays import begun_at, find_stretch, ranks_here, widest_gap
 from meloformer.benchmarks.replays import train_flags, words_of
 from meloformer.command_line import parse_flags
@@ -30,6 +30,23 @@ def test_the_limit_of_copied_bars_lies_above_held_out_music_by_margin_and_error(
     # More pieces, a narrower limit; few of them still let a plain copy through nowhere.
     assert allowed_copies(count([0, 2] * 25), num_pieces=64)[0] < share < 0.5
     assert allowed_copies(count([1, 0]), num_pieces=1)[0] < 1
+
+
+@pytest.mark.parametrize(
+    ("base", "is_blind"),
+    [
+        (count([10] * 5, longest_run=16), True),
+        (count([10] * 5, longest_run=7), False),
+        (count([1] * 5, longest_run=16), False),
+    ],
+)
+def test_limits_that_whole_copies_keep_to_are_told_from_those_that_they_do_not(
+    base: CopyCount, is_blind: bool
+) -> None:
+    limits = allowed_copies(base, num_pieces=16)
+    whole = count([10] * 16, longest_run=16)
+    passes = whole.share <= limits[0] and whole.longest_run <= limits[1]
+    assert lets_all_through(*limits, num_bars=16) == passes == is_blind
 
 
 COMMANDS = (

@@ -76,7 +76,17 @@ def test_a_test_of_a_real_model_stops_at_the_turn_and_leaves_only_what_was_asked
 def test_every_flag_but_the_range_goes_to_training_as_it_is(chorale_shards: Path) -> None:
     asked = parse_flags(
         FindLRConfig,
-        flags(chorale_shards, "--seed", "7", "--beta2", "0.99", "--fuse", "off"),
+        flags(
+            chorale_shards,
+            "--seed",
+            "7",
+            "--beta2",
+            "0.99",
+            "--fuse",
+            "off",
+            "--freeze",
+            "embedding",
+        ),
     )
     training = asked.training(Path("there"))
     own = {"lowest", "highest", "num_steps", "json"}
@@ -85,6 +95,7 @@ def test_every_flag_but_the_range_goes_to_training_as_it_is(chorale_shards: Path
     assert all(getattr(training, name) == getattr(asked, name) for name in names)
     assert training.max_steps == NUM_STEPS and training.output == Path("there")
     assert training.optimizer.beta2 == 0.99 and training.seed == 7
+    assert training.freeze == ("embedding",)
 
 
 @pytest.mark.parametrize(
