@@ -7,6 +7,7 @@ Imports nothing that takes time: a recipe calls `end_at_signals` or `listen` bef
 imports.
 """
 
+import atexit
 import ctypes
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 
 # What a shell says of a process that such a signal has ended.
@@ -98,6 +100,21 @@ def listen() -> None:
     heard = {n for n in STOP_NAMES if signal.getsignal(n) != signal.SIG_IGN}
     block_stop_signals()
     threading.Thread(target=_hear, args=(heard,), name="signals", daemon=True).start()
+    # Registered before all others, and so called after them.
+    atexit.register(_end_after_failure)
+
+
+def _end_after_failure() -> None:
+    """Spare a process that has failed the teardown of Python and libraries.
+
+    It takes seconds, half a minute on a busy machine, and then a launcher that has lost another
+    rank kills this one: its own status and the next start wait for it.
+    """
+    if hasattr(sys, "last_value"):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # nobody reads it any more
+                stream.flush()
+        os._exit(1)
 
 
 def begin_work() -> None:

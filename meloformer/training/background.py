@@ -21,13 +21,15 @@ import torch.distributed as dist
 from meloformer.errors import CheckpointError
 from meloformer.model.tensor_file import FileSum
 from meloformer.training.leaving import before_leaving
+from meloformer.training.processes import Processes
 from meloformer.training.ranks import Ranks
 
 # Below the time that a collective waits, so that a rank that does not write is named by the rank
 # that waits for it.
 WRITE_LIMIT = timedelta(minutes=15)
-# A run that ends in an error waits for its save, but not for ranks that may be gone.
-CLOSING_SECONDS = 30.0
+# A run that ends in an error waits for its save, but not for ranks that may be gone, and less than
+# launchers wait before they kill, which is half a minute.
+CLOSING_SECONDS = 20.0
 FAILURES_IN_A_ROW = 2
 _POLL_SECONDS = 0.1
 
@@ -92,10 +94,12 @@ class BackgroundSaver:
         self.num_failed = 0
         self._is_closing = threading.Event()
         self._store = store
+        self._processes = Processes(store) if store is not None else None
         if ranks.world_size > 1 and store is None:
             # A connection of its own: the other one may be held by a call that waits for a rank.
             met = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
             self._store = dist.PrefixStore("meloformer/saves", met)
+            self._processes = Processes(met)
         before_leaving(self._wait_to_close)
 
     def start(
@@ -229,10 +233,10 @@ class BackgroundSaver:
         if not ranks.is_first:
             said = {"error": error, "sums": {name: asdict(found) for name, found in sums.items()}}
             store.set(f"{number}/{ranks.rank}", json.dumps(said))
-            answer = self._wait_for(store, f"{number}/sealed")
+            answer = self._wait_for(0, store, f"{number}/sealed")
             return "the first rank has not sealed it" if answer is None else json.loads(answer)
         for rank in range(1, ranks.world_size):
-            answer = self._wait_for(store, f"{number}/{rank}")
+            answer = self._wait_for(rank, store, f"{number}/{rank}")
             if answer is None:
                 error = error or f"rank {rank} has not written its part"
                 break
@@ -244,15 +248,22 @@ class BackgroundSaver:
         store.set(f"{number}/sealed", json.dumps(error))
         return error
 
-    def _wait_for(self, store: dist.Store, key: str) -> bytes | None:
+    def _wait_for(self, rank: int, store: dist.Store, key: str) -> bytes | None:
+        """What a rank has written there; None where it does not in time, or has ended."""
+        assert self._processes
         deadline = time.monotonic() + WRITE_LIMIT.total_seconds()
-        while not store.check([key]):
+        while True:
+            # Asked first: it may have written, and ended then.
+            has_ended = self._processes.ended([rank])
+            if store.check([key]):
+                return store.get(key)
+            if has_ended:
+                return None
             if self._is_closing.is_set():
                 deadline = min(deadline, time.monotonic() + CLOSING_SECONDS / 2)
             if time.monotonic() > deadline:
                 return None
             time.sleep(_POLL_SECONDS)
-        return store.get(key)
 
 
 def _attempt(function: Callable[[], object]) -> str:

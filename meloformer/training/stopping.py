@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch.distributed as dist
 
@@ -24,6 +25,8 @@ from meloformer.interrupts import (
     ask_to_stop,
     asked_to_stop,
 )
+from meloformer.training.leaving import end_at_once
+from meloformer.training.processes import Processes
 from meloformer.training.ranks import Ranks
 
 # Status of a rank after a stop, for those who want to tell it from the end of the run.
@@ -50,13 +53,18 @@ class Stopping:
         self._agreed: signal.Signals | None = None
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
+        self._processes: Processes | None = None
         if ranks.world_size > 1:
             # A connection of its own: the other one may be held by a call that waits for a rank.
             met = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
             # Ranks that an agent starts anew may meet in the store of those that it has stopped.
             name = ranks.on_first(lambda: uuid.uuid4().hex)
             store = dist.PrefixStore(f"meloformer/stop/{name}", met)
-            self._thread = threading.Thread(target=self._spread, args=(store,), daemon=True)
+            self._processes = Processes(met)
+            self._processes.come(ranks.rank)
+            self._thread = threading.Thread(
+                target=self._spread, args=(store, self._processes), daemon=True
+            )
             self._thread.start()
             atexit.register(self.close)
 
@@ -110,8 +118,13 @@ class Stopping:
         self._is_over.set()
         if self._thread:
             self._thread.join(ANSWER_SECONDS)
+        has_failed = sys.exc_info()[0] is not None or hasattr(sys, "last_value")
+        if self._processes and self._thread and not self._thread.is_alive() and not has_failed:
+            with suppress(RuntimeError):  # the store has gone, and with it who could miss this rank
+                self._processes.leave(self._ranks.rank)
 
-    def _spread(self, store: dist.Store) -> None:
+    def _spread(self, store: dist.Store, processes: Processes) -> None:
+        others = [rank for rank in range(self._ranks.world_size) if rank != self._ranks.rank]
         heard_at: float | None = None
         has_told = False
         while not self._is_over.wait(_POLL_SECONDS):
@@ -125,23 +138,26 @@ class Stopping:
                         ask_to_stop(signal.Signals(int(store.get("asked"))))
                         store.set(f"heard/{self._ranks.rank}", "")
                         heard_at = time.monotonic()
+                    continue
+                if gone := processes.ended(others):
+                    why = "found ended"
                 elif time.monotonic() - heard_at > ANSWER_SECONDS:
-                    ranks = range(self._ranks.world_size)
-                    silent = [rank for rank in ranks if not store.check([f"heard/{rank}"])]
-                    if silent and not self._is_over.is_set():
-                        _desert(silent)
+                    gone = [rank for rank in others if not store.check([f"heard/{rank}"])]
+                    why = f"found no answer within {ANSWER_SECONDS:.0f} s from"
+                if gone and not self._is_over.is_set():
+                    _desert(gone, why)
                     return
             except RuntimeError:
                 return  # the store has gone, and with it the first rank: others look after that
 
 
-def _desert(silent: Sequence[int]) -> None:
-    """End without the others; a collective that waits for a dead rank may never return."""
-    who = ", ".join(map(str, silent))
-    sys.stdout.flush()
+def _desert(gone: Sequence[int], why: str) -> None:
+    """End without the others; a collective that waits for a dead rank may never return.
+
+    A save that needs nothing more of them is finished.
+    """
     sys.stderr.write(
-        f"error: asked to stop, and found no answer of rank {who} within {ANSWER_SECONDS:.0f} s; "
-        "nothing more is saved; go on from the last checkpoint with --resume auto\n"
+        f"error: asked to stop, and {why} rank {', '.join(map(str, gone))}, without which no "
+        "further step can be saved; go on from the last checkpoint with --resume auto\n"
     )
-    sys.stderr.flush()
-    os._exit(EXIT_DESERTED)
+    end_at_once(EXIT_DESERTED)

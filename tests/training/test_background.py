@@ -1,5 +1,8 @@
 """Saving beside training: what it waits for, what it says, and what it does when it cannot."""
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -25,6 +28,7 @@ from tests.layouts import tiny_config
 from tests.training.checkpoint_worker import build_engine, train
 from tests.training.full_disk import largest_file
 from tests.training.test_checkpoint import STATE
+from tests.training.test_processes import WAITS, post_of
 
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -201,6 +205,38 @@ def test_a_run_that_ends_does_not_wait_for_a_rank_that_has_gone(
     saver.start(3, Path("step-3"), dict, lambda sums: Path("sealed"), lambda: None)
     saver.close()
     assert [outcome.error for outcome in told] == ["rank 1 has not written its part"]
+
+
+def test_a_save_does_not_wait_for_a_rank_that_was_killed() -> None:
+    store = dist.HashStore()
+    ranks = Ranks(rank=0, local_rank=0, world_size=2, device=torch.device("cpu"))
+    told: list[SaveOutcome] = []
+    saver = BackgroundSaver(ranks, is_background=True, tell=told.append, store=store)
+    with subprocess.Popen([sys.executable, "-c", WAITS], stdin=subprocess.PIPE) as other:
+        store.set("meloformer/processes/1", post_of(other.pid))
+        saver.start(3, Path("step-3"), dict, lambda sums: Path("sealed"), lambda: None)
+        assert saver._thread
+        saver._thread.join(0.3)
+        assert saver._thread.is_alive(), "it may still write"
+        other.kill()
+        saver._thread.join(10)
+        assert not saver._thread.is_alive()
+    saver.close()
+    assert [outcome.error for outcome in told] == ["rank 1 has not written its part"]
+
+
+def test_what_a_rank_wrote_before_it_was_killed_is_sealed() -> None:
+    store = dist.HashStore()
+    ranks = Ranks(rank=0, local_rank=0, world_size=2, device=torch.device("cpu"))
+    told: list[SaveOutcome] = []
+    saver = BackgroundSaver(ranks, is_background=True, tell=told.append, store=store)
+    with subprocess.Popen([sys.executable, "-c", WAITS], stdin=subprocess.PIPE) as other:
+        store.set("meloformer/processes/1", post_of(other.pid))
+        other.kill()
+    store.set("1/1", json.dumps({"error": "", "sums": {}}))
+    saver.start(3, Path("step-3"), dict, lambda sums: Path("sealed"), lambda: None)
+    saver.close()
+    assert [outcome.error for outcome in told] == [""]
 
 
 def checkpoints_of(engine: Engine, run: Path, told: list[SaveOutcome]) -> Checkpoints:

@@ -20,9 +20,11 @@ from meloformer.interrupts import leave_signals_to_parent
 from meloformer.training import stopping
 from meloformer.training.checkpoint import check_files, step_folders
 from meloformer.training.graphs import Shapes, warm_up
+from meloformer.training.processes import Processes
 from meloformer.training.ranks import Ranks
 from meloformer.training.stopping import STATUS_VARIABLE, Stopping
 from tests.training.launching import ENVIRONMENT, ROOT, TIME_LIMIT_SECONDS
+from tests.training.test_processes import WAITS, post_of
 
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -115,6 +117,35 @@ def test_what_a_listener_starts_hears_no_signal() -> None:
     assert done.returncode == 0
 
 
+_FAILS = """
+import atexit, sys
+from meloformer.interrupts import listen
+listen()
+class Library:
+    def __del__(self):
+        print("torn down", flush=True)
+library = Library()
+atexit.register(print, "said at the end")
+if sys.argv[1] == "fails":
+    raise ValueError("the reason")
+"""
+
+
+@pytest.mark.parametrize("how", ["fails", "ends"])
+def test_a_process_that_fails_says_why_and_tears_nothing_down(how: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FAILS, how],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT_SECONDS,
+    )
+    assert (done.returncode, "ValueError: the reason" in done.stderr) == (
+        (1, True) if how == "fails" else (0, False)
+    )
+    assert done.stdout.splitlines() == ["said at the end", *(["torn down"] * (how == "ends"))]
+
+
 def _work(ready: "multiprocessing.synchronize.Event") -> None:
     leave_signals_to_parent()
     ready.set()
@@ -203,17 +234,23 @@ class _Stores:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.store = dist.HashStore()
-        self.deserted: list[list[int]] = []
+        self.deserted: list[tuple[list[int], str]] = []
+        self.processes = Processes(self.store)
         self.heard: list[signal.Signals] = []
         monkeypatch.setattr(stopping, "ask_to_stop", self.heard.append)
-        monkeypatch.setattr(stopping, "_desert", lambda silent: self.deserted.append(list(silent)))
+        monkeypatch.setattr(
+            stopping, "_desert", lambda gone, why: self.deserted.append((list(gone), why))
+        )
         monkeypatch.setattr(stopping, "_POLL_SECONDS", 0.02)
         monkeypatch.setattr(stopping, "ANSWER_SECONDS", 0.5)
 
     def start(self, rank: int, number: signal.Signals | None) -> Stopping:
         found = Stopping(ALONE, asked_by(number))
         found._ranks = Ranks(rank=rank, local_rank=rank, world_size=2, device=ALONE.device)
-        found._thread = threading.Thread(target=found._spread, args=(self.store,), daemon=True)
+        found._processes = Processes(self.store)
+        found._thread = threading.Thread(
+            target=found._spread, args=(self.store, found._processes), daemon=True
+        )
         found._thread.start()
         return found
 
@@ -223,10 +260,9 @@ def test_the_word_of_one_rank_reaches_all_and_those_that_live_answer(
 ) -> None:
     stores = _Stores(monkeypatch)
     found = [stores.start(0, None), stores.start(1, signal.SIGUSR1)]
+    time.sleep(2 * stopping.ANSWER_SECONDS)
     for one in found:
-        assert one._thread
-        one._thread.join(10)
-        assert not one._thread.is_alive()
+        one.close()
     assert stores.heard == [signal.SIGUSR1] * 2 and not stores.deserted
 
 
@@ -237,7 +273,48 @@ def test_a_rank_that_is_told_to_stop_does_not_wait_for_a_dead_one(
     found = stores.start(1, signal.SIGTERM)
     assert found._thread
     found._thread.join(10)
-    assert stores.deserted == [[0]]
+    ((gone, why),) = stores.deserted
+    assert gone == [0] and "no answer" in why
+
+
+def test_a_rank_that_was_killed_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = _Stores(monkeypatch)
+    monkeypatch.setattr(stopping, "ANSWER_SECONDS", 60.0)
+    with subprocess.Popen([sys.executable, "-c", WAITS], stdin=subprocess.PIPE) as other:
+        stores.store.set("meloformer/processes/0", post_of(other.pid))
+        found = stores.start(1, signal.SIGTERM)
+        assert found._thread
+        found._thread.join(0.3)
+        assert found._thread.is_alive() and not stores.deserted, "it lives"
+        other.kill()
+        found._thread.join(10)
+    assert stores.deserted == [([0], "found ended")]
+
+
+def test_a_rank_that_has_left_is_missed_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = _Stores(monkeypatch)
+    first = stores.start(0, None)
+    stores.store.set("heard/0", "")
+    with subprocess.Popen([sys.executable, "-c", WAITS], stdin=subprocess.PIPE) as other:
+        stores.store.set("meloformer/processes/0", post_of(other.pid))
+        first.close()
+        other.kill()
+    second = stores.start(1, signal.SIGTERM)
+    time.sleep(2 * stopping.ANSWER_SECONDS)
+    second.close()
+    assert not stores.deserted
+
+
+def test_a_rank_that_fails_leaves_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = _Stores(monkeypatch)
+    found = stores.start(0, None)
+    stores.processes.come(0)
+    before = stores.store.get("meloformer/processes/0")
+    try:
+        raise RuntimeError
+    except RuntimeError:
+        found.close()
+    assert stores.store.get("meloformer/processes/0") == before
 
 
 def test_a_rank_that_has_ended_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
