@@ -17,10 +17,13 @@ import torch.distributed as dist
 
 from meloformer.command_line import EXIT_REFUSED
 from meloformer.errors import MeloFormerError, TrainingError
+from meloformer.interrupts import asked_to_stop
 
 GRACE_SECONDS = 2.0  # for the other ranks to refuse too
 # Without the store no rank can say why it ends; a process that goes on so long waits for nobody.
 ORPHAN_SECONDS = 60.0
+# Nor for a launcher that has told it to stop: half a minute later that would kill it.
+TOLD_ORPHAN_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 _REFUSED = "meloformer/refused"
 
@@ -87,7 +90,8 @@ def _end_after_others(store: dist.Store) -> None:
             has_refused = store.add(_REFUSED, 0) > 0
         except RuntimeError:
             orphaned_at = orphaned_at or time.monotonic()
-            if time.monotonic() - orphaned_at > ORPHAN_SECONDS:
+            limit = TOLD_ORPHAN_SECONDS if asked_to_stop() else ORPHAN_SECONDS
+            if time.monotonic() - orphaned_at > limit:
                 sys.stderr.write("error: the first rank has ended; its own message says why\n")
                 _end(store)
             continue

@@ -15,7 +15,11 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from meloformer.errors import TrainingError
+from meloformer.interrupts import STOP_NAMES, asked_to_stop
 
+# For ranks that come late, once this one is told to stop: where one of them has failed before it
+# came, a launcher tells the others so, and kills them half a minute later.
+STOPPED_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 
 
@@ -34,7 +38,7 @@ def meet(store: dist.Store, rank: int, world_size: int, limit: timedelta) -> dis
     Raises:
         TrainingError: some have not come.
     """
-    deadline = time.monotonic() + limit.total_seconds()
+    patience = _Patience(limit)
     word = uuid.uuid4().hex
     if rank == 0:
         others = range(1, world_size)
@@ -47,7 +51,7 @@ def meet(store: dist.Store, rank: int, world_size: int, limit: timedelta) -> dis
             missing = [r for r in others if not store.check([f"{word}/{r}"])]
             if not missing:
                 return dist.PrefixStore(word, store)
-            _wait(deadline, f"rank(s) {', '.join(map(str, missing))}")
+            patience.wait(f"rank(s) {', '.join(map(str, missing))}")
     store.set(f"word/{rank}", word)
     while True:
         if store.check(["start"]):
@@ -55,17 +59,27 @@ def meet(store: dist.Store, rank: int, world_size: int, limit: timedelta) -> dis
             if answered.get(str(rank)) == word:
                 store.set(f"{start}/{rank}", "")
                 return dist.PrefixStore(start, store)
-        _wait(deadline, "the first rank")
+        patience.wait("the first rank")
 
 
 def _has(store: dist.Store, rank: int) -> bool:
     return store.check([f"word/{rank}"])
 
 
-def _wait(deadline: float, whom: str) -> None:
-    if time.monotonic() > deadline:
-        raise TrainingError(
-            f"{whom} did not come to the store of the ranks in time; look at what the launcher "
-            "says of those processes, then start again"
-        )
-    time.sleep(_POLL_SECONDS)
+class _Patience:
+    """How long to wait for others: less, once this process is told to stop."""
+
+    def __init__(self, limit: timedelta) -> None:
+        self._deadline = time.monotonic() + limit.total_seconds()
+
+    def wait(self, whom: str) -> None:
+        asked = asked_to_stop()
+        if asked:
+            self._deadline = min(self._deadline, time.monotonic() + STOPPED_SECONDS)
+        if time.monotonic() > self._deadline:
+            stopped = f"stopped by {STOP_NAMES[asked]} before the first step: " if asked else ""
+            raise TrainingError(
+                f"{stopped}{whom} did not come to the store of the ranks in time; look at what the "
+                "launcher says of those processes, then start again"
+            )
+        time.sleep(_POLL_SECONDS)

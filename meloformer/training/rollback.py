@@ -37,6 +37,7 @@ def roll_back(session: Session, progress: Progress) -> Progress:
             f"{trouble}, and the run has already gone back once, after step "
             f"{progress.rolled_back_from}; {remedy}"
         )
+    session.stalls.at("the return to a checkpoint", is_slow=True)
     session.checkpoints.settle()
     found = ranks.on_first(lambda: last_good(output))
     if found is None:

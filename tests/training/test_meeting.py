@@ -1,5 +1,6 @@
 """Ranks that meet in a store in which an earlier start of the run has met."""
 
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -7,6 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from meloformer.errors import TrainingError
+from meloformer.training import meeting
 from meloformer.training.meeting import meet
 
 LIMIT = timedelta(seconds=30)
@@ -61,3 +63,22 @@ def test_a_start_with_fewer_ranks_waits_for_no_rank_of_the_one_before(store: dis
     found = start(store, 2, [0, 1])
     found[1].set("key", "value")
     assert found[0].get("key") == b"value"
+
+
+def test_who_is_told_to_stop_does_not_wait_long_for_a_rank_that_never_comes(
+    store: dist.TCPStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meeting, "asked_to_stop", lambda: signal.SIGTERM)
+    monkeypatch.setattr(meeting, "STOPPED_SECONDS", 0.2)
+    for rank, whom in ((0, r"rank\(s\) 1"), (1, "the first rank")):
+        with pytest.raises(TrainingError, match=f"^stopped by SIGTERM before .*: {whom} did not"):
+            meet(clients(store, 1)[0], rank, 2, LIMIT)
+
+
+def test_ranks_that_are_told_to_stop_meet_all_the_same(
+    store: dist.TCPStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meeting, "asked_to_stop", lambda: signal.SIGTERM)
+    found = start(store, 2, [0, 1])
+    found[0].set("key", "value")
+    assert found[1].get("key") == b"value"
