@@ -11,6 +11,7 @@ from meloformer.model.precision import choose_precision
 from meloformer.model.weights import check_state, find_model_folder, load_weights
 from meloformer.training.config import ResolvedConfig
 from meloformer.training.freezing import count_parameters, freeze
+from meloformer.training.optimizer import count_by_muon
 from meloformer.training.ranks import Ranks
 from meloformer.training.run_folder import Run
 from meloformer.training.saving import check_tokenizer
@@ -49,10 +50,19 @@ def count_trained(config: ResolvedConfig, model_config: MuseFormerConfig) -> tup
     Raises:
         ConfigError: --freeze names nothing, or everything.
     """
+    return count_parameters(_without_weights(config, model_config))
+
+
+def count_moved(config: ResolvedConfig, model_config: MuseFormerConfig) -> int:
+    """Of the parameters that will be trained, those that Muon moves; nothing is allocated."""
+    return count_by_muon(_without_weights(config, model_config), config.optimizer)
+
+
+def _without_weights(config: ResolvedConfig, model_config: MuseFormerConfig) -> MuseFormer:
     with torch.device("meta"):
         model = MuseFormer(model_config)
     freeze(model, config.freeze)
-    return count_parameters(model)
+    return model
 
 
 def check_size(found: MuseFormerConfig, wanted: MuseFormerConfig, folder: Path) -> None:

@@ -41,6 +41,7 @@ class Partitioning:
         bucket_elements: size of the buffer for gradients on their way.
         keeps_average: whether the run keeps a moving average of the weights.
         num_trained: parameters that are trained; all of them if None.
+        num_by_muon: of them, those that Muon moves; the others are AdamW's.
     """
 
     stage: int = 2
@@ -50,6 +51,7 @@ class Partitioning:
     bucket_elements: int = BUCKET_ELEMENTS
     keeps_average: bool = False
     num_trained: int | None = None
+    num_by_muon: int = 0
 
     @classmethod
     def of(cls, ds_config: Mapping[str, Any], world_size: int) -> "Partitioning":
@@ -86,8 +88,8 @@ class Forecast:
     Args:
         weights: as the model computes with them.
         gradients: accumulated in fp32, and under stage 1 those of a micro-batch.
-        optimizer: fp32 masters, the two moments of AdamW, and the moving average where one is
-            kept.
+        optimizer: fp32 masters, the two moments of AdamW or the one of Muon, and the moving
+            average where one is kept.
         buffers: gradients on their way between ranks.
         kept: activations for the backward pass, by part of the model.
         passing: what the worst moment of a micro-batch holds besides: the batch, logits, and
@@ -165,7 +167,8 @@ def forecast(
     if stage == 1:
         # Those of the last micro-batch stay beside what they were added to.
         gradients += trained * partitioning.element_bytes
-    optimizer = (3 + partitioning.keeps_average) * trained * _FP32 // ranks
+    states = (3 + partitioning.keeps_average) * trained - partitioning.num_by_muon
+    optimizer = states * _FP32 // ranks
     if partitioning.is_offloaded:
         gradients = optimizer = 0
     # Stage 1 in bf16 has no such buffer, and makes everything flat at the end of a step instead.
@@ -182,7 +185,20 @@ def forecast(
         buffers=elements * partitioning.element_bytes,
         kept=kept,
         passing=peak_bytes(model, size) - sum(kept.values()) + masks,
-        end_of_step=flat + batch_bytes(model, size),
+        end_of_step=flat + _update_bytes(partitioning, is_cuda) + batch_bytes(model, size),
+    )
+
+
+def _update_bytes(partitioning: Partitioning, is_cuda: bool) -> int:
+    """What Muon holds besides, of all matrices at once; AdamW works in place.
+
+    The update and its direction in fp32 of a rank's part; in the precision of the products that
+    part, and the parts of all ranks.
+    """
+    ranks, element = partitioning.world_size, _BF16 if is_cuda else _FP32
+    own = 2 * _FP32 + (element if is_cuda else 0)
+    return partitioning.num_by_muon * own // ranks + (
+        partitioning.num_by_muon * element if ranks > 1 else 0
     )
 
 

@@ -99,6 +99,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def count_by_muon(model: nn.Module, config: OptimizerConfig) -> int:
+    """Elements of the trained parameters that Muon moves; 0 where all are AdamW's."""
+    if config.optimizer != "muon":
+        return 0
+    groups = parameter_groups(model, config.weight_decay)
+    return sum(p.numel() for group in groups if group[IS_MATRIX] for p in group["params"])
+
+
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW, or the one with Muon, for a model; the learning rate is set before every step."""
     groups, betas = parameter_groups(model, config.weight_decay), (config.beta1, config.beta2)

@@ -9,7 +9,7 @@ from meloformer.batches.phases import outlook_of_phases, too_short
 from meloformer.model.counts import StepPairs, training_flops
 from meloformer.model.memory import BatchSize
 from meloformer.model.rules import describe_rule
-from meloformer.training.building import count_trained
+from meloformer.training.building import count_moved, count_trained
 from meloformer.training.cards import peak_flops
 from meloformer.training.config import fuses
 from meloformer.training.data import TrainData
@@ -86,6 +86,7 @@ def predicted_memory(prepared: Prepared) -> str:
     partitioning = replace(
         Partitioning.of(prepared.ds_config, ranks.world_size),
         keeps_average=config.ema > 0,
+        num_by_muon=count_moved(config, prepared.model),
         num_trained=count_trained(config, prepared.model)[0],
     )
     size = BatchSize.of(

@@ -46,6 +46,22 @@ def test_an_offloaded_optimizer_leaves_the_weights() -> None:
     assert found.states == num_parameters(small()) * 2
 
 
+@pytest.mark.parametrize(("ranks", "update"), [(1, 4 + 4 + 2), (4, (4 + 4 + 2) / 4 + 2)])
+def test_muon_keeps_one_moment_of_a_matrix_and_wants_room_for_its_update(
+    ranks: int, update: float
+) -> None:
+    moved = num_parameters(small()) // 8 * 4
+    adamw, muon = (
+        forecast(small(), SIZE, Partitioning(world_size=ranks, num_by_muon=count))
+        for count in (0, moved)
+    )
+    assert adamw.optimizer - muon.optimizer == moved * 4 / ranks
+    assert muon.end_of_step - adamw.end_of_step == moved * update
+    # On the host nothing of the state counts, but the products are made on the device.
+    offloaded = forecast(small(), SIZE, Partitioning(is_offloaded=True, num_by_muon=moved))
+    assert offloaded.optimizer == 0 and offloaded.end_of_step > adamw.end_of_step
+
+
 @pytest.mark.parametrize("checkpointing", ["none", "ffn", "layer"])
 def test_the_largest_batch_fits_and_one_row_more_does_not(checkpointing) -> None:
     size = BatchSize.of(1, 8192, checkpointing=checkpointing)

@@ -17,6 +17,7 @@ from meloformer.training.optimizer import (
     build_optimizer,
     check_same_optimizer,
     check_stage,
+    count_by_muon,
     parameter_groups,
 )
 from meloformer.training.partitions import WEIGHT, Fragment
@@ -146,6 +147,18 @@ def test_a_run_goes_on_with_its_own_optimizer_only() -> None:
     check_same_optimizer({"optimizer": "adamw"}, {"beta1": 0.9})  # before there was a choice
     with pytest.raises(ConfigError, match="--optimizer muon: the run in --output was started with"):
         check_same_optimizer({"optimizer": "muon"}, {"beta1": 0.9})
+
+
+def test_what_muon_moves_is_counted_without_what_is_frozen() -> None:
+    model = tiny_model()
+    matrices, _ = parameter_groups(model, 0.0)
+    everything = sum(parameter.numel() for parameter in matrices["params"])
+    assert count_by_muon(model, CONFIG) == everything > 0
+    assert count_by_muon(model, OptimizerConfig()) == 0
+    frozen = sum(
+        p.requires_grad_(False).numel() for p in model.layers[0].parameters() if p.ndim > 1
+    )
+    assert count_by_muon(model, CONFIG) == everything - frozen < everything
 
 
 def test_matrices_keep_one_moment_and_the_rest_two() -> None:
