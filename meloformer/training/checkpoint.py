@@ -154,11 +154,22 @@ def finish_checkpoint(
     final = put_in_place(folder)
     run = final.parent.parent
     if keep_last:
-        for old in step_folders(run)[:-keep_last]:
-            if not keep_every or step_of(old) % keep_every:
+        folders = step_folders(run)
+        # Amid dropped steps, where a run may have been stopped, that is what it can go back to.
+        good = next((folder for folder in reversed(folders) if is_good(folder)), None)
+        for old in folders[:-keep_last]:
+            if old != good and (not keep_every or step_of(old) % keep_every):
                 _remove(old)
     drop_superseded(run)
     return final
+
+
+def is_good(folder: Path) -> bool:
+    """Whether the last step of a checkpoint was taken, not dropped."""
+    try:
+        return not TrainingState.load(folder).setbacks.get("skipped_in_a_row")
+    except CheckpointError:
+        return False
 
 
 def put_in_place(folder: Path) -> Path:

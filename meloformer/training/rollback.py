@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from meloformer.errors import CheckpointError, TrainingError
-from meloformer.training.checkpoint import TrainingState, check_files, step_folders
+from meloformer.training.checkpoint import TrainingState, check_files, is_good, step_folders
 from meloformer.training.session import Session
 from meloformer.training.step import Progress
 
@@ -63,11 +63,10 @@ def last_good(output: Path) -> tuple[Path, TrainingState] | None:
     for folder in reversed(step_folders(output)):
         try:
             check_files(folder)
-            state = TrainingState.load(folder)
+            if is_good(folder):
+                return folder, TrainingState.load(folder)
         except CheckpointError:
             continue
-        if not state.setbacks.get("skipped_in_a_row"):
-            return folder, state
     return None
 
 

@@ -41,9 +41,11 @@ STATE = TrainingState(
 )
 
 
-def write_checkpoint(run: Path, step: int, keep_last: int = 0, keep_every: int = 0) -> Path:
+def write_checkpoint(
+    run: Path, step: int, keep_last: int = 0, keep_every: int = 0, state: TrainingState = STATE
+) -> Path:
     folder = begin_checkpoint(run, step)
-    replace(STATE, step=step).save(folder)
+    replace(state, step=step).save(folder)
     (folder / "parts" / "part").write_bytes(bytes(range(256)) * 10)
     return finish_checkpoint(folder, keep_last=keep_last, keep_every=keep_every)
 
@@ -163,6 +165,16 @@ def test_only_the_last_checkpoints_stay_and_steps_count_as_numbers(tmp_path: Pat
     for step in (5, 90, 100):
         write_checkpoint(tmp_path, step, keep_last=2)
     assert [path.name for path in step_folders(tmp_path)] == ["step-90", "step-100"]
+
+
+def test_the_newest_checkpoint_of_a_good_step_stays_whatever_comes_after(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 5, keep_last=1)
+    amid_trouble = replace(STATE, setbacks={"skipped_in_a_row": 2})
+    for step in (6, 7):
+        write_checkpoint(tmp_path, step, keep_last=1, state=amid_trouble)
+        assert [path.name for path in step_folders(tmp_path)] == ["step-5", f"step-{step}"]
+    write_checkpoint(tmp_path, 8, keep_last=1)
+    assert [path.name for path in step_folders(tmp_path)] == ["step-8"]
 
 
 def test_every_nth_checkpoint_stays_for_good(tmp_path: Path) -> None:
