@@ -86,6 +86,15 @@ def test_only_the_engine_imports_deepspeed() -> None:
     assert users <= {"training/engine.py", "training/gradients.py"}
 
 
+def test_only_the_adapters_import_peft_and_not_before_somebody_wants_some() -> None:
+    users = {path for path in PACKAGE.rglob("*.py") if "peft" in imported_modules(path)}
+    assert users == {PACKAGE / "training/lora.py"}
+    (path,) = users
+    body = ast.parse(path.read_text()).body
+    first = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert first and not any("peft" in line for line in first)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["-c", "import meloformer"], ["launch/generate.py", "-h"], ["launch/shard_data.py", "-h"]],
@@ -103,6 +112,7 @@ def test_the_core_runs_without_the_extras(arguments: list[str], tmp_path: Path) 
         "fsspec",
         "aiohttp",
         "ray",
+        "peft",
     )
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"

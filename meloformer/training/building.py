@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from meloformer.errors import CheckpointError
 from meloformer.model.config import SIZES, MuseFormerConfig
@@ -10,7 +11,8 @@ from meloformer.model.museformer import MuseFormer
 from meloformer.model.precision import choose_precision
 from meloformer.model.weights import check_state, find_model_folder, load_weights
 from meloformer.training.config import ResolvedConfig
-from meloformer.training.freezing import count_parameters, freeze
+from meloformer.training.freezing import count_parameters, describe_frozen, freeze
+from meloformer.training.lora import add_adapters, describe_adapters
 from meloformer.training.optimizer import count_by_muon
 from meloformer.training.ranks import Ranks
 from meloformer.training.run_folder import Run
@@ -29,7 +31,7 @@ def build_model(
 
     Raises:
         CheckpointError: weights that do not fit, or of another vocabulary.
-        ConfigError: --freeze names nothing, or everything.
+        ConfigError: --freeze names nothing, or everything; --lora without peft.
     """
     torch.manual_seed(config.seed)
     model = MuseFormer(model_config, checkpointing=config.checkpointing, fuse=fuse)
@@ -40,15 +42,27 @@ def build_model(
         weights = load_weights(folder)
         check_state(model, weights, folder)
         model.load_state_dict(weights)
-    freeze(model, config.freeze)
+    _choose_trained(model, config)
     return model
 
 
+def _choose_trained(model: MuseFormer, config: ResolvedConfig) -> None:
+    if config.adapters.lora:
+        add_adapters(model, config.adapters)
+    else:
+        freeze(model, config.freeze)
+
+
+def describe_trained_part(model: nn.Module, config: ResolvedConfig) -> list[str]:
+    """A line on what is trained of a built model, where that is not all of it."""
+    return [*describe_frozen(model, config.freeze), *describe_adapters(model, config.adapters)]
+
+
 def count_trained(config: ResolvedConfig, model_config: MuseFormerConfig) -> tuple[int, int]:
-    """Parameters that will be trained, and all of them; nothing is allocated.
+    """Parameters that will be trained, and all of them, adapters too; nothing is allocated.
 
     Raises:
-        ConfigError: --freeze names nothing, or everything.
+        ConfigError: --freeze names nothing, or everything; --lora without peft.
     """
     return count_parameters(_without_weights(config, model_config))
 
@@ -61,7 +75,7 @@ def count_moved(config: ResolvedConfig, model_config: MuseFormerConfig) -> int:
 def _without_weights(config: ResolvedConfig, model_config: MuseFormerConfig) -> MuseFormer:
     with torch.device("meta"):
         model = MuseFormer(model_config)
-    freeze(model, config.freeze)
+    _choose_trained(model, config)
     return model
 
 

@@ -6,6 +6,7 @@ checkpoints/step-1000/
   parts/          weights and optimizer state, one part per rank, for any number of ranks
   model/          config.json, model.safetensors: what others load
   model_ema/      the same with averaged weights, where the run keeps an average
+  adapter/        adapters alone, as peft reads them, where the run trains some
 """
 
 import errno
@@ -24,6 +25,7 @@ from typing import Any
 from meloformer.errors import CheckpointError
 from meloformer.model.tensor_file import FileSum
 from meloformer.model.weights import MODEL_NAMES, step_of
+from meloformer.training.lora import ADAPTER_NAME
 
 FORMAT_VERSION = 2
 FOLDER_NAME = "checkpoints"
@@ -192,7 +194,8 @@ def set_aside_later(run: Path, step: int) -> list[Path]:
     """
     later = [f for f in step_folders(run) if int(f.name.removeprefix("step-")) > step]
     renamed = []
-    for folder in [*later, *(run / name for name in MODEL_NAMES.values())]:
+    finished = [*MODEL_NAMES.values(), ADAPTER_NAME]
+    for folder in [*later, *(run / name for name in finished)]:
         if folder.is_dir():
             target = folder.with_name(folder.name + _SUPERSEDED)
             if target.exists():

@@ -21,6 +21,7 @@ from meloformer.shards.reader import SHARD_CACHE
 from meloformer.tokens.vocabulary import VOCAB_SIZE
 from meloformer.training.bad_steps import BadStepConfig
 from meloformer.training.ds_config import DEFAULT_DS_CONFIG
+from meloformer.training.lora import AdapterConfig, check_peft
 from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.schedule import ScheduleConfig
 from meloformer.training.stalls import StallConfig
@@ -111,6 +112,7 @@ class TrainConfig:
         bad_steps: steps whose loss or gradient goes wrong.
         stalls: runs in which nothing moves.
         phase_ends: when the phases change.
+        adapters: fine-tuning by few new weights.
     """
 
     config: Path = DEFAULT_DS_CONFIG
@@ -158,6 +160,7 @@ class TrainConfig:
     bad_steps: BadStepConfig = field(default_factory=BadStepConfig)
     stalls: StallConfig = field(default_factory=StallConfig)
     phase_ends: PhaseEnds = field(default_factory=PhaseEnds)
+    adapters: AdapterConfig = field(default_factory=AdapterConfig)
 
     def __post_init__(self) -> None:
         lowest = {
@@ -184,6 +187,16 @@ class TrainConfig:
         if not 0 < self.memory_headroom <= 1:
             raise ConfigError(
                 f"--memory_headroom {self.memory_headroom:g}: allowed: above 0, up to 1"
+            )
+        if self.adapters.lora and self.init_from is None:
+            raise ConfigError(
+                f"--lora {self.adapters.lora} without --init_from: allowed: adapters of trained "
+                "weights; give --init_from runs/<name>"
+            )
+        if self.adapters.lora and self.freeze:
+            raise ConfigError(
+                f"--freeze {' '.join(self.freeze)} with --lora {self.adapters.lora}: all but the "
+                "adapters is frozen; allowed: one of the two; --lora_targets says where they are"
             )
         if not 0 <= self.ema < 1:
             raise ConfigError(
@@ -247,7 +260,7 @@ def resolve(
         The settled flags, and a line for each choice that the user should know of.
 
     Raises:
-        ConfigError: no data, no such rule, or wandb is not installed.
+        ConfigError: no data, no such rule, or wandb or peft is asked for and not installed.
     """
     lines = []
     ungiven = UNGIVEN["cuda" if device_type == "cuda" else "cpu"]
@@ -264,6 +277,8 @@ def resolve(
         chosen["samples"] = 4 if device_type == "cuda" else 1
     if flags.wandb is not None:
         check_installed()
+    if flags.adapters.lora:
+        check_peft()
     flags = replace(flags, **chosen)
     data = flags.data or (str(newest_shards()),)
     output = flags.output or Path("runs") / f"{flags.model_size}-{time_utc}"

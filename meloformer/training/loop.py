@@ -93,5 +93,7 @@ def train(session: Session, sample: Sample | None = None) -> None:
         return
     session.stalls.at("the end of the run", is_slow=True)
     session.checkpoints.finish()
-    folder = export_model(engine, config.output, session.model_config, progress.step)
+    folder = export_model(
+        engine, config.output, session.model_config, progress.step, config.adapters
+    )
     session.metrics.say(f"wrote {folder}")

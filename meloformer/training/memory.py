@@ -42,6 +42,7 @@ class Partitioning:
         keeps_average: whether the run keeps a moving average of the weights.
         num_trained: parameters that are trained; all of them if None.
         num_by_muon: of them, those that Muon moves; the others are AdamW's.
+        num_added: parameters of adapters, on top of the model's own.
     """
 
     stage: int = 2
@@ -52,6 +53,7 @@ class Partitioning:
     keeps_average: bool = False
     num_trained: int | None = None
     num_by_muon: int = 0
+    num_added: int = 0
 
     @classmethod
     def of(cls, ds_config: Mapping[str, Any], world_size: int) -> "Partitioning":
@@ -155,7 +157,8 @@ def forecast(
         is_norm_fused=is_cuda,
         is_compiled=is_compiled,
     )
-    parameters, ranks, stage = num_parameters(model), partitioning.world_size, partitioning.stage
+    parameters = num_parameters(model) + partitioning.num_added
+    ranks, stage = partitioning.world_size, partitioning.stage
     weights = parameters * partitioning.element_bytes
     if stage == 3:
         # Its own part, and beside it all of them while they are computed with: models of these

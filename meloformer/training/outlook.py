@@ -6,7 +6,7 @@ import torch
 from rich.table import Table
 
 from meloformer.batches.phases import outlook_of_phases, too_short
-from meloformer.model.counts import StepPairs, training_flops
+from meloformer.model.counts import StepPairs, num_parameters, training_flops
 from meloformer.model.memory import BatchSize
 from meloformer.model.rules import describe_rule
 from meloformer.training.building import count_moved, count_trained
@@ -83,11 +83,13 @@ def describe_phases(prepared: Prepared) -> str:
 def predicted_memory(prepared: Prepared) -> str:
     """Peak of a rank by formula, what it consists of, and whether it fits the device in hand."""
     config, ranks, plan = prepared.config, prepared.ranks, prepared.data.plan
+    trained, parameters = count_trained(config, prepared.model)
     partitioning = replace(
         Partitioning.of(prepared.ds_config, ranks.world_size),
         keeps_average=config.ema > 0,
         num_by_muon=count_moved(config, prepared.model),
-        num_trained=count_trained(config, prepared.model)[0],
+        num_trained=trained,
+        num_added=parameters - num_parameters(prepared.model),
     )
     size = BatchSize.of(
         config.batch_size,

@@ -17,6 +17,7 @@ from meloformer.errors import CheckpointError, ConfigError
 from meloformer.shards.download import without_credentials
 from meloformer.training.checkpoint import check_files, newest_intact, step_folders
 from meloformer.training.ema import check_same_average
+from meloformer.training.lora import check_same_adapters
 from meloformer.training.optimizer import check_same_optimizer
 
 RUN_NAME = "run.json"
@@ -228,6 +229,7 @@ def check_same_run(run: Run, settings: dict[str, Any], manifest_sha256: str) -> 
                 "--init_from"
             )
     check_same_optimizer(settings.get("optimizer", {}), run.settings.get("optimizer", {}))
+    check_same_adapters(settings.get("adapters", {}), run.settings.get("adapters", {}))
     # Of a run that is older than the flag, too.
     check_same_average(settings.get("ema", 0.0), run.settings.get("ema", 0.0))
     if run.manifest_sha256 != manifest_sha256:

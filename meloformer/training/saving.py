@@ -29,6 +29,7 @@ from meloformer.training.checkpoint import (
 )
 from meloformer.training.engine import Engine
 from meloformer.training.host_copy import HostCopy
+from meloformer.training.lora import ADAPTER_NAME, NO_ADAPTERS, AdapterConfig, merge, save_adapters
 from meloformer.training.parts import part_name
 from meloformer.training.ranks import Ranks
 
@@ -44,6 +45,7 @@ class Checkpoints:
         keep_every: steps at whose multiples a checkpoint stays for good; 0 for none.
         is_background: write beside training.
         tell: called with the outcome of every save, by the thread that trains.
+        adapters: of the model; what is exported has them added up, and has them alone as well.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class Checkpoints:
         keep_every: int,
         is_background: bool,
         tell: Callable[[SaveOutcome], None],
+        adapters: AdapterConfig = NO_ADAPTERS,
     ) -> None:
+        self._adapters = adapters
         self._engine, self._run, self._model = engine, run, model
         self._keep = {"keep_last": keep_last, "keep_every": keep_every}
         self._saver = BackgroundSaver(engine.ranks, is_background=is_background, tell=tell)
@@ -103,8 +107,12 @@ class Checkpoints:
                 exports = {MODEL_NAME: host.weights, MODEL_NAMES["ema"]: host.averaged}
                 for model, weights in exports.items():
                     if weights:
-                        file = save_model(folder / model, self._model, weights, _facts(state.step))
+                        plain = merge(weights, self._adapters)
+                        file = save_model(folder / model, self._model, plain, _facts(state.step))
                         sums[f"{model}/{WEIGHTS_NAME}"] = file
+                if self._adapters.lora:
+                    saved = save_adapters(folder / ADAPTER_NAME, host.weights, self._adapters)
+                    sums |= {f"{ADAPTER_NAME}/{name}": file for name, file in saved.items()}
             return sums
 
         def seal(sums: dict[str, FileSum]) -> Path:
@@ -118,10 +126,16 @@ class Checkpoints:
         self._saver.start(state.step, step_folder(run, state.step), write, seal, abandon)
 
 
-def export_model(engine: Engine, run: Path, model: MuseFormerConfig, step: int) -> Path:
+def export_model(
+    engine: Engine,
+    run: Path,
+    model: MuseFormerConfig,
+    step: int,
+    adapters: AdapterConfig = NO_ADAPTERS,
+) -> Path:
     """Write the model after its last step next to the checkpoints, whole or not at all; collective.
 
-    Where an average is kept, its model stands beside it.
+    Where an average is kept, its model stands beside it; where adapters were trained, they do too.
 
     Returns:
         The model's folder.
@@ -137,8 +151,12 @@ def export_model(engine: Engine, run: Path, model: MuseFormerConfig, step: int) 
     for which, weights_of in each.items():
         # Copied, as averages are gone from the model when their turn is over.
         weights = {name: weight.to("cpu", copy=True) for name, weight in weights_of()}
+        if which == "raw" and adapters.lora:
+            alone = partial(save_adapters, weights=weights, config=adapters)
+            engine.ranks.on_first(partial(_whole_or_absent, run / ADAPTER_NAME, alone))
+        plain = merge(weights, adapters)
         folder = engine.ranks.on_first(
-            partial(_export, run / MODEL_NAMES[which], model, weights, step)
+            partial(_export, run / MODEL_NAMES[which], model, plain, step)
         )
     engine.ranks.on_first(lambda: drop_superseded(run))
     return folder
@@ -147,10 +165,14 @@ def export_model(engine: Engine, run: Path, model: MuseFormerConfig, step: int) 
 def _export(
     folder: Path, model: MuseFormerConfig, weights: dict[str, torch.Tensor], step: int
 ) -> Path:
+    return _whole_or_absent(folder, lambda at: save_model(at, model, weights, _facts(step)))
+
+
+def _whole_or_absent(folder: Path, write: Callable[[Path], object]) -> Path:
     aside = folder.with_name(f".{folder.name}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        save_model(aside, model, weights, _facts(step))
+        write(aside)
         return put_in_place(aside)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)

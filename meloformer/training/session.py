@@ -21,14 +21,13 @@ from meloformer.model.masks import rule_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.vocabulary import fingerprint
 from meloformer.training.bad_steps import Judge, Verdict
-from meloformer.training.building import attention_precision, build_model
+from meloformer.training.building import attention_precision, build_model, describe_trained_part
 from meloformer.training.checkpoint import TrainingState
 from meloformer.training.compile_ahead import CompileSpec
 from meloformer.training.compile_cache import use_compile_cache
 from meloformer.training.config import fuses
 from meloformer.training.ema import AVERAGED_SCORES
 from meloformer.training.engine import Engine
-from meloformer.training.freezing import describe_frozen
 from meloformer.training.graphs import declare_graphs
 from meloformer.training.metrics_writer import MetricsWriter
 from meloformer.training.nats import Nats
@@ -84,7 +83,7 @@ class Session:
                 self.config.optimizer,
                 ema=self.config.ema,
             )
-        notes += describe_frozen(self.engine.module, self.config.freeze)
+        notes += describe_trained_part(self.engine.module, self.config)
         # Before anything of the folder is changed, after everything that may still be refused.
         self._lock: IO[bytes] | None = None
         self.ranks.on_first(self._hold_folder)
@@ -121,6 +120,7 @@ class Session:
             keep_every=self.config.keep_every,
             is_background=self.config.background_save == "on",
             tell=lambda outcome: self.metrics.say(outcome.line()),
+            adapters=self.config.adapters,
         )
         self.graphs = declare_graphs(
             self._data.plan,

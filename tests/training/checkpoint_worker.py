@@ -1,6 +1,6 @@
 """One rank of test_parts.py: a run that goes on from what another number of ranks has written.
 
-    torchrun --nproc_per_node N tests/training/checkpoint_worker.py FOLDER FROM TO [OPTIMIZER]
+    torchrun --nproc_per_node N tests/training/checkpoint_worker.py FOLDER FROM TO [adamw|muon|lora]
 
 Goes on from FOLDER/FROM (`-` starts anew) under every partitioning: trains some steps, writes
 FOLDER/TO, trains as many more. FOLDER/TO.json says what was measured.
@@ -28,6 +28,7 @@ from meloformer.training.ds_config import (  # noqa: E402
 from meloformer.training.engine import Engine  # noqa: E402
 from meloformer.training.freezing import freeze  # noqa: E402
 from meloformer.training.host_copy import HostCopy  # noqa: E402
+from meloformer.training.lora import NO_ADAPTERS, AdapterConfig, add_adapters  # noqa: E402
 from meloformer.training.loss import step_loss  # noqa: E402
 from meloformer.training.optimizer import OptimizerConfig, OptimizerName  # noqa: E402
 from meloformer.training.parts import part_name  # noqa: E402
@@ -57,6 +58,7 @@ def build_engine(
     frozen: tuple[str, ...] = (),
     ema: float = 0.0,
     optimizer: OptimizerName = "adamw",
+    adapters: AdapterConfig = NO_ADAPTERS,
 ) -> Engine:
     run = RunFacts(
         micro_batch_rows=1,
@@ -69,6 +71,8 @@ def build_engine(
     ds_config = resolve_ds_config(settings, run, source=name)
     model = tiny_model()
     freeze(model, frozen)
+    if adapters.lora:
+        add_adapters(model, adapters)
     return Engine(model, ranks, ds_config, OptimizerConfig(optimizer=optimizer), ema=ema)
 
 
@@ -108,6 +112,7 @@ def through(
     target: str,
     partitionings: Sequence[tuple[str, bool]],
     optimizer: OptimizerName = "adamw",
+    adapters: AdapterConfig = NO_ADAPTERS,
 ) -> dict:
     """Go on under each partitioning.
 
@@ -118,7 +123,9 @@ def through(
     measured: dict = {}
     for name, is_bf16 in partitionings:
         key = f"{name} {'bf16' if is_bf16 else 'fp32'}"
-        engine = build_engine(ranks, name, is_bf16=is_bf16, ema=EMA, optimizer=optimizer)
+        engine = build_engine(
+            ranks, name, is_bf16=is_bf16, ema=EMA, optimizer=optimizer, adapters=adapters
+        )
         found: dict = {}
         if source:
             # A run that has gone on meanwhile must not keep anything of that.
@@ -161,10 +168,14 @@ def whole(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def main(folder: Path, source: str, target: str, optimizer: OptimizerName = "adamw") -> None:
-    partitionings = MUON_PARTITIONINGS if optimizer == "muon" else PARTITIONINGS
+def main(folder: Path, source: str, target: str, way: str = "adamw") -> None:
     start = None if source == "-" else source
-    measured = through(folder, start, target, partitionings, optimizer)
+    if way == "lora":
+        measured = through(folder, start, target, FEW, adapters=AdapterConfig(lora=4))
+    elif way == "muon":
+        measured = through(folder, start, target, MUON_PARTITIONINGS, "muon")
+    else:
+        measured = through(folder, start, target, PARTITIONINGS)
     if start_ranks("cpu").is_first:
         (folder / f"{target}.json").write_text(json.dumps(measured))
 
