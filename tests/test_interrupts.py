@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests.training.launching import ROOT, TIME_LIMIT_SECONDS
+
 # A recipe that is stopped while it imports, while it runs, or after its last line.
 _RECIPE = """
 import os, signal, sys
@@ -59,3 +61,46 @@ end_quietly_at_signals()
 assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_a_listener_starts_hears_no_signal() -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "from meloformer.interrupts import listen\n"
+        "listen()\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1)'])\n"
+        "for name in ('TERM', 'USR1', 'INT'):\n"
+        "    subprocess.run(['kill', f'-{name}', str(child.pid)], check=True)\n"
+        "sys.exit(child.wait())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=TIME_LIMIT_SECONDS)
+    assert done.returncode == 0
+
+
+_FAILS = """
+import atexit, sys
+from meloformer.interrupts import listen
+listen()
+class Library:
+    def __del__(self):
+        print("torn down", flush=True)
+library = Library()
+atexit.register(print, "said at the end")
+if sys.argv[1] == "fails":
+    raise ValueError("the reason")
+"""
+
+
+@pytest.mark.parametrize("how", ["fails", "ends"])
+def test_a_process_that_fails_says_why_and_tears_nothing_down(how: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FAILS, how],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT_SECONDS,
+    )
+    assert (done.returncode, "ValueError: the reason" in done.stderr) == (
+        (1, True) if how == "fails" else (0, False)
+    )
+    assert done.stdout.splitlines() == ["said at the end", *(["torn down"] * (how == "ends"))]
