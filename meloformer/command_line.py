@@ -16,6 +16,7 @@ from meloformer.interrupts import (
     EXIT_TERMINATED,
     TerminatedError,
     end_quietly_at_signals,
+    ends_with,
     raise_at_signals,
 )
 
@@ -147,4 +148,5 @@ def run_recipe(
         sys.exit(EXIT_INTERRUPTED)
     finally:
         end_quietly_at_signals()
+    ends_with(status or 0)
     sys.exit(status or 0)

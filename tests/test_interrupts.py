@@ -79,7 +79,7 @@ def test_what_a_listener_starts_hears_no_signal() -> None:
 
 _FAILS = """
 import atexit, sys
-from meloformer.interrupts import listen
+from meloformer.interrupts import ends_with, listen
 listen()
 class Library:
     def __del__(self):
@@ -88,11 +88,14 @@ library = Library()
 atexit.register(print, "said at the end")
 if sys.argv[1] == "fails":
     raise ValueError("the reason")
+if sys.argv[1] == "knows":
+    ends_with(3)
+    sys.exit(3)
 """
 
 
-@pytest.mark.parametrize("how", ["fails", "ends"])
-def test_a_process_that_fails_says_why_and_tears_nothing_down(how: str) -> None:
+@pytest.mark.parametrize(("how", "status"), [("fails", 1), ("knows", 3), ("ends", 0)])
+def test_a_process_that_fails_or_knows_its_status_tears_nothing_down(how: str, status: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _FAILS, how],
         cwd=ROOT,
@@ -100,7 +103,6 @@ def test_a_process_that_fails_says_why_and_tears_nothing_down(how: str) -> None:
         text=True,
         timeout=TIME_LIMIT_SECONDS,
     )
-    assert (done.returncode, "ValueError: the reason" in done.stderr) == (
-        (1, True) if how == "fails" else (0, False)
-    )
+    assert done.returncode == status
+    assert ("ValueError: the reason" in done.stderr) == (how == "fails")
     assert done.stdout.splitlines() == ["said at the end", *(["torn down"] * (how == "ends"))]

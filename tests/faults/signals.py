@@ -118,9 +118,17 @@ def _stop(
         )
         detected = struck.seconds()
         status = run.wait_for_end()
+        statuses = drill.output / "statuses"
+        if launcher:
+            # deepspeed ends at the signal, before the ranks that it has started.
+            run.wait_until(
+                lambda: sum(path.stat().st_size > 0 for path in statuses.iterdir()) == 2,
+                "status of each rank",
+                while_it_runs=False,
+            )
         complaints = [
             *_complaints(run, number),
-            *(_wrong_statuses(drill.output / "statuses") if launcher else []),
+            *(_wrong_statuses(statuses) if launcher else []),
             *([f"no word of: {said}"] if said not in run.said() else []),
             *run.left_behind(),
         ]

@@ -196,6 +196,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @needs_peft
 @pytest.mark.slow
+@pytest.mark.slow
 def test_attention_and_fused_parts_see_no_difference_that_would_be_a_graph_more(
     compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
