@@ -95,12 +95,14 @@ class TrainConfig:
             as it has bytes; the next one waits for it.
         resume: none, auto (newest intact checkpoint of --output) or one of its checkpoints. Auto
             if not given and a launcher has restarted the run, none otherwise.
-        init_from: start from the weights of a run, step or model folder.
+        init_from: start from the weights of a run, step or model folder; runs/<name>/model_ema for
+            averaged ones.
         freeze: what stays as it is: names of modules or parameters, such as embedding, layers.1-6,
             layers.*.ffn_in or *norm*; layers count from 1, and the head is the token embedding.
         ema: decay of a moving average of the weights, such as 0.999, written to model_ema/ and
             validated beside the weights themselves; 0 for none. It rises to this from
-            (1 + updates) / (10 + updates), and takes 4 bytes per parameter, shared by the ranks.
+            (1 + updates) / (10 + updates), and takes 4 bytes per parameter, shared by the ranks; a
+            validation takes twice as long.
         check_gradients: before the first step compare the gradient of a small step with that of a
             single process, and stop where it is another; on for more than one rank if not given.
         dry_run: say what would be done, and stop.
@@ -108,7 +110,7 @@ class TrainConfig:
         augmentation: random shifts of training windows.
         cache: files of remote shards.
         schedule: learning rate.
-        optimizer: AdamW.
+        optimizer: AdamW or Muon, and its settings.
         bad_steps: steps whose loss or gradient goes wrong.
         stalls: runs in which nothing moves.
         phase_ends: when the phases change.

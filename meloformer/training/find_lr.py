@@ -21,6 +21,7 @@ from meloformer.model.config import Checkpointing
 from meloformer.model.device import DeviceName
 from meloformer.training.config import Fuse, ModelSize, TrainConfig
 from meloformer.training.leaving import before_leaving
+from meloformer.training.lora import AdapterConfig
 from meloformer.training.loss import share_of_step, token_nats
 from meloformer.training.lr_curve import FEWEST_STEPS, RateCurve
 from meloformer.training.nats import KindTotals
@@ -66,6 +67,7 @@ class FindLRConfig:
         seed: of weights, plan and attribute dropout.
         device: where to compute.
         optimizer: as the run will have it.
+        adapters: of fine-tuning, as the run will have them.
     """
 
     lowest: float = 1e-5
@@ -89,6 +91,7 @@ class FindLRConfig:
     seed: int = TrainConfig.seed
     device: DeviceName = TrainConfig.device
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    adapters: AdapterConfig = field(default_factory=AdapterConfig)
 
     def __post_init__(self) -> None:
         check_output_file("--json", self.json)

@@ -73,6 +73,7 @@ def frozen_names(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
     """
     frozen: set[str] = set()
     for pattern in patterns:
+        _check_range(pattern, names)
         wanted = list(_expanded(pattern))
         found = {
             name
@@ -91,6 +92,19 @@ def frozen_names(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
             "leave some to train"
         )
     return frozen
+
+
+def _check_range(pattern: str, names: Sequence[str]) -> None:
+    """Refuse a range that goes beyond the layers: what is not there would be taken for frozen."""
+    span, layers = (
+        _RANGE.match(pattern),
+        {int(found[1]) for found in map(_LAYER.match, names) if found},
+    )
+    if span and layers and not 1 <= int(span[1]) <= int(span[2]) <= max(layers) + 1:
+        raise ConfigError(
+            f"--freeze {pattern}: found layers {span[1]} to {span[2]}; allowed: 1 to "
+            f"{max(layers) + 1}, the lower number first"
+        )
 
 
 def _expanded(pattern: str) -> Iterator[str]:

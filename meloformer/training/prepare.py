@@ -23,6 +23,7 @@ from meloformer.training.config import ResolvedConfig, TrainConfig, model_config
 from meloformer.training.data import TrainData, open_data
 from meloformer.training.devices import check_architecture, check_bf16, read_facts
 from meloformer.training.ds_config import RunFacts, load_ds_config, resolve_ds_config
+from meloformer.training.optimizer import check_stage
 from meloformer.training.ranks import Ranks, start_ranks
 from meloformer.training.run_folder import (
     RUN_NAME,
@@ -126,6 +127,7 @@ def prepare(flags: TrainConfig, command: list[str] | None = None) -> Prepared:
         ),
         source=str(config.config),
     )
+    check_stage(config.optimizer, ds_config["zero_optimization"]["stage"])
     if device_facts and ds_config["bf16"]["enabled"]:
         check_bf16(device_facts)
 

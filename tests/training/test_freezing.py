@@ -56,11 +56,16 @@ def test_a_pattern_names_modules_with_all_below_and_counts_layers_from_1(
 
 
 def test_a_pattern_that_names_nothing_is_refused_with_the_names_there_are() -> None:
-    for pattern in ("layers.0", "layers.12", "query", "layers.3-2", "embeddings"):
+    for pattern in ("layers.0", "layers.12", "query", "embeddings"):
         with pytest.raises(
             ConfigError, match=rf"--freeze {pattern}: names nothing .* layers\.\*\.query, .* final"
         ):
             frozen_names(NAMES, ["embedding", pattern])
+    for pattern in ("layers.3-2", "layers.0-1", "layers.1-60", "layers.1-12.query"):
+        with pytest.raises(
+            ConfigError, match=r"--freeze .*: found layers .*; allowed: 1 to 11, the"
+        ):
+            frozen_names(NAMES, [pattern])
     with pytest.raises(ConfigError, match=r"freezes all 9 parameters; allowed: to leave some"):
         frozen_names(NAMES, ["embedding", "summary_start", "layers", "final_norm"])
 
