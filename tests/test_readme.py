@@ -44,6 +44,7 @@ def run(recipe: str, flag: str) -> tuple[object, str, str]:
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with (
         mock.patch("sys.argv", [recipe, flag]),
+        mock.patch("meloformer.interrupts.listen"),  # it would be for good, and for all tests
         mock.patch.dict(os.environ, COLUMNS="200"),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
