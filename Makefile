@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
+# Processes that share out the test files; some tests start ranks of their own.
+TEST_WORKERS ?= 2
 
 # make shard-data MIDI=<folder|.zip|.tar(.gz)|list file> OUT=data_shards/<name> WORKERS=<n>
 MIDI    ?= default
@@ -41,7 +43,7 @@ demo: setup ## real scores to shards to a trained tiny model to MIDI, with every
 	$(BIN)/python launch/tools/end_to_end.py $(ARGS)
 
 test: $(BIN)/.ready-dev ## all tests but the slow ones and those for a GPU (under 15 minutes on 2 cores)
-	$(PYTEST) -m 'not slow and not gpu' $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTEST) -m 'not slow and not gpu' --numprocesses $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 test-all: $(BIN)/.ready-all ## every test, slow ones and those for a GPU included
 	$(PYTEST) $(ARGS)
