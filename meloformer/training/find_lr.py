@@ -19,16 +19,15 @@ from meloformer.command_line import check_output_file
 from meloformer.errors import ConfigError
 from meloformer.model.config import Checkpointing
 from meloformer.model.device import DeviceName
+from meloformer.training.accumulation import add_up_gradients, read_step
 from meloformer.training.config import Fuse, ModelSize, TrainConfig
 from meloformer.training.leaving import before_leaving
 from meloformer.training.lora import AdapterConfig
-from meloformer.training.loss import share_of_step, token_nats
 from meloformer.training.lr_curve import FEWEST_STEPS, RateCurve
 from meloformer.training.nats import KindTotals
 from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.prepare import prepare
 from meloformer.training.session import Session
-from meloformer.training.step import count_step
 
 # What a range test has no use for: nothing of it is kept, judged or listened to.
 _UNUSED: dict[str, Any] = {
@@ -146,24 +145,13 @@ def find_lr(session: Session, flags: FindLRConfig) -> RateCurve:
     Returns:
         The same curve on all ranks.
     """
-    ranks, engine, clock = session.ranks, session.engine, session.clock
-    curve, progress, kinds = (
-        RateCurve(num_steps=flags.num_steps),
-        session.progress,
-        KindTotals(ranks),
-    )
+    ranks, engine, progress = session.ranks, session.engine, session.progress
+    curve, kinds = RateCurve(num_steps=flags.num_steps), KindTotals(ranks)
     for step, rate in enumerate(np.geomspace(flags.lowest, flags.highest, flags.num_steps), 1):
         session.begin(step)
         engine.set_learning_rate(float(rate))
-        micro_batches = clock.wait_for(session.stream)
-        counts = count_step(micro_batches, clock.wait_seconds, ranks, clock.own_seconds)
-        losses = []
-        for batch in (batch.to(ranks.device) for batch in micro_batches):
-            with session.watch(f"step {step}", batch):
-                nats_BT = token_nats(session.predict(batch), batch.targets_BT, fuse=session.fuse)
-                kinds.add(nats_BT, batch)
-                share = share_of_step(nats_BT, counts.targets, ranks.world_size)
-                losses.append(engine.backward(share))
+        micro_batches, counts = read_step(session, step)
+        losses = add_up_gradients(session, step, micro_batches, counts, kinds)
         with session.watch(f"the update of step {step}"):
             loss, nats, *_ = kinds.over_ranks(losses)
             grad_norm = engine.grad_norm()

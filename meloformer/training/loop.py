@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 
+from meloformer.training.accumulation import add_up_gradients, read_step
 from meloformer.training.check_gradients import check_gradients
-from meloformer.training.loss import share_of_step, token_nats
 from meloformer.training.nats import KindTotals
 from meloformer.training.rollback import roll_back
 from meloformer.training.saving import export_model
 from meloformer.training.schedule import learning_rate
 from meloformer.training.session import Session
-from meloformer.training.step import count_step
 
 Sample = Callable[[Session, int], None]
 
@@ -37,22 +36,8 @@ def train(session: Session, sample: Sample | None = None) -> None:
             break
         rate = learning_rate(step, session.num_steps, config.schedule)
         engine.set_learning_rate(rate)
-
-        # One count for all micro-batches of all ranks: how the batch is cut cannot change the
-        # gradient.
-        session.stalls.at(f"the data of step {step}", is_slow=False)
-        micro_batches = session.clock.wait_for(session.stream)
-        session.stalls.at(f"the count of step {step}")
-        clock = session.clock
-        counts = count_step(micro_batches, clock.wait_seconds, ranks, clock.own_seconds)
-        losses = []
-        for batch in (batch.to(ranks.device) for batch in micro_batches):
-            with session.watch(f"step {step}", batch):
-                # No name for the logits: held through the backward pass they would cost memory.
-                nats_BT = token_nats(session.predict(batch), batch.targets_BT, fuse=session.fuse)
-                kinds.add(nats_BT, batch)
-                share = share_of_step(nats_BT, counts.targets, ranks.world_size)
-                losses.append(engine.backward(share))
+        micro_batches, counts = read_step(session, step)
+        losses = add_up_gradients(session, step, micro_batches, counts, kinds)
 
         # All ranks decide together: one rank stopping alone leaves the others waiting.
         with session.watch(f"the update of step {step}"):

@@ -6,11 +6,9 @@ from pathlib import Path
 
 from meloformer.shards.reader import ShardFolder
 from meloformer.training.checkpoint import step_folder
-from tests.faults.rows import SAVE_EVERY, Drill, FaultRow, fault
-from tests.faults.runs import Strike
+from tests.faults.rows import AGAIN, SAVE_EVERY, Drill, FaultRow, fault
 from tests.training.launching import python
 
-AGAIN = ("--resume", "auto")
 NEWEST = 2 * SAVE_EVERY
 EXIT_REFUSED = 2
 
@@ -46,18 +44,11 @@ def _damage_checkpoint(drill: Drill, damage: Callable[[Drill, Path], None]) -> F
         run.wait_for_words(f"passed over .*{newest.name}")
         detected = struck.seconds()
         recovered = run.wait_for_recovery(struck)
+        if (begun := run.starts()[-1]["step"]) != SAVE_EVERY:
+            complaints.append(f"it went on after step {begun}")
         run.wait_for_end()
-        begun = run.starts()[-1]["step"]
         return drill.judge(
-            run,
-            struck,
-            num_ranks=2,
-            detected_s=detected,
-            recovered_s=recovered,
-            complaints=[
-                *complaints,
-                "" if begun == SAVE_EVERY else f"it went on after step {begun}",
-            ],
+            run, struck, detected_s=detected, recovered_s=recovered, complaints=complaints
         )
 
 
@@ -90,7 +81,7 @@ def shard_is_truncated(drill: Drill) -> FaultRow:
             "a refused start made checkpoints" if (run.folder / "checkpoints").exists() else "",
         ]
     tar.write_bytes(whole)
-    return _start_again(drill, shards, struck, detected, complaints)
+    return drill.go_on(struck, data=shards, detected_s=detected, complaints=complaints)
 
 
 @fault("bits of a shard are flipped under a running run", ranks=2)
@@ -120,29 +111,9 @@ def _damage_shard(drill: Drill, damage: Callable[[Path, Path], None], reason: st
         detected, complaints = run.end_by_fault(struck, f"error: .*{tar.name}: {reason}")
         reached = max(run.losses())
     tar.write_bytes(whole)
-    return _start_again(drill, shards, struck, detected, complaints, reached)
-
-
-def _start_again(
-    drill: Drill,
-    shards: Path,
-    struck: Strike,
-    detected: float,
-    complaints: list[str],
-    reached: int | None = None,
-) -> FaultRow:
-    with drill.start(2, *AGAIN, data=shards) as run:
-        recovered = run.wait_for_recovery(struck)
-        run.wait_for_end()
-        return drill.judge(
-            run,
-            struck,
-            num_ranks=2,
-            detected_s=detected,
-            recovered_s=recovered,
-            reached=reached,
-            complaints=complaints,
-        )
+    return drill.go_on(
+        struck, data=shards, detected_s=detected, reached=reached, complaints=complaints
+    )
 
 
 def _own_shards(drill: Drill) -> tuple[Path, Path]:

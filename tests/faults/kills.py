@@ -6,8 +6,6 @@ from tests.faults.rows import NUM_STEPS, SAVE_EVERY, Drill, FaultRow, fault
 from tests.faults.runs import Run, Strike
 from tests.training.launching import deepspeed, free_port, torchrun
 
-AGAIN = ("--resume", "auto")
-
 
 @fault("SIGKILL of one rank at a random step", ranks=2)
 def kill_at_a_random_step(drill: Drill) -> FaultRow:
@@ -42,17 +40,7 @@ def kill_in_the_first_step(drill: Drill) -> FaultRow:
         struck = run.strike()
         complaints = [f"step {struck.step} was already done"] if struck.step else []
         detected, found = run.end_by_fault(struck, "SIGKILL")
-    with drill.start(2, *AGAIN) as run:
-        recovered = run.wait_for_recovery(struck)
-        run.wait_for_end()
-        return drill.judge(
-            run,
-            struck,
-            num_ranks=2,
-            detected_s=detected,
-            recovered_s=recovered,
-            complaints=[*complaints, *found],
-        )
+    return drill.go_on(struck, detected_s=detected, complaints=[*complaints, *found])
 
 
 @fault("SIGKILL of one rank, brought back by torchrun --max_restarts", ranks=2)
@@ -61,10 +49,7 @@ def torchrun_brings_it_back(drill: Drill) -> FaultRow:
     with drill.start(2, launcher=[*torchrun(2), "--max_restarts", "2"]) as run:
         struck = _kill_at_a_random_step(drill, run, 2)
         run.wait_for_words("failed .exitcode: -9", since=struck.num_said)
-        detected = struck.seconds()
-        recovered = run.wait_for_recovery(struck)
-        run.wait_for_end()
-        return drill.judge(run, struck, num_ranks=2, detected_s=detected, recovered_s=recovered)
+        return drill.finish(run, struck, detected_s=struck.seconds())
 
 
 def _kill_and_start_again(
@@ -73,17 +58,13 @@ def _kill_and_start_again(
     with drill.start(num_ranks, launcher=launcher(num_ranks)) as run:
         struck = _kill_at_a_random_step(drill, run, num_ranks)
         detected, complaints = run.end_by_fault(struck, reason)
-    with drill.start(num_ranks, *AGAIN, launcher=launcher(num_ranks)) as run:
-        recovered = run.wait_for_recovery(struck)
-        run.wait_for_end()
-        return drill.judge(
-            run,
-            struck,
-            num_ranks=num_ranks,
-            detected_s=detected,
-            recovered_s=recovered,
-            complaints=complaints,
-        )
+    return drill.go_on(
+        struck,
+        num_ranks=num_ranks,
+        launcher=launcher(num_ranks),
+        detected_s=detected,
+        complaints=complaints,
+    )
 
 
 def _kill_at_a_random_step(drill: Drill, run: Run, num_ranks: int) -> Strike:

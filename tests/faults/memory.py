@@ -23,17 +23,7 @@ def out_of_memory(drill: Drill) -> FaultRow:
         struck = run.strike()
         reason = r"error: out of memory on rank 1 \(cpu\) in .*step \d+"
         detected, complaints = run.end_by_fault(struck, reason)
-    with drill.start(2, "--resume", "auto") as run:
-        recovered = run.wait_for_recovery(struck)
-        run.wait_for_end()
-        return drill.judge(
-            run,
-            struck,
-            num_ranks=2,
-            detected_s=detected,
-            recovered_s=recovered,
-            complaints=complaints,
-        )
+    return drill.go_on(struck, detected_s=detected, complaints=complaints)
 
 
 def _least_bytes(process: psutil.Process) -> int:

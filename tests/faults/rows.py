@@ -10,17 +10,7 @@ for the end and returns a `FaultRow`:
             run.ranks()[1].kill()
             struck = run.strike()
             detected, complaints = run.end_by_fault(struck, "SIGKILL")
-        with drill.start(2, "--resume", "auto") as run:
-            recovered = run.wait_for_recovery(struck)
-            run.wait_for_end()
-            return drill.judge(
-                run,
-                struck,
-                num_ranks=2,
-                detected_s=detected,
-                recovered_s=recovered,
-                complaints=complaints,
-            )
+        return drill.go_on(struck, detected_s=detected, complaints=complaints)
 
     ROWS = [kill_one_rank]
 
@@ -30,12 +20,16 @@ What goes wrong in the drill itself raises `FaultError`, and the row says FAIL a
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from math import inf, isnan
 from pathlib import Path
+from typing import Any
 
+from meloformer.training.checkpoint import FOLDER_NAME
 from tests.faults.runs import FaultError, Run, Strike, damaged_checkpoints, read_losses
 from tests.training.launching import torchrun
 
 NUM_STEPS, SAVE_EVERY, ROWS_A_STEP = 12, 4, 4
+AGAIN = ("--resume", "auto")
 
 
 class SkippedError(Exception):
@@ -150,12 +144,53 @@ class Drill:
         ]
         return Run(command, folder, self.output / f"{folder.name}.log", environment or {})
 
+    def go_on(
+        self,
+        struck: Strike,
+        *more: str,
+        num_ranks: int = 2,
+        launcher: list[str] | None = None,
+        data: Path | None = None,
+        detected_s: float | None = None,
+        reached: int | None = None,
+        complaints: Iterable[str] = (),
+    ) -> FaultRow:
+        """Start a run that ended by the fault again, with --resume auto, and judge it at its end.
+
+        Args:
+            struck: the moment of the fault.
+            more: further flags of launch/train.py.
+            num_ranks: of the run.
+            launcher: see `start`.
+            data: shard folder, if it is not that of all rows.
+            detected_s: see `FaultRow`.
+            reached: see `judge`.
+            complaints: likewise.
+        """
+        flags = (*AGAIN, *more)
+        shards = data or self.shards
+        with self.start(num_ranks, *flags, launcher=launcher, data=shards) as run:
+            return self.finish(
+                run,
+                struck,
+                num_ranks=num_ranks,
+                detected_s=detected_s,
+                reached=reached,
+                complaints=complaints,
+            )
+
+    def finish(self, run: Run, struck: Strike, **seen: Any) -> FaultRow:
+        """Wait for the first step after the fault and for the end, then `judge`."""
+        recovered = run.wait_for_recovery(struck)
+        run.wait_for_end()
+        return self.judge(run, struck, recovered_s=recovered, **seen)
+
     def judge(
         self,
         run: Run,
         struck: Strike,
         *,
-        num_ranks: int,
+        num_ranks: int = 2,
         detected_s: float | None = None,
         recovered_s: float | None = None,
         reached: int | None = None,
@@ -183,6 +218,7 @@ class Drill:
             *found,
             *damaged_checkpoints(run.folder),
             *run.left_behind(),
+            *(f"{path} is left" for path in (run.folder / FOLDER_NAME).glob(".step-*")),
             *([] if (run.folder / "model").is_dir() else ["no finished model"]),
         ]
         return FaultRow(
@@ -232,8 +268,9 @@ def train_undisturbed(
 
 def compare(found: dict[int, float], expected: dict[int, float]) -> tuple[float, list[str]]:
     """Largest gap between losses of the same steps, and what is wrong about them."""
-    common = found.keys() & expected.keys()
-    gap = max((abs(found[step] - expected[step]) for step in common), default=float("inf"))
+    gaps = {step: abs(found[step] - expected[step]) for step in found.keys() & expected.keys()}
+    # What is no number is larger than any: max() alone may pass over it.
+    gap = max((inf if isnan(gap) else gap for gap in gaps.values()), default=inf)
     missing = sorted(expected.keys() ^ found.keys())
     return gap, [
         *([f"steps {missing} on one side only"] if missing else []),

@@ -13,7 +13,6 @@ from meloformer.training.checkpoint import FOLDER_NAME, step_folder
 from tests.faults.rows import SAVE_EVERY, Drill, FaultRow, SkippedError, fault
 from tests.faults.runs import FaultError, limit
 
-AGAIN = ("--resume", "auto")
 SECOND_SAVE = 2 * SAVE_EVERY
 # Three checkpoints of the tiny model and what the run says of itself; not a fourth by far.
 DISK_BYTES, ROOM_LEFT_BYTES = 160 << 20, 4 << 20
@@ -49,18 +48,7 @@ def _kill_in_a_save(drill: Drill, victim: int) -> FaultRow:
             complaints.append("the save was over before the kill")
         if victim == 0 and step_folder(run.folder, SECOND_SAVE).exists():
             complaints.append("a checkpoint was sealed without the rank that seals")
-    with drill.start(2, *AGAIN) as run:
-        recovered = run.wait_for_recovery(struck)
-        run.wait_for_end()
-        litter = list((run.folder / FOLDER_NAME).glob(".step-*"))
-        return drill.judge(
-            run,
-            struck,
-            num_ranks=2,
-            detected_s=detected,
-            recovered_s=recovered,
-            complaints=[*complaints, f"left behind: {litter}" if litter else ""],
-        )
+    return drill.go_on(struck, detected_s=detected, complaints=complaints)
 
 
 @fault("disk full during a save, then room again", ranks=2)
@@ -84,7 +72,6 @@ def disk_is_full(drill: Drill) -> FaultRow:
         return drill.judge(
             run,
             struck,
-            num_ranks=2,
             detected_s=detected,
             recovered_s=recovered,
             complaints=[f"{failed} is there" if failed.exists() else ""],
@@ -105,18 +92,7 @@ def saves_are_refused(drill: Drill) -> FaultRow:
         reason = r"error: .*2 saves in a row failed.* make room on the disk"
         _, complaints = run.end_by_fault(struck, reason)
         reached = max(run.losses())
-    with drill.start(2, *AGAIN) as run:
-        recovered = run.wait_for_recovery(struck)
-        run.wait_for_end()
-        return drill.judge(
-            run,
-            struck,
-            num_ranks=2,
-            detected_s=detected,
-            recovered_s=recovered,
-            reached=reached,
-            complaints=complaints,
-        )
+    return drill.go_on(struck, detected_s=detected, reached=reached, complaints=complaints)
 
 
 @contextmanager

@@ -137,17 +137,7 @@ def _stop(
             complaints += [f"the launcher ended with {status}"] if status else []
             complaints += [] if "stopped by" in last else [f"another last line: {last}"]
     # Under torchrun, whatever it was before: the steps are the same.
-    with drill.start(2, "--resume", "auto") as again:
-        recovered = again.wait_for_recovery(struck)
-        again.wait_for_end()
-        return drill.judge(
-            again,
-            struck,
-            num_ranks=2,
-            detected_s=detected,
-            recovered_s=recovered,
-            complaints=complaints,
-        )
+    return drill.go_on(struck, detected_s=detected, complaints=complaints)
 
 
 def _start(drill: Drill, launcher: list[str] | None, **changes: Any) -> Run:

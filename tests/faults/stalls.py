@@ -36,17 +36,7 @@ def stop_holder_of_the_store(drill: Drill) -> FaultRow:
         for process in run.ranks().values():
             process.resume()
         run.wait_for_end()
-    with drill.start(2, *WATCHED, "--resume", "auto") as run:
-        recovered = run.wait_for_recovery(struck)
-        run.wait_for_end()
-        return drill.judge(
-            run,
-            struck,
-            num_ranks=2,
-            detected_s=detected,
-            recovered_s=recovered,
-            complaints=complaints,
-        )
+    return drill.go_on(struck, *WATCHED, detected_s=detected, complaints=complaints)
 
 
 @fault("a rank that sleeps in its step, brought back by torchrun --max_restarts", ranks=2)
@@ -66,7 +56,7 @@ def sleep_in_a_step(drill: Drill) -> FaultRow:
         struck = run.strike()
         where = f"at the count of step {step}, in .*count_step .sleeping_rank.py"
         detected, complaints = _named(run, struck, 1, where)
-        return _brought_back(drill, run, struck, detected, complaints)
+        return drill.finish(run, struck, detected_s=detected, complaints=complaints)
 
 
 @fault("SIGKILL of a data worker", ranks=2)
@@ -96,22 +86,7 @@ def _stopped_under_torchrun(drill: Drill, rank: int) -> FaultRow:
     with drill.start(2, *WATCHED, launcher=launcher) as run:
         struck = _stop_rank(drill, run, rank)
         detected, complaints = _named(run, struck, rank, "it does not answer any more .*is stopped")
-        return _brought_back(drill, run, struck, detected, complaints)
-
-
-def _brought_back(
-    drill: Drill, run: Run, struck: Strike, detected: float, complaints: list[str]
-) -> FaultRow:
-    recovered = run.wait_for_recovery(struck)
-    run.wait_for_end()
-    return drill.judge(
-        run,
-        struck,
-        num_ranks=2,
-        detected_s=detected,
-        recovered_s=recovered,
-        complaints=complaints,
-    )
+        return drill.finish(run, struck, detected_s=detected, complaints=complaints)
 
 
 def _stop_rank(drill: Drill, run: Run, rank: int) -> Strike:
@@ -157,7 +132,6 @@ def _strike_a_data_worker(drill: Drill, how: str, words: str) -> FaultRow:
         return drill.judge(
             run,
             struck,
-            num_ranks=2,
             detected_s=detected,
             recovered_s=recovered,
             complaints=complaints,

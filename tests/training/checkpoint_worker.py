@@ -33,10 +33,13 @@ from meloformer.training.loss import step_loss  # noqa: E402
 from meloformer.training.optimizer import OptimizerConfig, OptimizerName  # noqa: E402
 from meloformer.training.parts import part_name  # noqa: E402
 from meloformer.training.ranks import Ranks, start_ranks  # noqa: E402
+from meloformer.training.schedule import ScheduleConfig  # noqa: E402
 from tests.training.gradient_worker import RULE, global_batch, shares, tiny_model  # noqa: E402
 
 NUM_STEPS = 3
-LEARNING_RATE = 3e-3
+# The highest that a run has unless it is told another: gradients in bf16 round otherwise on another
+# number of ranks, and each update carries that into the next losses in proportion to its rate.
+LEARNING_RATE = ScheduleConfig().learning_rate
 EMA = 0.999
 # One of each way in which DeepSpeed keeps state, for a launch that others use too.
 FEW = (("zero2", False), ("zero3", True))

@@ -172,7 +172,7 @@ def test_a_step_that_is_not_finite_is_dropped_counted_and_trained_past(
         loss = share_of_step(*arguments)  # type: ignore[arg-type]
         return loss * float("nan") if len(calls) == 3 else loss
 
-    monkeypatch.setattr("meloformer.training.loop.share_of_step", poisoned)
+    monkeypatch.setattr("meloformer.training.accumulation.share_of_step", poisoned)
     flags = [*base_flags, "--max_steps", "4", "--output", str(tmp_path / "run")]
     recipe.main(parse_flags(TrainConfig, flags))
     written = lines(tmp_path / "run" / METRICS_NAME)
@@ -188,7 +188,7 @@ def test_step_after_step_that_is_not_finite_ends_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "meloformer.training.loop.share_of_step",
+        "meloformer.training.accumulation.share_of_step",
         lambda *arguments: share_of_step(*arguments) * float("inf"),
     )
     rows = ["--batch_size", "1", "--gradient_accumulation_steps", "1", "--save_every", "0"]
