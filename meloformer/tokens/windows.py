@@ -74,11 +74,7 @@ def cut_window(
             f"window of bars {first}..{last}: the piece has {num_bars}; allowed: "
             f"0 <= first < last <= {num_bars}"
         )
-    if ids[0] == CONTINUE or ids[-1] != EOS:
-        raise TokenError(
-            "a window was to be cut out of a window: the bars that remain are unknown; "
-            "allowed: a whole piece, BOS to EOS; cut the piece itself"
-        )
+    _check_whole(ids)
     end = len(ids) if last == num_bars else int(starts[last])
     if first == 0:
         return ids[:end].copy()
@@ -125,6 +121,72 @@ def window_length(
     has_eos = np.asarray(last) == len(bar_starts) - 1
     length = prefix_length + bar_starts[last] - bar_starts[first] + restated + has_eos
     return int(length) if np.ndim(length) == 0 else length
+
+
+def summary_windows(
+    ids: np.ndarray,
+    starts: np.ndarray,
+    *,
+    max_bars: int = 160,
+    max_tokens: int,
+    overlap: int = 16,
+) -> list[tuple[int, int]]:
+    """Cut a piece into windows that a summary stream can hold, each as long as it can be.
+
+    A window begins `overlap` bars before the end of the one before, or half of that one's bars
+    where it is shorter than two overlaps, or later still where only so its end comes later too.
+    A bar that is too long for a window of its own stands in none: those that no window names
+    are the ones left out.
+
+    Args:
+        ids: (T,) a whole piece, BOS to EOS.
+        starts: its `bar_starts`.
+        max_bars: most bars of a window, from 1.
+        max_tokens: most tokens of a window, by `window_length`.
+        overlap: bars that two windows in a row share, from 0.
+
+    Returns:
+        (first, last) bars of each window, `last` not in it; both grow from window to window.
+
+    Raises:
+        TokenError: `ids` is itself a window.
+
+    >>> from meloformer.tokens.vocabulary import BOS
+    >>> ids = np.array([BOS, *[_FIRST_BAR] * 10, EOS])
+    >>> summary_windows(ids, bar_starts(ids), max_bars=6, max_tokens=100, overlap=2)
+    [(0, 6), (4, 10)]
+    """
+    _check_whole(ids)
+    num_bars = len(starts) - 1
+    windows: list[tuple[int, int]] = []
+    first = end = 0
+    while end < num_bars:
+        last = _furthest(starts, first, max_tokens, max_bars)
+        if last > end:
+            windows.append((first, last))
+            end = last
+            first = last - min(overlap, (last - first) // 2)
+        elif first < end:
+            first += 1  # the bars shared leave no room for a new one: share fewer
+        else:
+            first = end = end + 1  # a bar that no window can hold
+    return windows
+
+
+def _check_whole(ids: np.ndarray) -> None:
+    if ids[0] == CONTINUE or ids[-1] != EOS:
+        raise TokenError(
+            "a window was to be cut out of a window: the bars that remain are unknown; "
+            "allowed: a whole piece, BOS to EOS; cut the piece itself"
+        )
+
+
+def _furthest(starts: np.ndarray, first: int, max_tokens: int, max_bars: int) -> int:
+    """End of the longest window from a bar on; `first` itself where not one bar fits."""
+    num_bars = len(starts) - 1
+    lasts = np.arange(first + 1, min(first + max_bars, num_bars) + 1)
+    lengths = window_length(int(starts[0]), starts, np.full_like(lasts, first), lasts)
+    return first + int(np.searchsorted(lengths, max_tokens, side="right"))
 
 
 def _restated(bars: np.ndarray, state: tuple[int, int]) -> np.ndarray:

@@ -24,7 +24,7 @@ from meloformer.tokens.vocabulary import (
     Kind,
     length_bin,
 )
-from meloformer.tokens.windows import bar_starts, cut_window, window_length
+from meloformer.tokens.windows import bar_starts, cut_window, summary_windows, window_length
 from tests.tokens.pieces import ids_of, notes_of_bars, quantised_pieces
 
 
@@ -117,6 +117,8 @@ def test_a_window_of_a_window_is_refused(end):
     ids = ids_of(f"{start} BAR:N 4/4 TEMPO:120 #P0 T:0 P:60 L:24 V:66 {end}")
     with pytest.raises(TokenError, match="cut the piece itself"):
         cut_window(ids, 0, 1)
+    with pytest.raises(TokenError, match="cut the piece itself"):
+        summary_windows(ids, bar_starts(ids), max_tokens=100)
 
 
 @settings(deadline=None)
@@ -152,3 +154,62 @@ def test_bars_start_at_the_bar_tokens_and_at_no_other_token_of_the_vocabulary():
     expected = [*np.flatnonzero(KIND_OF == Kind.BAR).tolist(), VOCAB_SIZE]
     assert bar_starts(ids).tolist() == expected
     assert bar_starts(ids.astype(np.int64)).tolist() == expected
+
+
+def piece_of_bars(lengths):
+    """A piece whose bars take so many tokens; nothing but the bar tokens has a meaning."""
+    bars = [[ids_of("BAR:N")[0], *[ids_of("T:0")[0]] * (length - 1)] for length in lengths]
+    ids = np.array([BOS, *[i for bar in bars for i in bar], EOS], dtype=np.uint16)
+    return ids, bar_starts(ids)
+
+
+def test_windows_for_summaries_share_the_overlap_and_reach_the_end():
+    ids, starts = piece_of_bars([1] * 400)
+    windows = summary_windows(ids, starts, max_tokens=10_000)
+    assert windows == [(0, 160), (144, 304), (288, 400)]
+    assert summary_windows(*piece_of_bars([1] * 160), max_tokens=10_000) == [(0, 160)]
+    assert summary_windows(*piece_of_bars([1] * 161), max_tokens=10_000)[1:] == [(144, 161)]
+
+
+def test_a_window_for_summaries_counts_what_its_cut_adds():
+    # BOS and EOS beside two bars of 10; a later window also states its metre and tempo.
+    ids, starts = piece_of_bars([10, 10])
+    assert summary_windows(ids, starts, max_tokens=22, overlap=0) == [(0, 2)]
+    assert summary_windows(ids, starts, max_tokens=21, overlap=0) == [(0, 1), (1, 2)]
+    assert summary_windows(ids, starts, max_tokens=13, overlap=0) == [(0, 1)]
+
+
+def test_a_bar_too_long_for_any_window_stands_in_none():
+    ids, starts = piece_of_bars([5, 99, 5, 5, 99])
+    assert summary_windows(ids, starts, max_tokens=50) == [(0, 1), (2, 4)]
+    assert summary_windows(*piece_of_bars([99, 99]), max_tokens=50) == []
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=40),
+    st.integers(1, 12),
+    st.integers(4, 120),
+    st.integers(0, 8),
+)
+def test_windows_for_summaries_fit_move_on_and_leave_out_only_what_fits_nowhere(
+    lengths, max_bars, max_tokens, overlap
+):
+    ids, starts = piece_of_bars(lengths)
+    windows = summary_windows(
+        ids, starts, max_bars=max_bars, max_tokens=max_tokens, overlap=overlap
+    )
+
+    def length_of(first, last):
+        return window_length(1, starts, first, last)
+
+    for first, last in windows:
+        assert 0 < last - first <= max_bars and length_of(first, last) <= max_tokens
+        longest = last == len(lengths) or last - first == max_bars
+        assert longest or length_of(first, last + 1) > max_tokens
+    for (first, last), (next_first, next_last) in pairwise(windows):
+        assert first < next_first and last < next_last
+        assert last - next_first <= min(overlap, (last - first) // 2)
+        as_many = last - next_first == min(overlap, (last - first) // 2)
+        assert as_many or next_first > last or length_of(next_first - 1, last + 1) > max_tokens
+    held = {bar for first, last in windows for bar in range(first, last)}
+    assert held == {b for b in range(len(lengths)) if length_of(b, b + 1) <= max_tokens}
