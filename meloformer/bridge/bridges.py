@@ -1,0 +1,436 @@
+"""What a bridge is: text states in, one summary per bar out; its folder, and how to load it.
+
+    config.json               model_type, its settings, the base it was trained for, its encoder
+    model.safetensors         weights
+    statistics.safetensors    mean and deviation of the base's summaries: what undoes normalising
+    heads.safetensors         heads that predict attributes from the text, where there are some
+
+A bridge speaks of normalised summaries; `LoadedBridge` returns them in the base's own scale.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from meloformer.errors import CheckpointError
+from meloformer.model.tensor_file import FileSum, write_tensors
+from meloformer.model.weights import MODEL_NAMES, WEIGHTS_NAME, step_of
+
+if TYPE_CHECKING:  # the encoders import transformers, which takes seconds
+    from meloformer.bridge.text_encoder import TextStates
+
+Solver = Literal["euler", "heun"]
+BridgeWeights = Literal["raw", "ema", "auto"]
+
+FORMAT_VERSION = 1
+CONFIG_NAME = "config.json"
+STATISTICS_NAME = "statistics.safetensors"
+HEADS_NAME = "heads.safetensors"
+# Where each kind of bridge lives: module, model, settings.
+_MODELS = {
+    "qformer": ("meloformer.bridge.qformer", "QFormer", "QFormerConfig"),
+    "diffusion_bridge": (
+        "meloformer.bridge.diffusion_bridge",
+        "DiffusionBridge",
+        "DiffusionBridgeConfig",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeBatch:
+    """Texts, and the summaries of the windows that they describe.
+
+    Args:
+        states: of B texts.
+        summaries_BSD: normalised, float32; what padded bars hold does not matter.
+        mask_BS: True where a row has a bar.
+        row_seeds: B numbers from which a row draws what is random in its loss, so that the draw
+            belongs to the row and not to its place in a batch or on a rank.
+        num_bars: bars that the loss is averaged over: those of the global batch divided by the
+            ranks; those of this batch if not given.
+    """
+
+    states: "TextStates"
+    summaries_BSD: torch.Tensor
+    mask_BS: torch.Tensor
+    row_seeds: Sequence[int]
+    num_bars: float | None = None
+
+    def mean_over_bars(self, loss_BS: torch.Tensor) -> torch.Tensor:
+        """Mean of one number per bar over the real bars, however the global batch is cut.
+
+        Args:
+            loss_BS: a number per bar.
+
+        >>> import torch
+        >>> mask = torch.tensor([[True, True], [True, False]])
+        >>> batch = BridgeBatch(
+        ...     states=None, summaries_BSD=torch.zeros(2, 2, 1), mask_BS=mask, row_seeds=(0, 1)
+        ... )
+        >>> float(batch.mean_over_bars(torch.tensor([[1.0, 2.0], [6.0, float("nan")]])))
+        3.0
+        """
+        assert loss_BS.shape == self.mask_BS.shape, (loss_BS.shape, self.mask_BS.shape)
+        total = loss_BS.masked_fill(~self.mask_BS, 0.0).sum()
+        if self.num_bars is None:
+            return total / self.mask_BS.sum()
+        return total / self.num_bars
+
+
+class Bridge(Protocol):
+    """A module that turns text states into summaries."""
+
+    @property
+    def config(self) -> Any:
+        """Its frozen settings."""
+
+    def loss(self, batch: BridgeBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of a batch, and what to write down of it; averaged by `mean_over_bars`."""
+
+    def sample(
+        self,
+        states: "TextStates",
+        num_bars: int,
+        *,
+        seed: int,
+        steps: int = 10,
+        guidance: float = 1.0,
+        solver: Solver = "euler",
+    ) -> torch.Tensor:
+        """Normalised summaries (B, S, D); a row does not depend on the others of its batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedBridge:
+    """A trained bridge and all that it needs to be used.
+
+    Args:
+        model: a `Bridge`, in evaluation mode.
+        mean_D: of the base's summaries.
+        std_D: their deviation.
+        base: facts of the MuseFormer whose summaries it makes, as in the targets' manifest.
+        encoder: facts of the text encoder, as in the manifest of the states.
+        heads: attribute heads; None where the folder holds none.
+        weights: which ones these are.
+        folder: where they come from.
+    """
+
+    model: Bridge
+    mean_D: torch.Tensor
+    std_D: torch.Tensor
+    base: dict[str, Any]
+    encoder: dict[str, Any]
+    heads: Any
+    weights: Literal["raw", "ema"]
+    folder: Path
+
+    @torch.no_grad()
+    def summaries(
+        self,
+        states: "TextStates",
+        num_bars: int,
+        *,
+        seed: int = 0,
+        steps: int = 10,
+        guidance: float = 1.0,
+        solver: Solver = "euler",
+    ) -> torch.Tensor:
+        """Summaries (B, S, D) in the base's own scale, for `Injection`.
+
+        Args:
+            states: of B texts, from the encoder that `encoder` names.
+            num_bars: S, at most what the bridge has queries for.
+            seed: of the noise; a Q-Former draws none.
+            steps: of the solver.
+            guidance: how far to go beyond the unconditional answer; 1 is the plain answer.
+            solver: of the flow.
+        """
+        normalised = self.model.sample(
+            states, num_bars, seed=seed, steps=steps, guidance=guidance, solver=solver
+        )
+        return normalised.float() * self.std_D + self.mean_D
+
+    def check_base(self, fingerprint: str) -> None:
+        """Refuse another MuseFormer than the one whose summaries the bridge has learned.
+
+        Raises:
+            CheckpointError: the fingerprints differ.
+        """
+        if self.base["fingerprint"] != fingerprint:
+            raise CheckpointError(
+                f"{self.folder}: found a bridge to the model {self.base['fingerprint'][:12]}, "
+                f"expected {fingerprint[:12]}; allowed: the model whose summaries it was trained "
+                "on; train a bridge for this one"
+            )
+
+    def check_encoder(self, fingerprint: str) -> None:
+        """Refuse states of another encoder.
+
+        Raises:
+            CheckpointError: the fingerprints differ.
+        """
+        if self.encoder["fingerprint"] != fingerprint:
+            raise CheckpointError(
+                f"{self.folder}: found a bridge from the encoder {self.encoder.get('name')} "
+                f"({self.encoder['fingerprint'][:12]}), expected {fingerprint[:12]}; give "
+                f"--text_encoder {self.encoder.get('name')}"
+            )
+
+
+def model_type_of(model: object) -> str:
+    """The word for a bridge's class in config.json."""
+    name = type(model).__name__
+    return next(word for word, (_, model_name, _) in _MODELS.items() if model_name == name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeFacts:
+    """What stands beside the weights of a bridge.
+
+    Args:
+        model_type: a key of the table of models.
+        config: settings of the model, plain data.
+        base: see `LoadedBridge`.
+        encoder: see `LoadedBridge`.
+        mean_D: see `LoadedBridge`.
+        std_D: see `LoadedBridge`.
+        extra: further plain data for config.json, such as the step.
+    """
+
+    model_type: str
+    config: dict[str, Any]
+    base: dict[str, Any]
+    encoder: dict[str, Any]
+    mean_D: torch.Tensor
+    std_D: torch.Tensor
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: Bridge,
+        *,
+        base: dict[str, Any],
+        encoder: dict[str, Any],
+        mean_D: torch.Tensor,
+        std_D: torch.Tensor,
+    ) -> "BridgeFacts":
+        """Facts of a model that is about to be trained."""
+        return cls(
+            model_type=model_type_of(model),
+            config=asdict(model.config),
+            base=base,
+            encoder=encoder,
+            mean_D=mean_D,
+            std_D=std_D,
+        )
+
+    def with_extra(self, **extra: Any) -> "BridgeFacts":
+        """The same with more plain data."""
+        return replace(self, extra={**self.extra, **extra})
+
+
+def save_bridge(
+    folder: Path, facts: BridgeFacts, state: dict[str, torch.Tensor]
+) -> dict[str, FileSum]:
+    """Write a bridge's folder.
+
+    Args:
+        folder: created where missing; not yet under its last name, if it is to be whole or absent.
+        facts: what stands beside the weights.
+        state: the model's state dict.
+
+    Returns:
+        Size and sum of the files of tensors, by name.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": facts.model_type,
+        "format": FORMAT_VERSION,
+        **facts.config,
+        "base": facts.base,
+        "encoder": facts.encoder,
+        **facts.extra,
+    }
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    statistics = {"mean": facts.mean_D, "std": facts.std_D}
+    return {
+        name: write_tensors(
+            folder / name,
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+            {"format": "pt"},
+        )
+        for name, tensors in ((STATISTICS_NAME, statistics), (WEIGHTS_NAME, state))
+    }
+
+
+def find_bridge_folder(path: Path, weights: Literal["raw", "ema"] = "raw") -> Path | None:
+    """The bridge of a run folder, of a step folder, or the folder itself; None where there is none.
+
+    Args:
+        path: what --bridge or --checkpoint says.
+        weights: those of the last step, or their average.
+    """
+    steps = sorted(path.glob("checkpoints/step-*"), key=step_of, reverse=True)
+    name = MODEL_NAMES[weights]
+    folders = [path / name, *(step / name for step in steps if step_of(step) >= 0)]
+    if weights == "raw" or path.name == name:
+        folders.insert(0, path)
+    for folder in folders:
+        if (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file():
+            return folder
+    return None
+
+
+def read_bridge_config(folder: Path) -> dict[str, Any]:
+    """config.json of a bridge's folder.
+
+    Raises:
+        CheckpointError: no such file, damaged, of another format, or no bridge's.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); expected the settings of a bridge"
+        ) from error
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found not in _MODELS:
+        raise CheckpointError(
+            f"{path}: found model_type {found!r}; allowed: {', '.join(_MODELS)}; give the run of "
+            "launch/train_qformer.py or launch/train_diffusion_bridge.py"
+        )
+    if config.get("format") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: found format {config.get('format')!r}, expected {FORMAT_VERSION}; load it "
+            "with the release that wrote it"
+        )
+    for key in ("base", "encoder"):
+        if not isinstance(config.get(key), dict) or "fingerprint" not in config[key]:
+            raise CheckpointError(
+                f"{path}: {key}: found no fingerprint, expected that of the {key} it was trained "
+                "for; train the bridge again"
+            )
+    return config
+
+
+def load_bridge(
+    path: Path, device: torch.device | str = "cpu", weights: BridgeWeights = "raw"
+) -> LoadedBridge:
+    """Load a trained bridge.
+
+    Args:
+        path: run folder, step folder or model folder.
+        device: where to compute.
+        weights: those of the last step, their average, or the average where there is one.
+
+    Raises:
+        CheckpointError: there is none, none of those weights, or it is damaged.
+    """
+    which: Literal["raw", "ema"] = "raw" if weights == "raw" else "ema"
+    folder = find_bridge_folder(path, which)
+    if folder is None and weights == "auto":
+        which, folder = "raw", find_bridge_folder(path, "raw")
+    if folder is None and which == "ema" and (other := find_bridge_folder(path, "raw")):
+        raise CheckpointError(
+            f"{path}: found no averaged weights ({MODEL_NAMES['ema']}/) beside {other}; allowed: "
+            "--weights raw, or a bridge that was trained with --ema 0.999"
+        )
+    if folder is None:
+        found = "no such folder" if not path.is_dir() else "no bridge in it"
+        raise CheckpointError(
+            f"{path}: {found}; expected a run of launch/train_qformer.py or of "
+            f"launch/train_diffusion_bridge.py, or its {MODEL_NAMES['raw']}/ folder"
+        )
+    config = read_bridge_config(folder)
+    model = _build(folder, config)
+    _load_state(model, _read(folder / WEIGHTS_NAME), folder)
+    statistics = _read(folder / STATISTICS_NAME)
+    mean_D, std_D = (_statistic(statistics, key, config, folder) for key in ("mean", "std"))
+    return LoadedBridge(
+        model=cast(Bridge, model.to(device).eval().requires_grad_(False)),
+        mean_D=mean_D.to(device),
+        std_D=std_D.to(device),
+        base=config["base"],
+        encoder=config["encoder"],
+        heads=_load_heads(folder, device),
+        weights=which,
+        folder=folder,
+    )
+
+
+def _build(folder: Path, config: dict[str, Any]) -> nn.Module:
+    module_name, model_name, config_name = _MODELS[config["model_type"]]
+    module = import_module(module_name)
+    config_class = getattr(module, config_name)
+    known = {key: config[key] for key in config_class.__dataclass_fields__ if key in config}
+    try:
+        settings = config_class(**known)
+    except TypeError as error:
+        raise CheckpointError(
+            f"{folder / CONFIG_NAME}: found settings that do not fit ({error}); load it with the "
+            "release that wrote it"
+        ) from error
+    with torch.device("meta"):
+        return getattr(module, model_name)(settings)
+
+
+def _load_state(model: nn.Module, state: dict[str, torch.Tensor], folder: Path) -> None:
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{folder / WEIGHTS_NAME}: {name}: found {found.get(name, 'none')}, expected "
+                f"{expected.get(name, 'none')}; weights and {CONFIG_NAME} are of two bridges"
+            )
+    model.load_state_dict(state, assign=True)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); expected tensors of a bridge; take another "
+            "checkpoint"
+        ) from error
+
+
+def _statistic(
+    statistics: dict[str, torch.Tensor], key: str, config: dict[str, Any], folder: Path
+) -> torch.Tensor:
+    """A statistic, refused where undoing the normalisation with it would be nonsense."""
+    value = statistics.get(key)
+    width = config["summary_width"]
+    if value is None or tuple(value.shape) != (width,):
+        found = "none" if value is None else str(tuple(value.shape))
+        raise CheckpointError(
+            f"{folder / STATISTICS_NAME}: {key}: found {found}, expected ({width},); train the "
+            "bridge again"
+        )
+    if not torch.isfinite(value).all() or (key == "std" and not (value > 0).all()):
+        raise CheckpointError(
+            f"{folder / STATISTICS_NAME}: {key}: found values that are not finite, or a deviation "
+            "of 0; expected the statistics of the targets"
+        )
+    return value.float()
+
+
+def _load_heads(folder: Path, device: torch.device | str) -> Any:
+    if not (folder / HEADS_NAME).is_file():
+        return None
+    return import_module("meloformer.bridge.attribute_heads").load_heads(folder, device)
