@@ -42,6 +42,8 @@ class BridgeBatch:
         mask_BS: True where a row has a bar.
         row_seeds: B numbers from which a row draws what is random in its loss, so that the draw
             belongs to the row and not to its place in a batch or on a rank.
+        pieces: B numbers, equal where two rows are windows of one piece; none given means that all
+            rows are of different pieces.
         num_bars: bars that the loss is averaged over: those of the global batch divided by the
             ranks; those of this batch if not given.
     """
@@ -50,6 +52,7 @@ class BridgeBatch:
     summaries_BSD: torch.Tensor
     mask_BS: torch.Tensor
     row_seeds: Sequence[int]
+    pieces: Sequence[int] = ()
     num_bars: float | None = None
 
     def mean_over_bars(self, loss_BS: torch.Tensor) -> torch.Tensor:
