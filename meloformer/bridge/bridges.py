@@ -22,13 +22,13 @@ from meloformer.bridge.bridge_folder import (
     find_bridge_folder,
     read_bridge_config,
 )
+from meloformer.bridge.flow import Solver
 from meloformer.errors import CheckpointError
 from meloformer.model.weights import MODEL_NAMES, WEIGHTS_NAME
 
 if TYPE_CHECKING:  # the encoders import transformers, which takes seconds
     from meloformer.bridge.text_encoder import TextStates
 
-Solver = Literal["euler", "heun"]
 BridgeWeights = Literal["raw", "ema", "auto"]
 
 
@@ -91,7 +91,7 @@ class Bridge(Protocol):
         states: "TextStates",
         num_bars: int,
         *,
-        seed: int,
+        seed: int | Sequence[int],
         steps: int = 10,
         guidance: float = 1.0,
         solver: Solver = "euler",
@@ -129,7 +129,7 @@ class LoadedBridge:
         states: "TextStates",
         num_bars: int,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         steps: int = 10,
         guidance: float = 1.0,
         solver: Solver = "euler",
@@ -139,7 +139,8 @@ class LoadedBridge:
         Args:
             states: of B texts, from the encoder that `encoder` names.
             num_bars: S, at most what the bridge has queries for.
-            seed: of the noise; a Q-Former draws none.
+            seed: of the noise, one for each row, or one with which all rows begin from the same;
+                a Q-Former draws none.
             steps: of the solver.
             guidance: how far to go beyond the unconditional answer; 1 is the plain answer.
             solver: of the flow.

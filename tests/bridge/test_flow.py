@@ -11,6 +11,7 @@ from meloformer.bridge.flow import (
     guided,
     noise_of_rows,
     path_at,
+    row_seed,
     solve,
 )
 from meloformer.errors import ConfigError
@@ -102,17 +103,22 @@ def test_what_no_solver_can_do_is_refused() -> None:
         solve(best_velocity, torch.zeros(1), steps=1, solver="rk4")  # type: ignore[arg-type]
 
 
-def test_noise_of_a_row_knows_its_seed_and_number_alone() -> None:
-    alone = noise_of_rows(7, [5], 12, 6)
-    among = noise_of_rows(7, [2, 5, 9], 12, 6)
+def test_noise_of_a_row_knows_its_seed_alone() -> None:
+    alone = noise_of_rows([5], 12, 6)
+    among = noise_of_rows([2, 5, 9], 12, 6)
     assert torch.equal(alone[0], among[1])
-    assert torch.equal(noise_of_rows(7, [5], 40, 6)[:, :12], alone), "whatever bars are asked for"
-    assert not torch.equal(noise_of_rows(8, [5], 12, 6), alone)
+    assert torch.equal(noise_of_rows([5], 40, 6)[:, :12], alone), "whatever bars are asked for"
     assert not torch.equal(among[0], among[1])
 
 
+def test_seeds_of_rows_differ_by_run_and_by_row() -> None:
+    seeds = {row_seed(seed, number) for seed in range(20) for number in range(50)}
+    assert len(seeds) == 1000
+    assert min(seeds) >= 0 and max(seeds) < 2**63
+
+
 def test_noise_is_standard_normal_and_its_rows_are_independent() -> None:
-    noise = noise_of_rows(0, range(40), 20, 50).flatten(1).double()
+    noise = noise_of_rows(range(40), 20, 50).flatten(1).double()
     assert noise.mean().item() == pytest.approx(0, abs=0.02)
     assert noise.std().item() == pytest.approx(1, abs=0.02)
     between = torch.corrcoef(noise) - torch.eye(40).double()
