@@ -1,0 +1,255 @@
+"""The rows of the judge's table: who says what the music shall be, and how the model hears it.
+
+A row is a source (the piece's own text, another's, nobody, the piece's true summaries) and a way
+(summaries alone, attributes in the prefix too, attributes kept by the grammar). Whatever wrote a
+piece, it is scored against what its own text asks for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from meloformer.evaluation.control_intervals import derangement, stack
+from meloformer.evaluation.control_scores import METRICS, Wanted, hear, score
+from meloformer.midi.grid import TEMPOS_BPM
+from meloformer.tokens.attributes import Attributes, attributes_of
+from meloformer.tokens.hid import decode
+from meloformer.tokens.windows import cut_window
+
+Source = Literal["text", "shuffled", "none", "true", "piece"]
+Way = Literal["summaries", "attributes", "strict"]
+WAYS: tuple[Way, ...] = ("summaries", "attributes", "strict")
+# Requests that are handed to the generator at once.
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class JudgedPiece:
+    """An unseen window with the text that describes it.
+
+    Args:
+        name: split, key, first bar and last bar of the window.
+        ids: its tokens, a sequence that decodes alone.
+        text: a sentence of templates that training never saw.
+        template: the templates of that sentence.
+        wanted: what the sentence asks for.
+    """
+
+    name: tuple[str, str, int, int]
+    ids: np.ndarray
+    text: str
+    template: str
+    wanted: Wanted
+
+    @property
+    def num_bars(self) -> int:
+        return self.name[3] - self.name[2]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Request:
+    """One piece to be written.
+
+    Args:
+        sections: a text each and the bars that it holds for; () where nobody says anything.
+        num_bars: bars of the piece.
+        way: what the model is told besides summaries.
+        seed: of the noise and of the sampling.
+        summaries_SD: take these in place of the texts; a tensor in the base's own scale.
+        attributes: take these in place of what the texts are heard to say.
+    """
+
+    sections: tuple[tuple[str, int], ...]
+    num_bars: int
+    way: Way
+    seed: int
+    summaries_SD: Any = None
+    attributes: Attributes | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Generated:
+    """One piece that was written.
+
+    Args:
+        ids: BOS to EOS.
+        said: what the prefix said of it; None where it said nothing.
+    """
+
+    ids: np.ndarray
+    said: Attributes | None = None
+
+
+class Generator(Protocol):
+    """Whatever writes pieces."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Generated]:
+        """One piece for each request, in order; a request's piece does not depend on the others."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Row:
+    """Scores of a row.
+
+    Args:
+        source: who said what to write.
+        way: how; None of the pieces themselves.
+        scores: (P,) of each metric, against what each piece's own text asks for.
+        kept: (P,) of each metric, against what the prefix said.
+    """
+
+    source: Source
+    way: Way | None
+    scores: dict[str, np.ndarray]
+    kept: dict[str, np.ndarray]
+
+    @property
+    def name(self) -> str:
+        return self.source if self.way is None else f"{self.source}, {self.way}"
+
+
+def rows_of(ways: Sequence[Way] = WAYS) -> list[tuple[Source, Way]]:
+    """All rows that are generated; nobody has no attributes to say."""
+    spoken: list[tuple[Source, Way]] = [
+        (source, way) for source in ("text", "shuffled", "true") for way in ways
+    ]
+    return [*spoken, ("none", "summaries")]
+
+
+def judge_row(
+    pieces: Sequence[JudgedPiece],
+    source: Source,
+    way: Way,
+    generator: Generator,
+    *,
+    max_bars: int,
+    seed: int,
+    true_summaries: Callable[[JudgedPiece], Any] | None = None,
+    on_piece: Callable[[int], None] | None = None,
+) -> tuple[Row, list[Generated]]:
+    """Write a piece for each of the judged ones and score it.
+
+    Args:
+        pieces: at least two.
+        source: any but `piece`.
+        way: what the model is told besides summaries.
+        generator: what writes.
+        max_bars: longer pieces are written up to here.
+        seed: of the row's noise and sampling, the same for piece k of every row, and of the pairs
+            of `shuffled`.
+        true_summaries: of a piece, all of its bars; for source `true`.
+        on_piece: called with the number of pieces written after each batch of them.
+    """
+    others = derangement(len(pieces), seed) if source == "shuffled" else range(len(pieces))
+    written: list[Generated] = []
+    requests = []
+    for number, (piece, other) in enumerate(zip(pieces, others, strict=True)):
+        num_bars = min(piece.num_bars, max_bars)
+        is_true = source == "true"
+        assert true_summaries is not None or not is_true
+        requests.append(
+            Request(
+                sections=((pieces[other].text, num_bars),)
+                if source in ("text", "shuffled")
+                else (),
+                num_bars=num_bars,
+                way=way,
+                seed=seed + number,
+                summaries_SD=true_summaries(piece) if is_true and true_summaries else None,
+                attributes=attributes_of(decode(piece.ids))
+                if is_true and way != "summaries"
+                else None,
+            )
+        )
+    for start in range(0, len(requests), _AT_ONCE):
+        written += generator.generate(requests[start : start + _AT_ONCE])
+        if on_piece is not None:
+            on_piece(len(written))
+    assert len(written) == len(pieces)
+    return _scored(pieces, written, source, way), written
+
+
+def reference_row(pieces: Sequence[JudgedPiece]) -> Row:
+    """The real pieces against their own texts: nobody is expected to do better."""
+    scores = [score(piece.wanted, hear(decode(piece.ids))) for piece in pieces]
+    nothing = dict.fromkeys(METRICS, np.full(len(pieces), np.nan))
+    return Row(source="piece", way=None, scores=stack(scores, METRICS), kept=nothing)
+
+
+def _scored(
+    pieces: Sequence[JudgedPiece], written: Sequence[Generated], source: Source, way: Way
+) -> Row:
+    scores, kept = [], []
+    for piece, made in zip(pieces, written, strict=True):
+        heard = hear(decode(made.ids), length=made.said.length if made.said else None)
+        scores.append(score(piece.wanted, heard))
+        kept.append(score(said_wanted(made.said), heard))
+    return Row(source=source, way=way, scores=stack(scores, METRICS), kept=stack(kept, METRICS))
+
+
+def said_wanted(said: Attributes | None) -> Wanted:
+    """What a prefix asks for; the length it plans is heard from itself, so it asks for none."""
+    if said is None:
+        return Wanted()
+    return Wanted(
+        tempo_bpm=None if said.tempo is None else float(TEMPOS_BPM[said.tempo]),
+        metre=said.metre,
+        key=said.key,
+        instruments=frozenset(said.instruments) or None,
+        density=said.density,
+    )
+
+
+def judge_sections(
+    pieces: Sequence[JudgedPiece],
+    generator: Generator,
+    *,
+    section_bars: int,
+    seed: int,
+    crossed: bool = False,
+) -> list[Row]:
+    """Pieces of two texts, one after the other, each part scored against its own text.
+
+    Args:
+        pieces: in pairs, each with another as its second half.
+        generator: what writes, from summaries alone: a prefix speaks of a whole piece.
+        section_bars: bars of each of the two parts.
+        seed: of pairs, noise and sampling.
+        crossed: score each part against the other part's text: what is heard of a text where it
+            does not hold.
+
+    Returns:
+        The row of the first parts and that of the second ones.
+    """
+    others = [pieces[other] for other in derangement(len(pieces), seed)]
+    requests = [
+        Request(
+            sections=((first.text, section_bars), (second.text, section_bars)),
+            num_bars=2 * section_bars,
+            way="summaries",
+            seed=seed + number,
+        )
+        for number, (first, second) in enumerate(zip(pieces, others, strict=True))
+    ]
+    written: list[Generated] = []
+    for start in range(0, len(requests), _AT_ONCE):
+        written += generator.generate(requests[start : start + _AT_ONCE])
+    rows = []
+    for part, described in enumerate((pieces, others)):
+        judges = (others, pieces)[part] if crossed else described
+        scores = [
+            score(
+                judge.wanted,
+                hear(decode(cut_window(made.ids, part * section_bars, (part + 1) * section_bars))),
+            )
+            for judge, made in zip(judges, written, strict=True)
+        ]
+        nothing = dict.fromkeys(METRICS, np.full(len(pieces), np.nan))
+        source: Source = "shuffled" if crossed else "text"
+        rows.append(
+            Row(source=source, way="summaries", scores=stack(scores, METRICS), kept=nothing)
+        )
+    return rows
