@@ -26,6 +26,7 @@ from meloformer.bridge.flow import (
     path_at,
     solve,
 )
+from meloformer.bridge.sinusoids import sinusoids
 from meloformer.errors import ConfigError
 
 if TYPE_CHECKING:  # the encoders import transformers, which takes seconds
@@ -33,9 +34,7 @@ if TYPE_CHECKING:  # the encoders import transformers, which takes seconds
 
 # Shift, scale and gate of each of the three parts of a layer.
 _MODULATIONS = 9
-# Wave lengths of sines reach from 2 pi to 2 pi times this.
-_LONGEST_WAVE = 10_000.0
-# The flow's time, 0 to 1, counted as the wave lengths want it.
+# The flow's time, 0 to 1, as the wave lengths of positions want it.
 _TIMES_COUNTED = 1000.0
 
 
@@ -217,9 +216,9 @@ class DiffusionBridge(nn.Module):
         dtype = self.summary_in.weight.dtype
         x_BSD = x_BSD.masked_fill(~mask_BS.unsqueeze(-1), 0.0).to(dtype)
         bar_S = torch.arange(x_BSD.shape[1], device=x_BSD.device)
-        x_BSE = self.summary_in(x_BSD) + _waves(bar_S, self.config.width).to(dtype)
+        x_BSE = self.summary_in(x_BSD) + sinusoids(bar_S, self.config.width).to(dtype)
 
-        waves_BE = _waves(_TIMES_COUNTED * t_B.float(), self.config.width).to(dtype)
+        waves_BE = sinusoids(_TIMES_COUNTED * t_B.float(), self.config.width).to(dtype)
         time_BE = F.silu(self.time_hidden(F.silu(self.time_in(waves_BE))))
         time_BME = self.time_out(time_BE).unflatten(-1, (_MODULATIONS, -1))
         for layer, keys_values in zip(self._layers(), text.keys_values, strict=True):
@@ -338,11 +337,3 @@ def _readable(mask_BN: Tensor) -> Tensor:
     Such a row stands in for one that a rank does not have, and counts for nothing.
     """
     return mask_BN | ~mask_BN.any(dim=1, keepdim=True)
-
-
-def _waves(positions_N: Tensor, width: int) -> Tensor:
-    """(N, width) sines and cosines of positions, as in Vaswani et al. 2017, section 3.5."""
-    half = width // 2
-    exponents = torch.arange(half, device=positions_N.device, dtype=torch.float32) / half
-    angles = positions_N.float().unsqueeze(-1) * _LONGEST_WAVE**-exponents
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)

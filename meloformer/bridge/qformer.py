@@ -5,7 +5,6 @@ frozen encoder. Here every layer has cross-attention, as the text is short, and 
 bar, where theirs have no order.
 """
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from meloformer.bridge.bridges import BridgeBatch, Solver
 from meloformer.bridge.projection import build_projection
+from meloformer.bridge.sinusoids import sinusoids
 from meloformer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class QFormer(nn.Module):
                 nn.init.zeros_(module.bias)
         # Neighbouring bars begin alike, and a bar that no training piece reaches is no noise.
         with torch.no_grad():
-            self.queries.copy_(bar_positions(self.config.num_queries, self.config.width))
+            self.queries.copy_(sinusoids(torch.arange(self.config.num_queries), self.config.width))
         nn.init.constant_(self.norm.weight, _FIRST_GAIN)
 
     def forward(
@@ -162,16 +162,6 @@ def regression(predicted_BSD: torch.Tensor, batch: BridgeBatch) -> torch.Tensor:
         ~batch.mask_BS[..., None], 0.0
     )
     return batch.mean_over_bars(error_BSD.square().mean(dim=-1))
-
-
-def bar_positions(num_bars: int, width: int) -> torch.Tensor:
-    """Sines and cosines of the bar's number (S, D), from 2 bars to 10,000 bars a wave.
-
-    Source: Vaswani et al. 2017, section 3.5.
-    """
-    frequency = torch.exp(torch.arange(width // 2) * (-math.log(10_000) / (width // 2)))
-    angle = torch.arange(num_bars)[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 class _Layer(nn.Module):
