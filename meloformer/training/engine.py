@@ -50,26 +50,13 @@ class Engine:
         *,
         ema: float = 0.0,
     ) -> None:
-        # Imported here and not above: the import takes seconds and settles which accelerator
-        # DeepSpeed uses, which `start_ranks` has to say first.
+        prepare_deepspeed(ranks)
         import deepspeed
-        from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
         from pydantic import ValidationError
 
         self.ranks = ranks
         self.stage: int = ds_config["zero_optimization"]["stage"]
         self.is_bf16: bool = ds_config["bf16"]["enabled"]
-        logging.getLogger("DeepSpeed").setLevel(
-            logging.WARNING if ranks.is_first else logging.ERROR
-        )
-        # Calls of DeepSpeed that torch has renamed.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-        # An inference collective that DeepSpeed would compile at every first start on a CPU
-        # (a minute, and a compiler); training never calls it.
-        deepspeed.ops.__compatible_ops__ = {}
-        # It goes by the class alone, and would warn of one that it does not know.
-        if Muon not in ZERO_SUPPORTED_OPTIMIZERS:
-            ZERO_SUPPORTED_OPTIMIZERS.append(Muon)
         check_stage(optimizer, self.stage)
         model = model.to(ranks.device)
         client = build_optimizer(model, optimizer)
@@ -252,6 +239,26 @@ class Engine:
             CheckpointError: they are damaged, not all there, or of another model.
         """
         load_parts(self._partitions, folder)
+
+
+def prepare_deepspeed(ranks: Ranks) -> None:
+    """Say to DeepSpeed what it has to know before anything of it is used.
+
+    Imported late: the import takes seconds and settles which accelerator DeepSpeed uses, which
+    `start_ranks` has to say first.
+    """
+    import deepspeed
+    from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING if ranks.is_first else logging.ERROR)
+    # Calls of DeepSpeed that torch has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    # An inference collective that DeepSpeed would compile at every first start on a CPU
+    # (a minute, and a compiler); training never calls it.
+    deepspeed.ops.__compatible_ops__ = {}
+    # It goes by the class alone, and would warn of one that it does not know.
+    if Muon not in ZERO_SUPPORTED_OPTIMIZERS:
+        ZERO_SUPPORTED_OPTIMIZERS.append(Muon)
 
 
 def _num_moments(partition: Partition) -> int:

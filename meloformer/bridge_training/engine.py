@@ -1,0 +1,103 @@
+"""Accelerate in front of DeepSpeed: the same ds_configs files, with Accelerate's way to step.
+
+MuseFormer's loop ends a step itself, in two halves, so as to look at the norm in between. A bridge
+is small and its loss is looked at before backward: `accelerator.backward` may step at once. What
+checkpoints and averages need of the partitions is the same, and is inherited.
+"""
+
+import math
+import os
+
+import torch
+from torch import nn
+
+from meloformer.errors import ConfigError
+from meloformer.training.ema import WeightAverage
+from meloformer.training.engine import Engine, prepare_deepspeed
+from meloformer.training.muon import Muon
+from meloformer.training.optimizer import OptimizerConfig, build_optimizer, check_stage
+from meloformer.training.partitions import find_partitions
+from meloformer.training.ranks import Ranks
+
+
+class AccelerateEngine(Engine):
+    """A module whose forward returns a loss, its optimizer, and Accelerate around both.
+
+    Args:
+        model: every rank ends with the first rank's weights.
+        ranks: the started processes.
+        ds_config: as `resolve_ds_config` returns it, without accumulation.
+        optimizer: its settings.
+        ema: decay of the moving average of the weights; 0 keeps none.
+
+    Raises:
+        ConfigError: Accelerate is not installed, DeepSpeed refuses a value of the partitioning, or
+            the optimizer its stage.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        ds_config: dict,
+        optimizer: OptimizerConfig,
+        *,
+        ema: float = 0.0,
+    ) -> None:
+        self.ranks = ranks
+        self.stage = ds_config["zero_optimization"]["stage"]
+        self.is_bf16 = ds_config["bf16"]["enabled"]
+        check_stage(optimizer, self.stage)
+        prepare_deepspeed(ranks)
+        # Where it computes is settled; Accelerate would take the first GPU that it sees.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(ranks.device)
+        try:
+            from accelerate import Accelerator
+            from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+        except ImportError as error:
+            raise ConfigError(
+                f"found no Accelerate ({error}); allowed: the extra bridge: "
+                "pip install 'meloformer[train,bridge]'"
+            ) from error
+        from pydantic import ValidationError
+
+        # Accelerate ends a step in backward, which a boundary of ours would never tell it to.
+        settings = {k: v for k, v in ds_config.items() if k != "managed_gradient_accumulation"}
+        self.accelerator = Accelerator(
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings),
+            mixed_precision="bf16" if self.is_bf16 else "no",
+            kwargs_handlers=[
+                InitProcessGroupKwargs(backend="nccl" if ranks.device.type == "cuda" else "gloo")
+            ],
+        )
+        client = build_optimizer(model.to(ranks.device), optimizer)
+        try:
+            self._deepspeed, self._optimizer = self.accelerator.prepare(model, client)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise ConfigError(
+                f"--config: found {'.'.join(map(str, wrong['loc']))} = {wrong['input']!r}; "
+                f"allowed: what DeepSpeed takes there ({wrong['msg']})"
+            ) from error
+        self._partitions = find_partitions(self._deepspeed, self.stage, ranks.rank)
+        if isinstance(client, Muon):
+            client.follow(self._partitions.all(), ranks)
+        if ema:
+            self._partitions.average = WeightAverage(self._partitions.trained_weights(), ema)
+        self._is_averaged = False
+
+    def step(self, loss: torch.Tensor) -> float:
+        """Backward, clip, step, share the new weights, clear the gradients; collective.
+
+        Args:
+            loss: of this rank's rows; the ranks' gradients are averaged.
+
+        Returns:
+            Norm of the whole gradient before clipping, the same on all ranks; inf where it is not
+            finite.
+        """
+        self.accelerator.backward(loss)
+        norm = float(self._deepspeed.get_global_grad_norm())
+        if self._partitions.average is not None:
+            self._partitions.average.update(self._partitions.trained_weights())
+        return norm if math.isfinite(norm) and norm >= 0 else math.inf
