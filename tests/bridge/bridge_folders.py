@@ -1,0 +1,35 @@
+"""Folders of bridges with random weights, written as training writes them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meloformer.bridge.bridge_folder import BridgeFacts, save_bridge
+from meloformer.bridge.text_encoder import TextEncoder
+
+SUMMARY_WIDTH = 8
+BASE = {"fingerprint": "b" * 64, "width": SUMMARY_WIDTH}
+
+
+def write_bridge(folder: Path, model: Any, encoder: TextEncoder) -> Path:
+    """A run folder's model/, for states of an encoder.
+
+    Args:
+        folder: of the model itself.
+        model: its weights are drawn anew, so that every part has a say.
+        encoder: whose states it reads.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.15, generator=generator)
+    facts = BridgeFacts.of(
+        model,
+        base=BASE,
+        encoder=encoder.facts(),
+        mean_D=torch.linspace(-3, 3, SUMMARY_WIDTH),
+        std_D=torch.linspace(0.5, 2, SUMMARY_WIDTH),
+    )
+    save_bridge(folder, facts, model.state_dict())
+    return folder
