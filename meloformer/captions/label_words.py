@@ -59,10 +59,10 @@ MOODS = {
     mood.en: mood
     for mood in (
         *_names("happy=快乐|cheerful=欢快|sad=悲伤|melancholic=忧郁|calm=平静|peaceful=宁静"),
-        *_names("dark=阴暗|gloomy=阴森|tense=紧张|menacing=凶险|epic=史诗般|romantic=浪漫"),
-        *_names("dramatic=戏剧性|mysterious=神秘|aggressive=激烈|energetic=充满活力"),
+        *_names("dark=阴暗|gloomy=阴森|tense=紧张|menacing=凶险|epic=宏大|romantic=浪漫"),
+        *_names("dramatic=富有戏剧性|mysterious=神秘|aggressive=激烈|energetic=充满活力"),
         *_names("relaxing=放松|dreamy=梦幻|playful=俏皮|solemn=庄严|majestic=雄伟|cosy=温馨"),
-        *_names("triumphant=凯旋般|adventurous=充满冒险|uneasy=不安|hopeful=充满希望"),
+        *_names("triumphant=激昂|adventurous=富有冒险精神|uneasy=不安|hopeful=充满希望"),
         *_names("tender=温柔|nostalgic=怀旧|joyful=喜悦|angry=愤怒|gentle=轻柔|mellow=柔和"),
     )
 }

@@ -216,7 +216,7 @@ TAILS: dict[str, tuple[str, ...]] = {
         "The genre is {genre}.",
         "Style: {genre}.",
         "Think of {genre}.",
-        "It goes in the direction of {genre}.",
+        "Its style could be called {genre}.",
     ),
     "mood": (
         "The mood is {mood}.",

@@ -80,11 +80,11 @@ def length_phrase(attributes: Mapping[str, Any], random: random.Random) -> str:
     if seconds is None or random.random() < 0.5:
         return f"{bars}小节"
     if seconds < 90:
-        return f"约{max(round(seconds / 5) * 5, 5)}秒"
+        return f"{max(round(seconds / 5) * 5, 5)}秒左右"
     minutes, half = divmod(round(seconds / 30), 2)
     # 两, not 二, counts things.
     number = {2: "两"}.get(minutes, str(minutes))
-    return f"约{number}分{'半' if half else ''}钟"
+    return f"{number}分{'半' if half else ''}钟左右"
 
 
 def joined(names: Sequence[str]) -> str:
@@ -100,7 +100,7 @@ def phrase(unit: str, attributes: Mapping[str, Any], random: random.Random) -> s
             return random.choice(_PACE[pace_bin(attributes["tempo_bpm"])])
         case "bpm":
             bpm = round(attributes["tempo_bpm"])
-            return random.choice((f"每分钟{bpm}拍", f"{bpm}BPM", f"约{bpm}BPM"))
+            return random.choice((f"每分钟{bpm}拍", f"{bpm}BPM", f"{bpm}BPM左右"))
         case "key":
             return key_phrase(attributes["key"], random)
         case "metre":
