@@ -8,6 +8,7 @@ import numpy as np
 
 from meloformer.errors import ConfigError
 from meloformer.evaluation.second_key import relative_key, second_key
+from meloformer.midi.filters import bar_seconds
 from meloformer.midi.grid import METRE_INDEX, METRE_STEPS, STEPS_PER_QUARTER, TEMPOS_BPM
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.tokens.vocabulary import NUM_KEYS, density_bin, length_bin
@@ -67,8 +68,8 @@ class Heard:
     """What a listener finds in music.
 
     Args:
-        tempo_bpm: the tempo that most quarters have.
-        metre: the metre that most quarters have, index into METRES.
+        tempo_bpm: half of the playing time is no faster, half no slower.
+        metre: index into METRES of the one that lasts for most quarters.
         key: by `second_key`; None of drums alone.
         instruments: those that play a note.
         density: bin of notes per quarter.
@@ -100,8 +101,9 @@ def hear(music: QuantisedPiece, *, length: int | None = None) -> Heard:
         length: bin of the bars that were planned; see `Heard`.
     """
     steps = METRE_STEPS[music.bar_metre]
+    reached = np.cumsum(np.bincount(music.bar_tempo, bar_seconds(music)))
     return Heard(
-        tempo_bpm=float(TEMPOS_BPM[np.bincount(music.bar_tempo, steps).argmax()]),
+        tempo_bpm=float(TEMPOS_BPM[np.searchsorted(reached, reached[-1] / 2)]),
         metre=int(np.bincount(music.bar_metre, steps).argmax()),
         key=second_key(music),
         instruments=frozenset(np.unique(music.instrument).tolist()),

@@ -102,7 +102,7 @@ def test_tempo_bins_are_those_of_the_published_protocol() -> None:
     assert found == [0, 0, 1, 1, 2, 2, 3, 4, 4, 5, 6, 7, 8]
 
 
-def test_metre_and_tempo_are_those_of_most_quarters_and_not_of_most_bars() -> None:
+def test_metre_and_tempo_are_those_of_most_of_the_time_and_not_of_most_bars() -> None:
     metres = [METRE_INDEX[1, 4]] * 3 + [METRE_INDEX[4, 4]]
     music = canonical_piece(metres, [TEMPO_120] * 3 + [TEMPO_60], [(3, 1, 0, 60, 24, 66)])
     assert hear(music).metre == METRE_INDEX[4, 4] and hear(music).tempo_bpm == 60.0
