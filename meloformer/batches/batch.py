@@ -25,6 +25,8 @@ class Batch:
         num_rows: rows that hold a window; the others weigh nothing.
         num_targets: targets that are not ignored.
         num_notes: PITCH tokens among them.
+        open_seeds: of the noise of each row's open summaries, see model/injection.py; empty where
+            the layout has none.
     """
 
     ids_BT: Tensor
@@ -34,6 +36,7 @@ class Batch:
     num_rows: int
     num_targets: int
     num_notes: int
+    open_seeds: tuple[int, ...] = ()
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move all tensors; from pinned memory without waiting for the copy."""

@@ -20,6 +20,8 @@ from meloformer.tokens.labels import token_labels
 from meloformer.tokens.vocabulary import KIND_OF, PAD, Kind
 from meloformer.tokens.windows import cut_window
 
+# Behind epoch, piece and bar: another draw than that of attributes and augmentation.
+_OPEN_DRAW = 1
 # What a label says where a row is over.
 _PADDING = {"onset_BT": 0, "index_BT": 0, "bar_BS": 0}
 
@@ -35,6 +37,7 @@ class Collator:
         augmentation: how far a window may be shifted.
         blocks_rule: build block lists for this rule; None builds none.
         block_size: tokens along each side of a block.
+        open_summary_rate: share of rows with open summaries, see model/injection.py.
     """
 
     index: PieceIndex
@@ -43,11 +46,23 @@ class Collator:
     augmentation: Augmentation = field(default_factory=Augmentation)
     blocks_rule: Rule | None = None
     block_size: int = BLOCK_SIZE
+    open_summary_rate: float = 0.0
 
     def __call__(self, spec: MicroBatchSpec) -> Batch:
         """Read, cut, drop attributes, label and pad."""
         rows = [[self.window_ids(spec.epoch, window) for window in row] for row in spec.rows]
-        return collate_rows(rows, spec.seq_len, self.blocks_rule, self.block_size)
+        open_seeds = None
+        if self.open_summary_rate:
+            open_seeds = [self.open_seed(spec.epoch, row) for row in spec.rows]
+        return collate_rows(rows, spec.seq_len, self.blocks_rule, self.block_size, open_seeds)
+
+    def open_seed(self, epoch: int, row: Sequence[Window]) -> int | None:
+        """Seed of the noise of a row's open summaries; None where it has none."""
+        if not row:
+            return None
+        # By its first window: whatever rank and micro-batch a row falls to, it draws the same.
+        drawn = np.random.default_rng([self.seed, epoch, *row[0][:2], _OPEN_DRAW])
+        return int(drawn.integers(2**62)) if drawn.random() < self.open_summary_rate else None
 
     def window_ids(self, epoch: int, window: Window) -> np.ndarray:
         """Tokens of a window as they stand in a batch of this epoch."""
@@ -67,6 +82,7 @@ def collate_rows(
     seq_len: int,
     blocks_rule: Rule | None = None,
     block_size: int = BLOCK_SIZE,
+    open_seeds: Sequence[int | None] | None = None,
 ) -> Batch:
     """Lay sequences side by side in rows; a row without sequences is all padding.
 
@@ -76,6 +92,8 @@ def collate_rows(
         seq_len: T.
         blocks_rule: build block lists for this rule; None builds none.
         block_size: tokens along each side of a block.
+        open_seeds: a seed for each row whose bars have open summaries, None for the others; None
+            altogether lays out a batch that cannot have any.
     """
     slots = num_summaries(seq_len)
     ids = np.full((len(rows), seq_len), PAD, dtype=np.int64)
@@ -86,7 +104,7 @@ def collate_rows(
             _PADDING.get(name, -1),
             dtype=np.int32,
         )
-        for name in (item.name for item in fields(Layout))
+        for name in (item.name for item in fields(Layout) if item.name != "open_BS")
     }
     for row, windows in enumerate(rows):
         start = slot = 0
@@ -104,6 +122,9 @@ def collate_rows(
             labels["piece_BS"][row, slot : slot + num_bars] = piece
             labels["bar_BS"][row, slot : slot + num_bars] = np.arange(num_bars)
             start, slot = end, slot + num_bars
+    if open_seeds is not None:
+        is_open_B = np.array([seed is not None for seed in open_seeds])
+        labels["open_BS"] = np.where(is_open_B[:, None], labels["piece_BS"], np.int32(-1))
     layout = Layout(**labels)
     blocks = None
     if blocks_rule is not None:
@@ -117,6 +138,7 @@ def collate_rows(
         num_rows=sum(bool(windows) for windows in rows),
         num_targets=int(is_target.sum()),
         num_notes=int((KIND_OF[targets[is_target]] == Kind.PITCH).sum()),
+        open_seeds=tuple(0 if seed is None else seed for seed in open_seeds or ()),
     )
 
 

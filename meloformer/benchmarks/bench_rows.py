@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from meloformer.batches.batch import Batch
 from meloformer.batches.block_plans import build_blocks
@@ -15,7 +16,7 @@ from meloformer.batches.simulated import SimulatedSplit
 from meloformer.batches.windows import check_bars_fit
 from meloformer.errors import ConfigError
 from meloformer.midi.grid import METRE_INDEX
-from meloformer.model.masks import Layout, Rule
+from meloformer.model.masks import Rule
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.vocabulary import BOS, Kind, token_id
 from meloformer.training.config import newest_shards
@@ -57,7 +58,7 @@ class BenchRows:
         if blocks_rule is None or block_size is None:
             return collate_rows(self.rows, self.seq_len, blocks_rule)
         batch = collate_rows(self.rows, self.seq_len)
-        layout = Layout(**{name: field.numpy() for name, field in vars(batch.layout).items()})
+        layout = batch.layout.map(Tensor.numpy)
         return replace(batch, blocks=as_tensors(build_blocks(layout, blocks_rule, block_size)))
 
 

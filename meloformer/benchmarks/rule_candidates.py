@@ -1,14 +1,16 @@
 """What a comparison of attention rules trains: presets, other groupings, files, the dense twin."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from meloformer.batches.batch import Batch
 from meloformer.batches.block_plans import build_blocks
 from meloformer.batches.collate import as_tensors
 from meloformer.errors import ConfigError
 from meloformer.model.attention import Backend
-from meloformer.model.masks import BLOCK_SIZE, NEAR_BARS, HeadGroup, Layout, Rule, rule_of
+from meloformer.model.masks import BLOCK_SIZE, NEAR_BARS, HeadGroup, Rule, rule_of
 from meloformer.model.rules import describe_rule, load_rule
 
 DENSE_TWIN = "dense_twin"
@@ -53,8 +55,8 @@ class Candidate:
         layout = batch.layout if self.summaries else batch.layout.without_summaries()
         blocks = None
         if backend == "flex":
-            arrays = {item.name: getattr(layout, item.name).numpy() for item in fields(Layout)}
-            blocks = as_tensors(build_blocks(Layout(**arrays), rule_of(self.rule), block_size))
+            arrays = layout.map(Tensor.numpy)
+            blocks = as_tensors(build_blocks(arrays, rule_of(self.rule), block_size))
         return replace(batch, layout=layout, blocks=blocks)
 
 

@@ -4,8 +4,6 @@ Both take the same plan, made from the same rule: `dense` as a bool mask, `flex`
 the rule as a mask function.
 """
 
-import functools
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,9 +14,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from meloformer.errors import ConfigError
-from meloformer.model import masks
+from meloformer.model import dense_masks, masks
 from meloformer.model.kernel import attend_blocks, block_mask
-from meloformer.model.masks import Blocks, Label, Layout, Rule
+from meloformer.model.masks import Blocks, Layout, Rule
 
 Backend = Literal["dense", "flex"]
 KeysValues = tuple[Tensor, Tensor]
@@ -45,12 +43,16 @@ class AttentionPlan:
     """The calls of every layer: one SUMMARIZE, one UPDATE per head group of the rule.
 
     `summarize` is None where there are no summaries: then keys are tokens alone.
+
+    `opened` is the same for layers with open summaries: its SUMMARIZE is that of the open ones,
+    which read each other alone, and its UPDATE has their keys between the summaries and the tokens.
     """
 
     summarize: CallPlan | None
     update: tuple[CallPlan, ...]
     rule: Rule
     precision: torch.dtype | None = None
+    opened: "AttentionPlan | None" = None
 
     def for_dtype(self, dtype: torch.dtype) -> "AttentionPlan":
         """The same plan with dense masks as numbers to add, once for all layers."""
@@ -66,6 +68,7 @@ class AttentionPlan:
             self,
             summarize=self.summarize and additive(self.summarize),
             update=tuple(map(additive, self.update)),
+            opened=self.opened and self.opened.for_dtype(dtype),
         )
 
 
@@ -100,23 +103,24 @@ def build_plan(
         raise ConfigError("the flex backend needs the block lists of its batch; found none")
     if backend == "flex" and blocks is not None:
         return _flex_plan(layout, rule, blocks, precision)
-    tokens, summaries = labels_of(layout)
-    summarize = None
+    summarize = opened = None
     if layout.piece_BS.shape[1]:
-        keys = _concatenate(summaries, tokens)
-        summarize = CallPlan(_dense_mask(masks.summary_reads, summaries, keys))
-    update = []
+        summarize = CallPlan(dense_masks.summarize_mask(layout))
+    update, update_opened = [], []
     for group in rule:
         order_BT = inverse_BT = None
-        queries = tokens
         if group.order == "instrument":
-            order_BT = _instrument_order(layout)
+            order_BT = dense_masks.instrument_order(layout)
             inverse_BT = torch.argsort(order_BT, dim=1)
-            queries = Label(*(torch.gather(field, 1, order_BT) for field in tokens))
-        reads = functools.partial(masks.token_reads, group)
-        mask = _dense_mask(reads, queries, _concatenate(summaries, queries))
+        mask = dense_masks.update_mask(layout, group, order_BT)
         update.append(CallPlan(mask, order_BT, inverse_BT))
-    return AttentionPlan(summarize, tuple(update), rule, precision)
+        if layout.open_BS is not None:
+            mask = dense_masks.with_open(mask, layout, order_BT)
+            update_opened.append(CallPlan(mask, order_BT, inverse_BT))
+    if layout.open_BS is not None:
+        own = CallPlan(dense_masks.open_mask(layout))
+        opened = AttentionPlan(own, tuple(update_opened), rule, precision)
+    return AttentionPlan(summarize, tuple(update), rule, precision, opened)
 
 
 def _flex_plan(
@@ -132,7 +136,22 @@ def _flex_plan(
         CallPlan(block_mask(stage, num_tokens, blocks.block_size), stage.order_BT, stage.inverse_BT)
         for stage in blocks.update
     )
-    return AttentionPlan(summarize, update, rule, precision)
+    opened = None
+    if layout.open_BS is not None:
+        if len(blocks.opened) != len(rule):
+            raise ConfigError(
+                "the flex backend needs block lists of the layout with its open summaries; found "
+                "those of one without; build them again, or take the dense backend"
+            )
+        own = CallPlan(dense_masks.open_mask(layout))
+        calls = (
+            CallPlan(
+                block_mask(stage, num_tokens, blocks.block_size), call.order_BT, call.inverse_BT
+            )
+            for stage, call in zip(blocks.opened, update, strict=True)
+        )
+        opened = AttentionPlan(own, tuple(calls), rule, precision)
+    return AttentionPlan(summarize, update, rule, precision, opened)
 
 
 def summarize(
@@ -324,56 +343,3 @@ def _put(place_BGTK: Tensor, x_BGTK: Tensor, order_BT: Tensor | None) -> None:
         torch.gather(x_BGTK, 2, index, out=place_BGTK)
     else:
         place_BGTK.copy_(torch.gather(x_BGTK, 2, index))
-
-
-def labels_of(layout: Layout) -> tuple[Label, Label]:
-    """Labels of tokens (B, T) and of summaries (B, S)."""
-    piece_BT, piece_BS = layout.piece_BT, layout.piece_BS
-    time_BT = torch.arange(piece_BT.shape[1], device=piece_BT.device, dtype=torch.int32)
-    slot_BS = torch.arange(piece_BS.shape[1], device=piece_BS.device, dtype=torch.int32)
-    absent_BS = torch.full_like(piece_BS, -1)
-    tokens = Label(
-        piece_BT,
-        layout.bar_BT,
-        layout.instrument_BT,
-        layout.index_BT,
-        time_BT.expand_as(piece_BT),
-        torch.zeros_like(piece_BT, dtype=torch.bool),
-    )
-    summaries = Label(
-        piece_BS,
-        layout.bar_BS,
-        absent_BS,
-        absent_BS,
-        slot_BS.expand_as(piece_BS),
-        torch.ones_like(piece_BS, dtype=torch.bool),
-    )
-    return tokens, summaries
-
-
-def _concatenate(first: Label, second: Label) -> Label:
-    return Label(*(torch.cat(pair, dim=1) for pair in zip(first, second, strict=True)))
-
-
-def _instrument_order(layout: Layout) -> Tensor:
-    """(B, T) int64: piece by piece, instrument by instrument, in time; padding last."""
-    piece_BT = layout.piece_BT.long()
-    last = piece_BT.amax(dim=1, keepdim=True) + 1
-    piece_BT = torch.where(piece_BT < 0, last, piece_BT)
-    # Instruments are small non-negative numbers once the prefix (-1) is shifted to 0.
-    instrument_BT = layout.instrument_BT.long() + 1
-    key_BT = piece_BT * (instrument_BT.max() + 1) + instrument_BT
-    return torch.argsort(key_BT, dim=1, stable=True)
-
-
-def _narrowed(field: Tensor, narrow: bool) -> Tensor:
-    return field.to(torch.int16) if narrow and field.dtype != torch.bool else field
-
-
-def _dense_mask(reads: Callable[[Label, Label], Tensor], q: Label, k: Label) -> Tensor:
-    # Pairs are many and labels small: halving their width nearly halves the time.
-    narrow = k.piece.shape[1] <= torch.iinfo(torch.int16).max
-    q, k = (Label(*(_narrowed(field, narrow) for field in label)) for label in (q, k))
-    rows = Label(*(field[:, None, :, None] for field in q))
-    columns = Label(*(field[:, None, None, :] for field in k))
-    return reads(rows, columns)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from meloformer.errors import CheckpointError, ConfigError
 from meloformer.model import masks
+from meloformer.model.injection import INJECTION_LAYER
 from meloformer.model.rules import describe_rule, parse_rule, rule_to_json
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -29,6 +30,8 @@ class MuseFormerConfig:
         rotary_base: wave-length base of both halves of the rotary pairs.
         summaries: False is the dense twin that the others are measured against: no summary stream,
             tokens read tokens alone; its rule is `full`.
+        open_summary_rate: share of the rows of training that have open summaries too, see
+            model/injection.py.
     """
 
     num_layers: int
@@ -43,6 +46,7 @@ class MuseFormerConfig:
     rule: str | masks.Rule = "halves"
     rotary_base: float = 10_000.0
     summaries: bool = True
+    open_summary_rate: float = 0.0
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.head_width % 4:
@@ -63,10 +67,20 @@ class MuseFormerConfig:
                 f"a model without summaries under rule {describe_rule(self.rule)}: allowed: full, "
                 "since what a sparse rule leaves out would be out of reach; keep the summaries"
             )
+        if not 0 <= self.open_summary_rate <= 1:
+            raise ConfigError(
+                f"open_summary_rate {self.open_summary_rate:g}: allowed 0 to 1, a share of the rows"
+            )
 
     @property
     def head_width(self) -> int:
         return self.width // self.num_heads
+
+    @property
+    def num_open_layers(self) -> int:
+        """Layers that have open summaries in training: those above the injection layer, or none."""
+        has_any = self.summaries and self.open_summary_rate > 0
+        return max(self.num_layers - INJECTION_LAYER, 0) if has_any else 0
 
     def save(self, folder: Path) -> None:
         """Write config.json; it holds the rule itself where that is no preset."""

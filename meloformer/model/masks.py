@@ -10,6 +10,7 @@ Sources: the bar distances of `museformer` are those of Museformer (Yu et al. 20
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -36,6 +37,8 @@ class Layout:
         index_BT: position inside the bar (bar token = 0) or inside the prefix.
         piece_BS: piece of each summary; -1 padding.
         bar_BS: bar of each summary; 0 for padding.
+        open_BS: piece of each bar that has an open summary too, see model/injection.py; -1 where
+            a bar has none; None where no bar of the batch can have one.
     """
 
     piece_BT: Any
@@ -45,10 +48,16 @@ class Layout:
     index_BT: Any
     piece_BS: Any
     bar_BS: Any
+    open_BS: Any = None
+
+    def map(self, function: Callable[[Any], Any]) -> "Layout":
+        """The same function of every label; of open ones where there are some."""
+        labels = {name: label for name, label in vars(self).items() if label is not None}
+        return Layout(**{name: function(label) for name, label in labels.items()})
 
     def without_summaries(self) -> "Layout":
         """The same tokens with no slot for summaries (S = 0), for a model that has none."""
-        return replace(self, piece_BS=self.piece_BS[:, :0], bar_BS=self.bar_BS[:, :0])
+        return replace(self, piece_BS=self.piece_BS[:, :0], bar_BS=self.bar_BS[:, :0], open_BS=None)
 
 
 class Label(NamedTuple):
@@ -164,6 +173,22 @@ def summary_reads(q: Label, k: Label) -> Any:
     return (same_piece & (coarse | fine)) | (k.is_summary & (k.time == q.time))
 
 
+def token_reads_open(q: Label, k: Label) -> Any:
+    """UPDATE above the injection layer: does token q read open summary k?
+
+    That of its own bar, which knows no token of it; the prefix reads those of all bars. Padding
+    reads none.
+    """
+    same_piece = (k.piece == q.piece) & (q.piece >= 0)
+    return same_piece & ((q.bar < 0) | (k.bar == q.bar))
+
+
+def open_reads_open(q: Label, k: Label) -> Any:
+    """Does open summary q read open summary k? Those up to its own bar; padding reads itself."""
+    same_piece = (k.piece == q.piece) & (q.piece >= 0)
+    return (same_piece & (k.bar <= q.bar)) | (k.time == q.time)
+
+
 def num_summaries(seq_len: int) -> int:
     """Summary capacity S of a row of `seq_len` tokens: a bar per 16 tokens, in whole blocks.
 
@@ -254,9 +279,12 @@ class Blocks:
     Args:
         summarize: None where the layout has no summaries.
         update: one per head group.
+        opened: the same with the keys of open summaries behind the summaries, stored in the orders
+            of `update`; none where the layout has no open summaries.
         block_size: queries and keys along each side of a block.
     """
 
     summarize: StageBlocks | None
     update: tuple[StageBlocks, ...]
+    opened: tuple[StageBlocks, ...] = ()
     block_size: int = BLOCK_SIZE

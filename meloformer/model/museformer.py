@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from meloformer.errors import ConfigError
 from meloformer.model import attention, fused
 from meloformer.model.attention import AttentionPlan
 from meloformer.model.config import Checkpointing, MuseFormerConfig
+from meloformer.model.injection import INJECTION_LAYER, Start
 from meloformer.model.masks import Layout
 from meloformer.model.rotary import rotary_angles, rotate
 
@@ -88,8 +90,9 @@ class Layer(nn.Module):
         token_angles: Tensor,
         summary_angles: Tensor,
         plan: AttentionPlan,
-    ) -> tuple[Tensor, Tensor | None]:
-        """One layer of both streams.
+        o_BSD: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """One layer of all streams.
 
         Args:
             x_BTD: token stream.
@@ -97,13 +100,17 @@ class Layer(nn.Module):
             token_angles: (B, 1, T, K/2).
             summary_angles: (B, 1, S, K/2).
             plan: who reads whom.
+            o_BSD: open summaries; None below the injection layer, or where there are none.
+
+        Returns:
+            The three streams after this layer.
         """
         normed_BTD = self.attention_norm(x_BTD)
         q_BHTK = self.queries(normed_BTD, token_angles)
         k_BGTK, v_BGTK = self.keys_values(normed_BTD, token_angles)
         if s_BSD is None:
             read_BHTK = attention.update(q_BHTK, k_BGTK, v_BGTK, plan)
-            return self._ffn(self.add_attention(x_BTD, read_BHTK)), None
+            return self._ffn(self.add_attention(x_BTD, read_BHTK)), None, None
 
         normed_BSD = self.attention_norm(s_BSD)
         k_BGSK, v_BGSK = self.keys_values(normed_BSD, summary_angles)
@@ -113,10 +120,26 @@ class Layer(nn.Module):
         s_BSD = self.add_attention(s_BSD, gathered_BHSK)
 
         coarse = self.coarse_keys_values(s_BSD, summary_angles)
+        if o_BSD is not None:
+            assert plan.opened is not None, "open summaries without a plan for them"
+            plan = plan.opened
+            o_BSD = self.open_summarize(o_BSD, summary_angles, plan)
+            opened = self.coarse_keys_values(o_BSD, summary_angles)
+            coarse = (torch.cat([coarse[0], opened[0]], 2), torch.cat([coarse[1], opened[1]], 2))
         read_BHTK = attention.update(q_BHTK, k_BGTK, v_BGTK, plan, coarse)
         x_BTD = self._ffn(self.add_attention(x_BTD, read_BHTK))
         # Nobody reads the summaries after the last layer's UPDATE.
-        return x_BTD, s_BSD if self.is_last else self._ffn(s_BSD)
+        if self.is_last:
+            return x_BTD, s_BSD, o_BSD
+        return x_BTD, self._ffn(s_BSD), o_BSD if o_BSD is None else self._ffn(o_BSD)
+
+    def open_summarize(self, o_BSD: Tensor, angles: Tensor, opened: AttentionPlan) -> Tensor:
+        """SUMMARIZE of open summaries, which read each other; see `AttentionPlan.opened`."""
+        normed_BSD = self.attention_norm(o_BSD)
+        read_BHSK = attention.summarize(
+            self.queries(normed_BSD, angles), *self.keys_values(normed_BSD, angles), opened
+        )
+        return self.add_attention(o_BSD, read_BHSK)
 
     @property
     def _is_fused(self) -> bool:
@@ -211,33 +234,78 @@ class MuseFormer(nn.Module):
         """Rotary angles of tokens, or of summaries with index 0."""
         return rotary_angles(bar, index, self.config.head_width, self.config.rotary_base)
 
-    def forward(self, ids_BT: Tensor, layout: Layout, plan: AttentionPlan) -> Tensor:
+    def forward(
+        self, ids_BT: Tensor, layout: Layout, plan: AttentionPlan, start: Start | None = None
+    ) -> Tensor:
         """Logits of the next token, (B, T, V).
 
         Args:
             ids_BT: token ids, int64.
-            layout: where each token and summary stands, torch int32.
+            layout: where each token and summary stands, torch int32; with open summaries where
+                something is injected (`Injection.layout`).
             plan: `attention.build_plan(layout, rule, ...)`; without summaries, of
                 `layout.without_summaries()`.
+            start: what is injected after layer 3, for a layout with open summaries.
         """
+        return self.unembed(self._streams(ids_BT, layout, plan, start)[0])
+
+    def summaries(
+        self, ids_BT: Tensor, layout: Layout, plan: AttentionPlan, layer: int = INJECTION_LAYER
+    ) -> Tensor:
+        """(B, S, D) summary stream after a layer: what a bridge learns to foretell.
+
+        Args:
+            ids_BT: token ids, int64.
+            layout: where each token and summary stands, torch int32.
+            plan: `attention.build_plan(layout, rule, ...)`.
+            layer: counted from 1; above the injection layer, without injection.
+
+        Raises:
+            ConfigError: no such layer, or a model without summaries.
+        """
+        if not self.config.summaries or not 1 <= layer < self.config.num_layers:
+            raise ConfigError(
+                f"summaries after layer {layer} of {self.config.num_layers}: allowed are 1 to "
+                f"{self.config.num_layers - 1}, of a model with summaries"
+            )
+        _, s_BSD = self._streams(ids_BT, layout, plan, None, layer)
+        assert s_BSD is not None
+        return s_BSD
+
+    def _streams(
+        self,
+        ids_BT: Tensor,
+        layout: Layout,
+        plan: AttentionPlan,
+        start: Start | None,
+        num_layers: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens and summaries after the last layer, or after the first few."""
+        assert start is None or layout.open_BS is not None, "take `Injection.layout`"
         x_BTD = self.embed(ids_BT, layout.onset_BT, layout.instrument_BT)
         plan = plan.for_dtype(x_BTD.dtype)
-        s_BSD = None
+        s_BSD = o_BSD = None
         if self.config.summaries:
             s_BSD = self.summary_start.expand(*layout.piece_BS.shape, -1)
         token_angles = self.angles(layout.bar_BT, layout.index_BT)
         summary_angles = self.angles(layout.bar_BS, torch.zeros_like(layout.bar_BS))
         again = self.checkpointing == "layer" and torch.is_grad_enabled()
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers[:num_layers]):
+            if index == INJECTION_LAYER and start is not None:
+                assert s_BSD is not None
+                s_BSD, o_BSD = start.streams(s_BSD, (layout.open_BS >= 0)[..., None])
             if index < self.num_frozen_layers:
                 with torch.no_grad():
-                    x_BTD, s_BSD = layer(x_BTD, s_BSD, token_angles, summary_angles, plan)
+                    x_BTD, s_BSD, o_BSD = layer(
+                        x_BTD, s_BSD, token_angles, summary_angles, plan, o_BSD
+                    )
                 continue
             if index == self.num_frozen_layers and self.is_partly_frozen:
-                x_BTD, s_BSD = _as_trained(x_BTD), s_BSD if s_BSD is None else _as_trained(s_BSD)
-            inputs = (x_BTD, s_BSD, token_angles, summary_angles, plan)
-            x_BTD, s_BSD = _computed_again(layer, *inputs) if again else layer(*inputs)
-        return self.unembed(x_BTD)
+                x_BTD = _as_trained(x_BTD)
+                s_BSD, o_BSD = (x if x is None else _as_trained(x) for x in (s_BSD, o_BSD))
+            inputs = (x_BTD, s_BSD, token_angles, summary_angles, plan, o_BSD)
+            x_BTD, s_BSD, o_BSD = _computed_again(layer, *inputs) if again else layer(*inputs)
+        return x_BTD, s_BSD
 
 
 def _as_trained(x_BND: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """A model folder in the Hugging Face layout: config.json and model.safetensors."""
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -69,6 +70,20 @@ def model_metadata(folder: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as weights:
             return dict(weights.metadata() or {})
     except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); take another one") from error
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Sha256 over the weights of a model folder: what was made with them fits no others.
+
+    Raises:
+        CheckpointError: the file is missing or cannot be read.
+    """
+    path = folder / WEIGHTS_NAME
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); take another one") from error
 
 

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from meloformer.batches.batch import Batch
-from meloformer.model.attention import labels_of
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.counts import StepPairs, training_flops
+from meloformer.model.dense_masks import labels_of
 from meloformer.model.masks import (
     Label,
     Layout,
     Rule,
+    open_reads_open,
     rule_of,
     summary_reads,
     token_reads,
+    token_reads_open,
 )
 from meloformer.training.step import StepCounts
 
@@ -31,10 +33,13 @@ class PairRate:
     Args:
         update: keys that a token reads, mean over key/value heads.
         summarize: keys that a summary reads.
+        opened: tokens and open summaries that read an open summary, of any bar, had all of them
+            one: whether they have is drawn anew in every step.
     """
 
     update: float
     summarize: float
+    opened: float = 0.0
 
 
 def pair_rate(layout: Layout, rule: Rule, num_queries: int = SAMPLED_QUERIES) -> PairRate:
@@ -52,8 +57,13 @@ def pair_rate(layout: Layout, rule: Rule, num_queries: int = SAMPLED_QUERIES) ->
         group.share / shares * _keys_per_query(_reads_of(group), tokens, keys, num_queries)
         for group in rule
     )
+    # Looked at from the side of what is read: a bar hardly differs from the next, but a token of a
+    # prefix reads every bar.
+    readers = _keys_per_query(lambda k, q: token_reads_open(q, k), summaries, tokens, num_queries)
     return PairRate(
-        update=update, summarize=_keys_per_query(summary_reads, summaries, keys, num_queries)
+        update=update,
+        summarize=_keys_per_query(summary_reads, summaries, keys, num_queries),
+        opened=readers + _keys_per_query(open_reads_open, summaries, summaries, num_queries),
     )
 
 
@@ -78,7 +88,7 @@ class PairRates:
         if refresh:
             for batch in micro_batches:
                 self._of_length.pop(batch.ids_BT.shape[1], None)
-        update, summarize, tokens, summaries = 0.0, 0.0, 0, 0
+        update, summarize, opened, tokens, summaries = 0.0, 0.0, 0.0, 0, 0
         for batch in micro_batches:
             num_tokens = int((batch.layout.piece_BT >= 0).sum())
             if not num_tokens:
@@ -90,30 +100,43 @@ class PairRates:
             rate = self._of_length[length]
             update += rate.update * num_tokens
             summarize += rate.summarize * num_summaries
+            opened += rate.opened * num_summaries
             tokens += num_tokens
             summaries += num_summaries
-        return PairRate(update=update / max(tokens, 1), summarize=summarize / max(summaries, 1))
+        summaries = max(summaries, 1)
+        return PairRate(
+            update=update / max(tokens, 1),
+            summarize=summarize / summaries,
+            opened=opened / summaries,
+        )
 
 
 def layout_flops(config: MuseFormerConfig, layout: Layout) -> float:
     """Operations of some rows, forward and backward, padding and masked pairs out.
 
     Args:
-        config: the model.
+        config: the model; its rows have open summaries as often as in training.
         layout: labels of the rows, on the CPU.
     """
     tokens, summaries = (int((x >= 0).sum()) for x in (layout.piece_BT, layout.piece_BS))
+    num_open = config.open_summary_rate * summaries
     rate = pair_rate(layout, rule_of(config.rule))
-    pairs = StepPairs(update=rate.update * tokens, summarize=rate.summarize * summaries)
-    return training_flops(config, tokens, summaries, pairs)
+    pairs = StepPairs(
+        update=rate.update * tokens,
+        summarize=rate.summarize * summaries,
+        opened=rate.opened * num_open,
+    )
+    return training_flops(config, tokens, summaries, pairs, num_open)
 
 
 def step_flops(config: MuseFormerConfig, counts: StepCounts, rate: PairRate) -> float:
     """Operations of a step over all ranks, forward and backward, padding and masked pairs out."""
     pairs = StepPairs(
-        update=rate.update * counts.tokens, summarize=rate.summarize * counts.summaries
+        update=rate.update * counts.tokens,
+        summarize=rate.summarize * counts.summaries,
+        opened=rate.opened * counts.open_summaries,
     )
-    return training_flops(config, counts.tokens, counts.summaries, pairs)
+    return training_flops(config, counts.tokens, counts.summaries, pairs, counts.open_summaries)
 
 
 def _reads_of(group: Any) -> Callable[[Label, Label], Tensor]:

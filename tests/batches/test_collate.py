@@ -1,5 +1,6 @@
 from collections import Counter
 from dataclasses import fields, is_dataclass, replace
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from meloformer.batches.plan import Cursor, PlanConfig, iterate_steps
 from meloformer.batches.share import EMPTY_ROW, MicroBatchSpec, micro_batches
 from meloformer.batches.windows import Window, bar_lines
 from meloformer.errors import ConfigError
-from meloformer.model.masks import BLOCK_SIZES, RULES, Layout, num_summaries
+from meloformer.model.masks import BLOCK_SIZES, RULES, num_summaries
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.check import check
 from meloformer.tokens.hid import decode
@@ -138,9 +139,8 @@ def test_every_row_has_the_labels_it_has_alone(index):
         alone = collator(MicroBatchSpec(epoch=1, seq_len=1024, rows=(windows,)))
         assert torch.equal(batch.ids_BT[row], alone.ids_BT[0])
         assert torch.equal(batch.targets_BT[row], alone.targets_BT[0])
-        for field in fields(Layout):
-            together = getattr(batch.layout, field.name)[row]
-            assert torch.equal(together, getattr(alone.layout, field.name)[0]), field.name
+        for name, label in vars(batch.layout.map(itemgetter(row))).items():
+            assert label is None or torch.equal(label, getattr(alone.layout, name)[0]), name
     assert batch.num_rows == 3
 
 
@@ -213,7 +213,7 @@ def test_transposed_windows_keep_their_length_and_their_rhythm(index):
 def test_block_lists_are_those_of_the_batch_layout(index, rule, size):
     spec = next(specs_of(index, PlanConfig(max_seq_len=1024, global_batch=2)))
     batch = Collator(index=index, blocks_rule=RULES[rule], block_size=size)(spec)
-    layout = Layout(**{f.name: getattr(batch.layout, f.name).numpy() for f in fields(Layout)})
+    layout = batch.layout.map(torch.Tensor.numpy)
     expected = build_blocks(layout, RULES[rule], size)
     assert len(batch.blocks.update) == len(RULES[rule]) and batch.blocks.block_size == size
     found, wanted = leaves(batch.blocks), leaves(expected)
@@ -246,7 +246,8 @@ def test_moving_a_batch_keeps_every_number(index):
 def test_labels_are_int32_and_ids_int64(index):
     batch = Collator(index=index)(next(specs_of(index, PlanConfig(max_seq_len=512))))
     assert batch.ids_BT.dtype == batch.targets_BT.dtype == torch.int64
-    assert {getattr(batch.layout, f.name).dtype for f in fields(Layout)} == {torch.int32}
+    dtypes = vars(batch.layout.map(lambda label: label.dtype))
+    assert dtypes.pop("open_BS") is None and set(dtypes.values()) == {torch.int32}
 
 
 def test_more_than_a_row_takes_is_never_cut_silently(index):

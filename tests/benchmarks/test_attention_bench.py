@@ -20,7 +20,7 @@ from meloformer.benchmarks.bench_models import sized_config
 from meloformer.benchmarks.bench_rows import find_rows
 from meloformer.command_line import run_recipe
 from meloformer.model import masks
-from meloformer.model.attention import labels_of
+from meloformer.model.dense_masks import labels_of
 from meloformer.model.masks import Label, rule_of, summary_reads, token_reads
 from tests.launch.recipes import load_recipe
 

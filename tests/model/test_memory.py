@@ -3,7 +3,10 @@
 A dense mask is left out of the count: the block-sparse kernel has none, and all else is the same.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from meloformer.model import attention, fused, masks
 from meloformer.model.config import SIZES, Checkpointing, MuseFormerConfig
+from meloformer.model.injection import NoisedOwn, open_layout
 from meloformer.model.memory import BatchSize, batch_bytes, kept_bytes, peak_bytes
 from meloformer.model.museformer import MuseFormer
 from tests.layouts import as_torch, random_layout, tiny_config
@@ -64,11 +68,23 @@ class Run:
         self.layout = as_torch(random_layout(3, rows=ROWS, length=LENGTH, slots=SLOTS))
         if not config.summaries:
             self.layout = self.layout.without_summaries()
+        self.start = None
+        if config.open_summary_rate:
+            # Whether rows have any changes nothing: shapes are the same.
+            self.layout = open_layout(self.layout, torch.ones(ROWS, SLOTS, dtype=torch.bool))
+            self.start = NoisedOwn(range(ROWS))
         self.ids = torch.randint(config.vocab_size, (ROWS, LENGTH))
         rule = masks.rule_of(config.rule)
         self.plan = attention.build_plan(self.layout, rule, precision=precision)
-        self.num_keys = LENGTH + (SLOTS if config.summaries else 0)
-        own = [*self.model.parameters(), self.ids, *vars(self.layout).values()]
+        calls = [self.plan.summarize, *self.plan.update]
+        if self.plan.opened:
+            calls += [self.plan.opened.summarize, *self.plan.opened.update]
+        self.masks = Counter(call.mask.shape for call in calls if call)
+        own = [
+            *self.model.parameters(),
+            self.ids,
+            *(label for label in vars(self.layout).values() if label is not None),
+        ]
         own += [
             x
             for call in self.plan.update
@@ -78,13 +94,14 @@ class Run:
         self._own = {tensor.untyped_storage().data_ptr() for tensor in own}
 
     def is_no_activation(self, tensor: Tensor) -> bool:
-        """Weights, the batch, and dense masks."""
-        is_mask = tensor.ndim == 4 and tensor.shape[-1] == self.num_keys
+        """Weights, the batch, and dense masks, once for all heads or for each."""
+        shape = tensor.shape
+        is_mask = tensor.ndim == 4 and torch.Size((shape[0], 1, *shape[2:])) in self.masks
         return is_mask or tensor.untyped_storage().data_ptr() in self._own
 
     def loss(self) -> Tensor:
         """As training/loss.py takes it: compiled, or row by row in fp32."""
-        logits_BTV = self.model(self.ids, self.layout, self.plan)
+        logits_BTV = self.model(self.ids, self.layout, self.plan, self.start)
         if self.fuse:
             return fused.token_nats(logits_BTV, self.ids, ignore_index=-100).sum()
         rows = [
@@ -154,6 +171,27 @@ def test_the_formula_knows_grouped_heads_other_widths_and_the_dense_twin(
         assert_kept(Run(config, dtype), is_norm_fused=True)
 
 
+@pytest.mark.parametrize("checkpointing", ["none", "ffn", "layer"])
+@pytest.mark.parametrize(
+    ("rule", "dtype"), [("full", torch.bfloat16), ("halves", torch.bfloat16), ("full", torch.float32)]
+)
+def test_the_formula_knows_open_summaries_above_the_injection_layer(
+    kernel_norm: None, rule: str, dtype: torch.dtype, checkpointing: Checkpointing
+) -> None:
+    config = tiny_config(rule=rule, num_layers=5, open_summary_rate=0.5)
+    run = Run(config, dtype, checkpointing)
+    assert_kept(run, is_norm_fused=True)
+    # More than the tolerance of the comparison.
+    size = size_of(run, is_norm_fused=True)
+    closed = kept_bytes(replace(config, open_summary_rate=0.0), size)
+    assert closed.total() < 0.97 * kept_bytes(config, size).total()
+
+
+def test_open_summaries_beside_attention_in_fp32_keep_wide_copies(kernel_norm: None) -> None:
+    config = tiny_config(num_layers=5, open_summary_rate=0.5)
+    assert_kept(Run(config, torch.bfloat16, precision=torch.float32), is_norm_fused=True)
+
+
 @pytest.fixture
 def partitioner(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the compiler keeps and computes again, without writing its kernels."""
@@ -176,13 +214,18 @@ def test_compiled_parts_and_the_compiled_loss_keep_their_inputs_alone(
 
 @pytest.mark.parametrize("checkpointing", ["none", "ffn", "layer"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num_layers", [2, 5])
+@pytest.mark.parametrize(("num_layers", "open_summary_rate"), [(2, 0.0), (5, 0.0), (6, 0.5)])
 def test_the_peak_of_forward_and_backward_is_within_a_tenth_of_what_is_alive(
-    kernel_norm: None, num_layers: int, dtype: torch.dtype, checkpointing: Checkpointing
+    kernel_norm: None,
+    num_layers: int,
+    open_summary_rate: float,
+    dtype: torch.dtype,
+    checkpointing: Checkpointing,
 ) -> None:
-    run = Run(tiny_config(num_layers=num_layers), dtype, checkpointing)
-    # Additive masks of SUMMARIZE and of the two calls of UPDATE.
-    mask_bytes = dtype.itemsize * ROWS * (2 * LENGTH + SLOTS) * run.num_keys
+    config = tiny_config(num_layers=num_layers, open_summary_rate=open_summary_rate)
+    run = Run(config, dtype, checkpointing)
+    # Additive masks, of SUMMARIZE and of the two calls of UPDATE, with open summaries of all four.
+    mask_bytes = dtype.itemsize * sum(n * math.prod(shape) for shape, n in run.masks.items())
     for parameter in run.model.parameters():
         # As the engine does, which counts them as its own.
         parameter.register_post_accumulate_grad_hook(lambda found: setattr(found, "grad", None))

@@ -11,6 +11,7 @@ from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import (
     find_model_folder,
     load_model,
+    model_fingerprint,
     model_metadata,
     newest_run,
     save_model,
@@ -116,3 +117,15 @@ def test_damaged_settings_are_refused(damage, tmp_path) -> None:
     path.write_text(damage(json.loads(path.read_text())))
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_model(tmp_path)
+
+
+def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path) -> None:
+    model = MuseFormer(tiny_config())
+    for name in ("one", "same", "other"):
+        if name == "other":
+            model.final_norm.weight.data[0] += 1e-3
+        save_model(tmp_path / name, model.config, model.state_dict())
+    one, same, other = (model_fingerprint(tmp_path / name) for name in ("one", "same", "other"))
+    assert one == same != other and len(one) == 64
+    with pytest.raises(CheckpointError, match=r"nowhere/model\.safetensors: cannot be read"):
+        model_fingerprint(tmp_path / "nowhere")

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -19,7 +20,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from meloformer.batches.batch import IGNORE_INDEX  # noqa: E402
 from meloformer.model.attention import build_plan  # noqa: E402
-from meloformer.model.masks import Layout  # noqa: E402
 from meloformer.training.ds_config import (  # noqa: E402
     RunFacts,
     load_ds_config,
@@ -88,7 +88,7 @@ def train(engine: Engine, num_steps: int) -> list[float]:
         engine.set_learning_rate(LEARNING_RATE)
         shared = []
         for rows in shares(engine.ranks, 2):
-            part = Layout(**{label: value[rows] for label, value in vars(layout).items()})
+            part = layout.map(itemgetter(rows))
             wanted = targets[rows].clone()
             wanted[torch.tensor(rows) < 0] = IGNORE_INDEX
             logits = engine(ids[rows], part, build_plan(part, RULE))

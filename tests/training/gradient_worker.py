@@ -1,5 +1,6 @@
 """A part of ranks_worker.py: one global batch cut in several ways, against plain autograd."""
 
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def plain_gradient(model: MuseFormer) -> dict[str, torch.Tensor]:
     num_targets = int((targets != IGNORE_INDEX).sum())
     total = {name: torch.zeros(p.shape) for name, p in model.named_parameters()}
     for row in range(NUM_ROWS):
-        part = Layout(**{name: label[row : row + 1] for name, label in vars(layout).items()})
+        part = layout.map(itemgetter(slice(row, row + 1)))
         logits = model(ids[row : row + 1], part, build_plan(part, RULE)).float()
         nats = F.cross_entropy(logits[0], targets[row], ignore_index=IGNORE_INDEX, reduction="sum")
         (nats / num_targets).backward()
@@ -83,7 +84,7 @@ def run_backward(engine: Engine, accumulation: int, *, scale: float = 1.0) -> No
     ids, targets, layout = global_batch()
     num_targets = int((targets != IGNORE_INDEX).sum())
     for rows in shares(engine.ranks, accumulation):
-        part = Layout(**{name: label[rows] for name, label in vars(layout).items()})
+        part = layout.map(itemgetter(rows))
         wanted = targets[rows].clone()
         wanted[torch.tensor(rows) < 0] = IGNORE_INDEX
         logits = engine(ids[rows], part, build_plan(part, RULE))

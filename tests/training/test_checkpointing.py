@@ -11,7 +11,6 @@ import torch
 from meloformer.model.attention import build_plan
 from meloformer.model.config import Checkpointing
 from meloformer.model.counts import num_parameters
-from meloformer.model.masks import Layout
 from meloformer.model.memory import BatchSize
 from meloformer.model.museformer import MuseFormer
 from meloformer.training.ds_config import RunFacts, load_ds_config, resolve_ds_config
@@ -49,7 +48,7 @@ def built(ranks: Ranks, ds_config: dict, checkpointing: Checkpointing = "none") 
 
 def loss_of(engine: Engine, rows: list[int]) -> torch.Tensor:
     ids, targets, layout = global_batch()
-    part = Layout(**{name: label[rows] for name, label in vars(layout).items()})
+    part = layout.map(lambda label: label[rows])
     logits = engine(ids[rows], part, build_plan(part, RULE))
     return step_loss(logits, targets[rows], float((targets >= 0).sum()), 1)
 

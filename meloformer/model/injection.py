@@ -1,0 +1,146 @@
+"""Injection: summaries from elsewhere enter after layer 3, and the layers above write from them.
+
+Above `INJECTION_LAYER` there are two summaries a bar. The *open* one begins as the injected one and
+reads open summaries of its piece up to its own bar, nothing else: no token, no prefix. So tokens
+of its own bar may read it before that bar is written, and so may the prefix, which is how a text
+sets the tempo. The *closed* one begins as the model's own, as the injected one or as something
+between, reads what SUMMARIZE allows and is read by later bars alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from meloformer.errors import ConfigError
+from meloformer.model.masks import Layout
+
+# Layers count from 1: this one and those before it are without injection.
+INJECTION_LAYER = 3
+
+Strategy = Literal["replace", "blend", "adapter"]
+
+
+class Start(Protocol):
+    """Where the two summary streams begin above the injection layer."""
+
+    def streams(self, s_BSD: Tensor, is_open_BS1: Tensor) -> tuple[Tensor, Tensor]:
+        """Closed and open stream, each (B, S, D).
+
+        Args:
+            s_BSD: the model's own summaries after the injection layer.
+            is_open_BS1: bool, the slots that have an open summary.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Injection:
+    """Summaries from elsewhere, and what they do to the closed ones.
+
+    Args:
+        summaries_BSD: in the scale of the model's own after layer 3 (not normalised).
+        mask_BS: bool, the bars that have one; the others go on without.
+        strategy: the closed summaries begin as the injected ones (`replace`), as the weighted mean
+            of both (`blend`) or as `adapter(own, injected)`.
+        alpha: weight of the injected ones in `blend`; 1 replaces.
+        adapter: (B, S, D) own and injected to (B, S, D).
+    """
+
+    summaries_BSD: Tensor
+    mask_BS: Tensor
+    strategy: Strategy = "blend"
+    alpha: float = 0.7
+    adapter: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"--alpha {self.alpha:g}: allowed 0 to 1, the injected ones' weight")
+        if (self.strategy == "adapter") != (self.adapter is not None):
+            has = "no adapter" if self.adapter is None else "an adapter"
+            raise ConfigError(
+                f"--strategy {self.strategy} with {has}: allowed: an adapter with strategy adapter "
+                "and with no other; take blend or replace, or a bridge that was trained with one"
+            )
+        if self.summaries_BSD.shape[:2] != self.mask_BS.shape:
+            raise ConfigError(
+                f"injected summaries of shape {tuple(self.summaries_BSD.shape)} with a mask of "
+                f"shape {tuple(self.mask_BS.shape)}: allowed: one flag a summary"
+            )
+
+    def check_width(self, width: int) -> None:
+        """Refuse summaries of another model.
+
+        Raises:
+            ConfigError: another width.
+        """
+        found = self.summaries_BSD.shape[-1]
+        if found != width:
+            raise ConfigError(
+                f"injected summaries are {found} wide, the model is {width} wide; allowed: those "
+                "of a bridge that was trained for this model"
+            )
+
+    def layout(self, layout: Layout) -> Layout:
+        """The same tokens with an open summary at each bar that has an injected one."""
+        return open_layout(layout, self.mask_BS)
+
+    def streams(self, s_BSD: Tensor, is_open_BS1: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Start`."""
+        injected_BSD = self.summaries_BSD.to(s_BSD)
+        if self.adapter is not None:
+            closed_BSD = self.adapter(s_BSD, injected_BSD)
+        elif self.strategy == "replace":
+            closed_BSD = injected_BSD
+        else:
+            closed_BSD = self.alpha * injected_BSD + (1 - self.alpha) * s_BSD
+        return (
+            torch.where(is_open_BS1, closed_BSD, s_BSD),
+            torch.where(is_open_BS1, injected_BSD, 0),
+        )
+
+
+@dataclass(frozen=True)
+class NoisedOwn:
+    """What a base trains with: its own summaries, noised, so that it learns to read open ones.
+
+    The noise of a row follows from its seed alone, however rows are shared out: its level is drawn
+    between none and as much as the summaries themselves vary. No gradient goes through them, else
+    summaries would learn to say what the next layers are asked to guess.
+
+    Args:
+        seeds: of each row's noise; those of rows without open summaries are not looked at.
+    """
+
+    seeds: Sequence[int]
+
+    def streams(self, s_BSD: Tensor, is_open_BS1: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Start`."""
+        own_BSD = s_BSD.detach()
+        # Row by row: what a row is made of must not depend on what it lies beside.
+        weight_BS1 = is_open_BS1.to(own_BSD)
+        count_B11 = weight_BS1.sum(1, keepdim=True).clamp(min=1)
+        mean_B1D = (own_BSD * weight_BS1).sum(1, keepdim=True) / count_B11
+        spread_B1D = ((own_BSD - mean_B1D).square() * weight_BS1).sum(1, keepdim=True) / count_B11
+        noise_BSD = torch.stack([_noise(seed, s_BSD.shape[1:]) for seed in self.seeds])
+        noised_BSD = own_BSD + noise_BSD.to(own_BSD, non_blocking=True) * spread_B1D.sqrt()
+        return s_BSD, torch.where(is_open_BS1, noised_BSD, 0)
+
+
+def _noise(seed: int, shape: Sequence[int]) -> Tensor:
+    """(S, D) normal noise of a level between 0 and 1."""
+    generator = torch.Generator().manual_seed(seed)
+    level = torch.rand((), generator=generator)
+    return level * torch.randn(*shape, generator=generator)
+
+
+def open_layout(layout: Layout, mask_BS: Any) -> Layout:
+    """The same tokens with an open summary at some bars.
+
+    Args:
+        layout: torch labels.
+        mask_BS: bool, the slots that have one; padding never has.
+    """
+    return replace(layout, open_BS=torch.where(mask_BS, layout.piece_BS, -1))
