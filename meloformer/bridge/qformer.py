@@ -5,6 +5,7 @@ frozen encoder. Here every layer has cross-attention, as the text is short, and 
 bar, where theirs have no order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,9 @@ from meloformer.errors import ConfigError
 if TYPE_CHECKING:
     from meloformer.bridge.text_encoder import TextStates
 
-# A normalised summary is unknown at first, and its mean is the best that can be said of it.
-_FIRST_GAIN = 0.1
+# Between knowing nothing of normalised summaries, 0, and knowing all of them, 1: an optimizer moves
+# it by no more than the learning rate a step.
+_FIRST_GAIN = 0.5
 _INIT_STD = 0.02
 
 
@@ -86,6 +88,8 @@ class QFormer(nn.Module):
         with torch.no_grad():
             self.queries.copy_(sinusoids(torch.arange(self.config.num_queries), self.config.width))
         nn.init.constant_(self.norm.weight, _FIRST_GAIN)
+        if isinstance(self.projection, nn.Linear):
+            nn.init.normal_(self.projection.weight, std=self.config.width**-0.5)
 
     def forward(
         self, states_BLW: torch.Tensor, text_mask_BL: torch.Tensor, mask_BS: torch.Tensor
@@ -124,7 +128,7 @@ class QFormer(nn.Module):
         states: "TextStates",
         num_bars: int,
         *,
-        seed: int,
+        seed: int | Sequence[int],
         steps: int = 10,
         guidance: float = 1.0,
         solver: Solver = "euler",

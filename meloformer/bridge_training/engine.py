@@ -7,6 +7,8 @@ checkpoints and averages need of the partitions is the same, and is inherited.
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -101,3 +103,13 @@ class AccelerateEngine(Engine):
         if self._partitions.average is not None:
             self._partitions.average.update(self._partitions.trained_weights())
         return norm if math.isfinite(norm) and norm >= 0 else math.inf
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Held while nothing is learned: no dropout, no gradient."""
+        self._deepspeed.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._deepspeed.train()

@@ -1,0 +1,88 @@
+"""The texts that a bridge is trained on, as states of a text encoder."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from meloformer.bridge_training.config import BridgeTrainConfig
+from meloformer.errors import ConfigError
+from meloformer.shards.manifest import sha256_of
+from meloformer.training.ranks import Ranks
+
+if TYPE_CHECKING:
+    from meloformer.bridge.text_states import EncodedText, TextStatesFolder
+
+
+def open_states(flags: BridgeTrainConfig, ranks: Ranks) -> "TextStatesFolder":
+    """Text states of the captions: encoded once, by the first rank, and found again later.
+
+    Raises:
+        ConfigError: captions without a text, states of other captions or of another encoder, or an
+            encoder that is not there.
+    """
+    from meloformer.bridge.text_states import TextStatesFolder
+
+    if flags.captions is None:
+        assert flags.states is not None
+        return TextStatesFolder.open(flags.states)
+    captions = flags.captions
+    folder = flags.states or states_folder(captions, flags.text_encoder)
+    ranks.on_first(lambda: _encode(captions, folder, flags.text_encoder, ranks.device))
+    return TextStatesFolder.open(folder)
+
+
+def states_folder(captions: Path, text_encoder: str) -> Path:
+    """Where the states of captions lie if nobody says: beside them, named after the encoder."""
+    encoder = re.sub(r"[^A-Za-z0-9.]+", "-", Path(text_encoder).name)
+    return captions.with_name(f"{captions.stem}-{encoder}")
+
+
+def caption_texts(captions: Path) -> Iterator["EncodedText"]:
+    """Every caption of every window, in the order of the file.
+
+    Raises:
+        ConfigError: see `read_captions`.
+    """
+    from meloformer.bridge.text_states import EncodedText
+    from meloformer.captions.caption_set import read_captions
+
+    for window in read_captions(captions):
+        for language, sentences in window.captions.items():
+            for sentence in sentences:
+                yield EncodedText(
+                    text=sentence,
+                    language=language,
+                    split=window.split,
+                    key=window.key,
+                    first_bar=window.first_bar,
+                    last_bar=window.last_bar,
+                )
+
+
+def _encode(captions: Path, folder: Path, text_encoder: str, device: torch.device) -> None:
+    from meloformer.bridge.text_encoder import TextEncoder
+    from meloformer.bridge.text_states import find_or_write_states
+
+    if not captions.is_file():
+        raise ConfigError(
+            f"--captions {captions}: no such file; allowed: captions.jsonl; make one with "
+            "launch/caption.py"
+        )
+    if next(caption_texts(captions), None) is None:
+        raise ConfigError(
+            f"--captions {captions}: found no text; allowed: at least one caption for half of the "
+            "training windows; make some with launch/caption.py"
+        )
+    encoder = TextEncoder.load(text_encoder, device)
+    find_or_write_states(
+        encoder,
+        lambda: caption_texts(captions),
+        folder,
+        captions_sha256=sha256_of(captions),
+    )
+    del encoder
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
