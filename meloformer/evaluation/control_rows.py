@@ -75,7 +75,7 @@ class Generated:
 
     Args:
         ids: BOS to EOS.
-        said: what the prefix said of it; None where it said nothing.
+        said: what its text is taken to ask for; None where nobody listened to one.
     """
 
     ids: np.ndarray
@@ -98,7 +98,7 @@ class Row:
         source: who said what to write.
         way: how; None of the pieces themselves.
         scores: (P,) of each metric, against what each piece's own text asks for.
-        kept: (P,) of each metric, against what the prefix said.
+        kept: (P,) of each metric, against what the text was taken to ask for.
     """
 
     source: Source
@@ -191,7 +191,7 @@ def _scored(
 
 
 def said_wanted(said: Attributes | None) -> Wanted:
-    """What a prefix asks for; the length it plans is heard from itself, so it asks for none."""
+    """Wishes as they were understood; how long a piece is was not left to them."""
     if said is None:
         return Wanted()
     return Wanted(

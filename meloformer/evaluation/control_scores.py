@@ -38,7 +38,7 @@ MEANING = {
     "instruments": "F1 of the set of instruments",
     "density": "notes per quarter fall into the same bin",
     "density_near": "the same bin or the one beside it",
-    "length": "the bars that the prefix plans fall into the same bin",
+    "length": "the bars that the text is taken to ask for fall into the same bin",
 }
 
 
@@ -73,7 +73,7 @@ class Heard:
         key: by `second_key`; None of drums alone.
         instruments: those that play a note.
         density: bin of notes per quarter.
-        length: bin of the bars that were planned; None where nobody but the caller chose them.
+        length: bin of the bars that the text is taken to ask for; None where nobody asked.
     """
 
     tempo_bpm: float
@@ -98,7 +98,7 @@ def hear(music: QuantisedPiece, *, length: int | None = None) -> Heard:
 
     Args:
         music: at least one bar.
-        length: bin of the bars that were planned; see `Heard`.
+        length: see `Heard`: how long music is, whoever wants it written decides.
     """
     steps = METRE_STEPS[music.bar_metre]
     reached = np.cumsum(np.bincount(music.bar_tempo, bar_seconds(music)))
