@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class WindowCaptions:
 
     def to_line(self) -> str:
         """One line of JSON, with its end."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":")) + "\n"
+        return json.dumps(vars(self), ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def facts_path(path: Path) -> Path:

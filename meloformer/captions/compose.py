@@ -8,7 +8,7 @@ from typing import Any
 
 from meloformer.captions import phrases_en, phrases_zh
 from meloformer.captions.label_words import label_in_language
-from meloformer.captions.patterns import Pattern, patterns_of
+from meloformer.captions.patterns import Pattern, PatternPool, patterns_of, pool_of
 from meloformer.captions.units import (
     MOST_NAMED_INSTRUMENTS,
     READINESS,
@@ -28,8 +28,9 @@ _KEYWORD_ORDER = (
     *("families", "drums", "no_drums", "scene", "texture", "density", "register", "dynamics"),
     *("chords", "length", "notes"),
 )
-# Shares of captions: lists of keywords, and openings with as many units as there are sentences for.
+# Of all captions, those that are lists.
 _KEYWORDS_SHARE = 0.12
+# Of the sentences that follow, those that say two things where two can be said in one.
 _TWO_IN_A_TAIL_SHARE = 0.4
 
 
@@ -72,9 +73,10 @@ def compose(
     units = choose_units(known, random, detail)
     words = _WORDS[language]
     # Two subjects at least make a list.
+    pool = pool_of(patterns)
     if len(units) > 1 and random.random() < _KEYWORDS_SHARE:
-        return _keywords(known, units, words, random, patterns)
-    return _sentences(known, units, words, random, patterns)
+        return _keywords(known, units, words, random, pool)
+    return _sentences(known, units, words, random, pool)
 
 
 def attributes_in_language(attributes: Mapping[str, Any], language: str) -> dict[str, Any]:
@@ -133,11 +135,11 @@ def _keywords(
     units: list[str],
     words: ModuleType,
     random: random.Random,
-    patterns: Sequence[Pattern],
+    pool: PatternPool,
 ) -> Caption:
     said = [unit for unit in _KEYWORD_ORDER if unit in units]
     keywords = words.LIST_COMMA.join(words.keyword(unit, attributes, random) for unit in said)
-    pattern = random.choice([pattern for pattern in patterns if pattern.kind == "keywords"])
+    pattern = random.choice(pool.keywords)
     text = pattern.text.format(keywords=keywords)
     return Caption(text, pattern.name, mentions_of(said, attributes))
 
@@ -147,7 +149,7 @@ def _sentences(
     units: list[str],
     words: ModuleType,
     random: random.Random,
-    patterns: Sequence[Pattern],
+    pool: PatternPool,
 ) -> Caption:
     adjectives: dict[str, str] = {}
     for unit in _ADJECTIVES:
@@ -162,14 +164,14 @@ def _sentences(
     frame = words.thing(list(adjectives.values()), genre_word, random)
     left = [unit for unit in units if unit not in adjectives and unit != genre]
 
-    opening = _draw_opening(left, random, patterns)
+    opening = _draw_opening(left, random, pool)
     said = [*adjectives, *([genre] if genre else [])]
     used = [opening]
     texts = [fill(opening, frame, attributes, words, random)]
     left = [unit for unit in left if unit not in opening.says]
     random.shuffle(left)
     while left:
-        tail = _draw_tail(left, random, patterns)
+        tail = _draw_tail(left, random, pool)
         if tail is None:  # only a word before the noun would say it
             left = left[1:]
             continue
@@ -195,26 +197,19 @@ def fill(
     return pattern.text.format(**frame, **said)
 
 
-def _draw_opening(left: list[str], random: random.Random, patterns: Sequence[Pattern]) -> Pattern:
+def _draw_opening(left: list[str], random: random.Random, pool: PatternPool) -> Pattern:
     """An opening that says nothing beyond what is left to say; those that say more are likelier."""
-    groups: dict[str, list[Pattern]] = {}
-    for pattern in patterns:
-        if pattern.kind == "opening" and pattern.says <= set(left):
-            groups.setdefault(pattern.group, []).append(pattern)
-    weights = [1.0 + 2.0 * len(members[0].says) for members in groups.values()]
-    (group,) = random.choices(list(groups), weights)
-    return random.choice(groups[group])
+    unsaid = set(left)
+    fitting = [(says, members) for says, members in pool.openings if says <= unsaid]
+    weights = [1.0 + 2.0 * len(says) for says, _ in fitting]
+    ((_, members),) = random.choices(fitting, weights)
+    return random.choice(members)
 
 
-def _draw_tail(
-    left: list[str], random: random.Random, patterns: Sequence[Pattern]
-) -> Pattern | None:
+def _draw_tail(left: list[str], random: random.Random, pool: PatternPool) -> Pattern | None:
     """A sentence for the first thing that is left, perhaps together with another one."""
-    fitting = [
-        pattern
-        for pattern in patterns
-        if pattern.kind == "tail" and left[0] in pattern.says and pattern.says <= set(left)
-    ]
+    unsaid = set(left)
+    fitting = [pattern for pattern in pool.tails.get(left[0], ()) if pattern.says <= unsaid]
     two = [pattern for pattern in fitting if len(pattern.says) > 1]
     one = [pattern for pattern in fitting if len(pattern.says) == 1]
     if two and (not one or random.random() < _TWO_IN_A_TAIL_SHARE):

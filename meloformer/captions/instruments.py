@@ -57,7 +57,7 @@ strings|slow strings|synth strings|second synth strings|choir|voices|synth voice
 trumpet|trombone|tuba|muted trumpet|French horn|brass section|synth brass|second synth brass
 soprano saxophone|alto saxophone|tenor saxophone|baritone saxophone|oboe|English horn|bassoon|clarinet
 piccolo|flute|recorder|pan flute|blown bottle|shakuhachi|whistle|ocarina
-square-wave synth lead|sawtooth synth lead|calliope synth lead|chiff synth lead|charang synth lead|voice synth lead|fifths synth lead|bass and lead synth
+square-wave synth lead|sawtooth synth lead|calliope synth lead|chiff synth lead|charang synth lead|voice synth lead|fifths synth lead|low synth lead
 new-age pad|warm pad|polysynth pad|choir pad|bowed pad|metallic pad|halo pad|sweep pad
 rain effect|soundtrack effect|crystal effect|atmosphere effect|brightness effect|goblins effect|echoes effect|sci-fi effect
 sitar|banjo|shamisen|koto|kalimba|bagpipe|fiddle|shanai

@@ -1,7 +1,7 @@
 """What can be heard in a window: measured from its notes, never from its prefix."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,7 @@ class WindowAttributes:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in `captions.jsonl`."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 def measure_window(

@@ -4,7 +4,7 @@ import random
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 from meloformer.captions import patterns_en, patterns_zh
@@ -36,6 +36,9 @@ class Pattern:
     group: str
     text: str
     says: frozenset[str]
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
 
 def slots_of(text: str) -> frozenset[str]:
@@ -108,9 +111,47 @@ def held_out_names(language: str, share: float, seed: int) -> frozenset[str]:
 
 def split_patterns(
     language: str, held_out: Iterable[str]
-) -> tuple[Sequence[Pattern], Sequence[Pattern]]:
+) -> tuple[tuple[Pattern, ...], tuple[Pattern, ...]]:
     """Patterns for training, and those for the judge (all, where none are held out)."""
     kept = frozenset(held_out)
     patterns = patterns_of(language)
-    judge = [pattern for pattern in patterns if pattern.name in kept]
-    return [pattern for pattern in patterns if pattern.name not in kept], judge or patterns
+    judge = tuple(pattern for pattern in patterns if pattern.name in kept)
+    train = tuple(pattern for pattern in patterns if pattern.name not in kept)
+    return train, judge or patterns
+
+
+@dataclass(frozen=True)
+class PatternPool:
+    """Patterns as `compose` looks for them.
+
+    Args:
+        openings: those of each group, and what they say.
+        tails: those that say a unit, alone or with another one.
+        keywords: those for lists.
+    """
+
+    openings: tuple[tuple[frozenset[str], tuple[Pattern, ...]], ...]
+    tails: dict[str, tuple[Pattern, ...]]
+    keywords: tuple[Pattern, ...]
+
+
+def pool_of(patterns: Sequence[Pattern]) -> PatternPool:
+    """Sort patterns for `compose`; the same ones are sorted once."""
+    return _pool_of(tuple(patterns))
+
+
+@lru_cache(maxsize=16)
+def _pool_of(patterns: tuple[Pattern, ...]) -> PatternPool:
+    openings: dict[str, list[Pattern]] = {}
+    tails: dict[str, list[Pattern]] = {}
+    for pattern in patterns:
+        if pattern.kind == "opening":
+            openings.setdefault(pattern.group, []).append(pattern)
+        elif pattern.kind == "tail":
+            for unit in sorted(pattern.says):
+                tails.setdefault(unit, []).append(pattern)
+    return PatternPool(
+        tuple((members[0].says, tuple(members)) for members in openings.values()),
+        {unit: tuple(members) for unit, members in tails.items()},
+        tuple(pattern for pattern in patterns if pattern.kind == "keywords"),
+    )

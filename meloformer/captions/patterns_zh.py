@@ -25,6 +25,7 @@ OPENINGS: dict[str, tuple[str, ...]] = {
         "用{key}写{classifier}{thing}。",
         "{classifier}以{key}写成的{thing}。",
         "{key}，{classifier}{thing}。",
+        "{key}的{thing}。",
     ),
     "open-instruments": (
         "{classifier}由{instruments}演奏的{thing}。",

@@ -189,6 +189,9 @@ def keyword(unit: str, attributes: Mapping[str, Any], random: random.Random) -> 
     """Words for a unit in a list of keywords."""
     if unit in ("drums", "no_drums"):
         return unit.replace("_", " ")
+    if unit in ("instruments", "main"):
+        indices = attributes["instruments" if unit == "instruments" else "main_instruments"]
+        return LIST_COMMA.join(instrument(index).en for index in indices)
     if unit in ("pace", "brief"):
         word = adjective(unit, attributes, random)
         assert word is not None
@@ -198,10 +201,7 @@ def keyword(unit: str, attributes: Mapping[str, Any], random: random.Random) -> 
         "chords": f"chords {words}",
         "register": words.removeprefix("the "),
         "metre": f"{words} time",
-        "dynamics": f"{words}",
         "density": f"{words} writing",
-        "instruments": words.replace(" and ", ", "),
-        "main": words.replace(" and ", ", "),
     }.get(unit, words)
 
 

@@ -155,6 +155,9 @@ def thing(adjectives: Sequence[str], genre: str | None, random: random.Random) -
         is_form = any(known.is_form and known.zh == genre for known in GENRES.values())
         classifier, noun = ("一首", genre) if is_form else (classifier, genre + noun)
     before = f"{'、'.join(adjectives)}的" if adjectives else ""
+    # 快速摇滚乐曲 beside 快速的摇滚乐曲.
+    if genre is not None and len(before) == 3 and random.random() < 0.5:
+        before = before[:-1]
     return {"classifier": classifier, "thing": before + noun}
 
 
@@ -162,6 +165,9 @@ def keyword(unit: str, attributes: Mapping[str, Any], random: random.Random) -> 
     """Words for a unit in a list of keywords."""
     if unit in ("drums", "no_drums"):
         return "有鼓" if unit == "drums" else "无鼓"
+    if unit in ("instruments", "main"):
+        indices = attributes["instruments" if unit == "instruments" else "main_instruments"]
+        return LIST_COMMA.join(instrument(index).zh for index in indices)
     if unit in ("pace", "brief"):
         word = adjective(unit, attributes, random)
         assert word is not None
@@ -171,8 +177,6 @@ def keyword(unit: str, attributes: Mapping[str, Any], random: random.Random) -> 
         "chords": f"和弦{words}",
         "dynamics": f"力度{words}",
         "density": f"音符{words}",
-        "instruments": re.sub("、|和(?!弦|声)", "，", words),
-        "main": re.sub("、|和(?!弦|声)", "，", words),
     }.get(unit, words)
 
 
