@@ -192,7 +192,7 @@ def _packed(
     model: MuseFormer, windows: Sequence[np.ndarray], batch_size: int
 ) -> Iterator[tuple[list[list[int]], int]]:
     bars = [count_bars(ids) for ids in windows]
-    length = row_length(max(model.config.max_seq_len, *map(len, windows)), max(MAX_BARS, *bars))
+    length = row_length(max(model.config.max_seq_len, *map(len, windows)), max(bars))
     sized = Windows.of(
         SizedWindow(number, 0, num_bars, len(ids))
         for number, (ids, num_bars) in enumerate(zip(windows, bars, strict=True))
