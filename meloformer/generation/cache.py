@@ -4,7 +4,7 @@ Adding tokens and closing bars through the cache computes what the parallel forw
 storage orders do not matter here, since attention does not depend on the order of its keys.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meloformer.model import masks
+from meloformer.model.attention import AttentionPlan, CallPlan
+from meloformer.model.injection import INJECTION_LAYER, Injection
 from meloformer.model.masks import Label
 from meloformer.model.museformer import Layer, MuseFormer
 
@@ -24,11 +26,13 @@ class LayerCache:
         token: (2, B, G, T, K) of the token stream.
         summary: (2, B, G, S, K) of the summary stream, read by later summaries.
         coarse: (2, B, G, S, K) of finished summaries, read by tokens (K2 and V2).
+        opened: (2, B, G, I, K) of open summaries, the same; I = 0 where there are none.
     """
 
     token: Tensor
     summary: Tensor
     coarse: Tensor
+    opened: Tensor
 
 
 class DecodeCache:
@@ -37,9 +41,12 @@ class DecodeCache:
     Args:
         model: in evaluation mode.
         num_rows: B.
+        injection: summaries of B rows, slot i for bar i; bars behind the last have none.
     """
 
-    def __init__(self, model: MuseFormer, num_rows: int) -> None:
+    def __init__(
+        self, model: MuseFormer, num_rows: int, injection: Injection | None = None
+    ) -> None:
         self.model = model
         config = model.config
         weight = model.token_embedding.weight
@@ -59,8 +66,15 @@ class DecodeCache:
             return torch.zeros(empty, device=self.device, dtype=self.dtype)
 
         self.layers = [
-            LayerCache(allocate(), allocate(), allocate()) for _ in range(config.num_layers)
+            LayerCache(allocate(), allocate(), allocate(), allocate())
+            for _ in range(config.num_layers)
         ]
+        self.injection = injection
+        self._open_BI = torch.zeros((num_rows, 0), dtype=torch.bool, device=self.device)
+        if injection is not None:
+            injection.check_width(config.width)
+            assert len(injection.summaries_BSD) == num_rows, "one row of summaries a sequence"
+            self._open(injection)
         # Rows: piece, bar, instrument, index; absent tokens and summaries are padding (-1).
         self._token_labels = torch.full((4, num_rows, 0), -1, device=self.device)
         self._slot_piece_BS = torch.full((num_rows, 0), -1, device=self.device)
@@ -91,17 +105,18 @@ class DecodeCache:
         queries = Label(piece, bar, instrument, index, time_N[None, :, None], is_summary)
         keys = Label(*(field[:, None, :] for field in self._keys()))
         mask_BHNN = self._token_mask(queries, keys)
+        opened_BHNN = self._with_open(mask_BHNN, queries)
 
         x_BND = self.model.embed(ids_BN, labels.onset, labels.instrument)
         angles = self.model.angles(labels.bar, labels.index)
-        for layer, cache in zip(self.model.layers, self.layers, strict=True):
+        for index, (layer, cache) in enumerate(zip(self.model.layers, self.layers, strict=True)):
             assert isinstance(layer, Layer)
             normed_BND = layer.attention_norm(x_BND)
             cache.token[:, :, :, start:stop] = torch.stack(layer.keys_values(normed_BND, angles))
-            k, v = torch.cat(
-                [cache.coarse[:, :, :, : self.num_slots], cache.token[:, :, :, :stop]], dim=3
-            )
-            read = _attend(layer.queries(normed_BND, angles), k, v, mask_BHNN)
+            summaries = [cache.coarse[:, :, :, : self.num_slots], cache.opened]
+            k, v = torch.cat([*summaries, cache.token[:, :, :, :stop]], dim=3)
+            mask = mask_BHNN if index < INJECTION_LAYER else opened_BHNN
+            read = _attend(layer.queries(normed_BND, angles), k, v, mask)
             x_BND = layer.add_ffn(layer.add_attention(x_BND, read))
         return self.model.unembed(x_BND[:, -1:])[:, 0]
 
@@ -129,8 +144,10 @@ class DecodeCache:
         mask_R1N = masks.summary_reads(queries, keys)[:, None]
         angles = self.model.angles(bar_R[:, None], torch.zeros_like(bar_R)[:, None])
         s_R1D = self.model.summary_start.expand(len(rows_R), 1, -1)
-        for layer, cache in zip(self.model.layers, self.layers, strict=True):
+        for index, (layer, cache) in enumerate(zip(self.model.layers, self.layers, strict=True)):
             assert isinstance(layer, Layer)
+            if index == INJECTION_LAYER and self.injection is not None:
+                s_R1D = self._closed(self.injection, s_R1D, rows_R, bar_R)
             normed_R1D = layer.attention_norm(s_R1D)
             own = torch.stack(layer.keys_values(normed_R1D, angles))
             cache.summary[:, rows_R, :, bar_R] = own[:, :, :, 0].permute(1, 0, 2, 3)
@@ -147,6 +164,50 @@ class DecodeCache:
             cache.coarse[:, rows_R, :, bar_R] = coarse[:, :, :, 0].permute(1, 0, 2, 3)
             if not layer.is_last:
                 s_R1D = layer.add_ffn(s_R1D)
+
+    def _open(self, injection: Injection) -> None:
+        """Compute open summaries: they read no token, so all of them are known at the start."""
+        self._open_BI = injection.mask_BS.to(self.device)
+        slot_BI = torch.arange(self._open_BI.shape[1], device=self.device).expand_as(self._open_BI)
+        absent = torch.full_like(slot_BI, -1)
+        piece_BI = torch.where(self._open_BI, 0, -1)
+        labels = Label(piece_BI, slot_BI, absent, absent, slot_BI, self._open_BI)
+        rows, columns = (
+            Label(*(field[:, None, :, None] for field in labels)),
+            Label(*(field[:, None, None, :] for field in labels)),
+        )
+        call = CallPlan(masks.open_reads_open(rows, columns))
+        rule = masks.rule_of(self.model.config.rule)
+        plan = AttentionPlan(call, (), rule).for_dtype(self.dtype)
+        angles = self.model.angles(slot_BI, torch.zeros_like(slot_BI))
+        none_BID = torch.zeros_like(injection.summaries_BSD, device=self.device, dtype=self.dtype)
+        with torch.no_grad():
+            _, o_BID = injection.streams(none_BID, self._open_BI[..., None])
+            layers = list(zip(self.model.layers, self.layers, strict=True))
+            for layer, cache in layers[INJECTION_LAYER:]:
+                assert isinstance(layer, Layer)
+                o_BID = layer.open_summarize(o_BID, angles, plan)
+                cache.opened = torch.stack(layer.coarse_keys_values(o_BID, angles))
+                if not layer.is_last:
+                    o_BID = layer.add_ffn(o_BID)
+
+    def _closed(self, injection: Injection, s_R1D: Tensor, rows_R: Tensor, bar_R: Tensor) -> Tensor:
+        """Where closed summaries of some bars begin above the injection layer."""
+        slot_R = bar_R.clamp(max=self._open_BI.shape[1] - 1)
+        is_open_R1 = (self._open_BI[rows_R, slot_R] & (slot_R == bar_R))[:, None]
+        injected_R1D = injection.summaries_BSD.to(s_R1D)[rows_R, slot_R][:, None]
+        own = replace(injection, summaries_BSD=injected_R1D, mask_BS=is_open_R1)
+        return own.streams(s_R1D, is_open_R1[..., None])[0]
+
+    def _with_open(self, mask_BHNN: Tensor, queries: Label) -> Tensor:
+        """The mask with open summaries behind the finished ones."""
+        bar_I = torch.arange(self._open_BI.shape[1], device=self.device)
+        piece_BI = torch.where(self._open_BI, 0, -1)
+        keys = Label(piece_BI[:, None], bar_I, -1, -1, bar_I, self._open_BI[:, None])
+        of_open = masks.token_reads_open(queries, keys)[:, None]
+        of_open = of_open.expand(-1, mask_BHNN.shape[1], -1, -1)
+        slots = self.num_slots
+        return torch.cat([mask_BHNN[..., :slots], of_open, mask_BHNN[..., slots:]], dim=-1)
 
     def _token_mask(self, queries: Label, keys: Label) -> Tensor:
         """(B, H, N, S + T) bool, each head group under its own rule."""

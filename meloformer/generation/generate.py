@@ -9,6 +9,7 @@ from meloformer.generation.cache import DecodeCache, StepLabels
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.model.config import MuseFormerConfig
+from meloformer.model.injection import Injection
 from meloformer.model.masks import num_summaries
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.grammar import GrammarState
@@ -68,6 +69,7 @@ def generate(
     *,
     num_samples: int = 1,
     seed: int = 0,
+    injection: Injection | None = None,
     on_token: Callable[[int], None] | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> list[np.ndarray]:
@@ -79,6 +81,8 @@ def generate(
         sampling: temperature and cut-offs.
         num_samples: pieces, B.
         seed: the same seed gives the same pieces on the same device.
+        injection: summaries of each piece, or of one row that all pieces share; those behind the
+            last bar are left out, since the prefix would read them.
         on_token: called after each step with the number of tokens sampled so far, all rows.
         stop: asked after each step, with the same number, whether to end here.
 
@@ -98,7 +102,11 @@ def generate(
         )
         for _ in range(num_samples)
     ]
-    cache = DecodeCache(model, num_samples)
+    if injection is not None:
+        injection = injection.first_bars(controls.bars)
+        if len(injection.summaries_BSD) == 1:
+            injection = injection.repeat(num_samples)
+    cache = DecodeCache(model, num_samples, injection)
     labeller = Labeller(prefix, num_samples)
     active_B = np.ones(num_samples, dtype=bool)
     pieces: list[list[int]] = [prefix.tolist() for _ in range(num_samples)]

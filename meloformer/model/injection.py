@@ -83,6 +83,22 @@ class Injection:
                 "of a bridge that was trained for this model"
             )
 
+    def repeat(self, num_rows: int) -> "Injection":
+        """The first row for so many."""
+        return replace(
+            self,
+            summaries_BSD=self.summaries_BSD[:1].expand(num_rows, -1, -1),
+            mask_BS=self.mask_BS[:1].expand(num_rows, -1),
+        )
+
+    def first_bars(self, num_bars: int) -> "Injection":
+        """Those of the first bars alone."""
+        return replace(
+            self,
+            summaries_BSD=self.summaries_BSD[:, :num_bars],
+            mask_BS=self.mask_BS[:, :num_bars],
+        )
+
     def layout(self, layout: Layout) -> Layout:
         """The same tokens with an open summary at each bar that has an injected one."""
         return open_layout(layout, self.mask_BS)

@@ -3,21 +3,23 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from meloformer.generation.cache import DecodeCache, StepLabels
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import Labeller, generate
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.model import attention
+from meloformer.model.injection import Injection
 from meloformer.model.masks import RULES, HeadGroup, Rule, rule_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.labels import token_labels
 from tests.layouts import layout_of, tiny_config
 
 
-def a_model(rule: str | Rule = "halves", **changes) -> MuseFormer:
+def a_model(rule: str | Rule = "halves", num_layers: int = 3, **changes) -> MuseFormer:
     torch.manual_seed(0)
-    return MuseFormer(tiny_config(rule=rule, num_layers=3, **changes)).eval().double()
+    return MuseFormer(tiny_config(rule=rule, num_layers=num_layers, **changes)).eval().double()
 
 
 def some_pieces(num: int, bars: int = 4) -> list[np.ndarray]:
@@ -32,10 +34,12 @@ def some_pieces(num: int, bars: int = 4) -> list[np.ndarray]:
     return [piece[:-1].astype(np.int64) for piece in pieces]
 
 
-def step_by_step(model: MuseFormer, pieces: list[np.ndarray]) -> list[torch.Tensor]:
+def step_by_step(
+    model: MuseFormer, pieces: list[np.ndarray], injection: Injection | None = None
+) -> list[torch.Tensor]:
     """Logits of every position of every piece, fed one token at a time in one batch."""
     num_rows = len(pieces)
-    cache = DecodeCache(model, num_rows)
+    cache = DecodeCache(model, num_rows, injection)
     labeller = Labeller(pieces[0][:1], num_rows)
     logits: list[list[torch.Tensor]] = [[] for _ in pieces]
     for t in range(max(map(len, pieces))):
@@ -73,6 +77,38 @@ def test_a_batch_step_by_step_equals_each_piece_in_parallel(rule, num_kv_heads) 
                 torch.from_numpy(piece)[None], layout, attention.build_plan(layout, rule_of(rule))
             )[0]
         assert torch.allclose(found, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", ["replace", "blend"])
+@pytest.mark.parametrize("rule", RULES)
+def test_with_injected_summaries_step_by_step_equals_each_piece_in_parallel(rule, strategy) -> None:
+    model = a_model(rule, num_layers=5)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    pieces, num_slots = some_pieces(3), 128
+    # Fewer than bars in one row, all in another, with a hole in the third.
+    mask = torch.zeros(3, 6, dtype=torch.bool)
+    mask[0, :2] = mask[1, :4] = mask[2, [0, 3]] = True
+    injection = Injection(
+        summaries_BSD=torch.randn(3, 6, model.config.width).double(),
+        mask_BS=mask,
+        strategy=strategy,
+    )
+    for row, found in enumerate(step_by_step(model, pieces, injection)):
+        layout = layout_of(pieces[row])
+        alone = Injection(
+            summaries_BSD=F.pad(injection.summaries_BSD[row : row + 1], (0, 0, 0, num_slots - 6)),
+            mask_BS=F.pad(mask[row : row + 1], (0, num_slots - 6)),
+            strategy=strategy,
+        )
+        layout = alone.layout(layout)
+        with torch.no_grad():
+            plan = attention.build_plan(layout, rule_of(rule))
+            expected = model(torch.from_numpy(pieces[row])[None], layout, plan, alone)[0]
+        assert torch.allclose(found, expected, atol=1e-11, rtol=0), row
+        plain = attention.build_plan(layout_of(pieces[row]), rule_of(rule))
+        without = model(torch.from_numpy(pieces[row])[None], layout_of(pieces[row]), plain)[0]
+        assert (found - without).abs().amax() > 1e-3, "it is felt at all"
 
 
 def test_a_model_without_summaries_step_by_step_equals_each_piece_in_parallel() -> None:
