@@ -11,7 +11,7 @@ from meloformer.captions.caption_set import USER_TEMPLATE, WindowCaptions
 from meloformer.captions.compose import compose
 from meloformer.captions.labels import Labels
 from meloformer.captions.measure import measure_window
-from meloformer.captions.patterns import held_out_names, split_patterns
+from meloformer.captions.patterns import PatternPool, held_out_names, pool_of, split_patterns
 from meloformer.captions.settings import CaptionSettings
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.hid import decode
@@ -141,5 +141,6 @@ def write_captions(
 
 
 @cache
-def _patterns(language: str, share: float, seed: int) -> tuple[Any, Any]:
-    return split_patterns(language, held_out_names(language, share, seed))
+def _patterns(language: str, share: float, seed: int) -> tuple[PatternPool, PatternPool]:
+    train, judge = split_patterns(language, held_out_names(language, share, seed))
+    return pool_of(train), pool_of(judge)

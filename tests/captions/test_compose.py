@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from meloformer.captions import phrases_en, phrases_zh
 from meloformer.captions.compose import attributes_in_language, compose, fill
 from meloformer.captions.instruments import instrument
-from meloformer.captions.patterns import LANGUAGES, patterns_of
+from meloformer.captions.patterns import LANGUAGES, patterns_of, pool_of
 from meloformer.captions.units import MENTIONS, mentions_of
 from tests.captions.attribute_sets import attributes_with, every_value, some_attributes
 
@@ -74,7 +74,8 @@ def test_any_attributes_give_a_caption_that_says_only_what_is_known(
     CHECK[language](caption.text)
     names = {pattern.name: pattern for pattern in patterns_of(language)}
     assert caption.text and set(caption.template.split("+")) <= set(names)
-    assert compose(attributes, language, random.Random(seed), detail=detail) == caption
+    pool = pool_of(patterns_of(language))
+    assert compose(attributes, language, random.Random(seed), pool, detail) == caption
     source = {
         "tempo": "tempo_bpm",
         "length": "bars",
