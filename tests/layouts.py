@@ -1,6 +1,6 @@
 """Random layouts for the rules, apart from the encoder and the collator."""
 
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,13 @@ def random_layout(seed: int, rows: int = 2, length: int = 512, slots: int = 128)
         piece_BS=slot_piece,
         bar_BS=slot_bar,
     )
+
+
+def with_open(layout: Layout, seed: int, share: float = 0.8) -> Layout:
+    """The same with an open summary at some bars of all rows but the last, which has none."""
+    chosen = np.random.default_rng(seed).random(layout.piece_BS.shape) < share
+    chosen[-1] = False
+    return replace(layout, open_BS=np.where(chosen, layout.piece_BS, -1).astype(np.int32))
 
 
 def as_torch(value: Any) -> Any:

@@ -8,6 +8,7 @@ reads itself alone, so A is made piece by piece.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -68,33 +69,64 @@ def build_blocks(layout: Layout, rule: Rule, block_size: int = BLOCK_SIZE) -> Bl
     num_tokens, num_slots = layout.piece_BT.shape[1], layout.piece_BS.shape[1]
     tokens, slots = _edges(num_tokens, block_size), _edges(num_slots, block_size)
     # Summary capacity is a multiple of the block size, so no block holds both kinds of keys.
-    key_sizes = np.concatenate([np.diff(slots), np.diff(tokens)])
-    stages = [
-        _lists([row[stage] for row in rows], np.diff(queries), key_sizes, block_size)
-        for stage, queries in enumerate([slots] + [tokens] * len(rule))
-    ]
+    of_slots, of_tokens = np.diff(slots), np.diff(tokens)
+    key_sizes = np.concatenate([of_slots, of_tokens])
     labelled = [LabelledRow(layout, row) for row in range(num_rows)]
     summarize = None
     if num_slots:
-        labels = stack_labels([row.summarize_labels() for row in labelled])
-        summarize = StageBlocks(**stages[0], labels=labels)
-    update = []
-    for group, lists in zip(rule, stages[1:], strict=True):
+        lists = _lists([row.summarize for row in rows], of_slots, key_sizes, block_size)
+        labels = [row.summarize_labels() for row in labelled]
+        summarize = StageBlocks(**lists, labels=stack_labels(labels))
+    update, opened = [], []
+    for number, group in enumerate(rule):
         stored = (order_BT, inverse_BT) if group.order == "instrument" else (None, None)
-        labels = stack_labels(
-            [
-                labelled[row].update_labels(group, None if stored[0] is None else stored[0][row])
-                for row in range(num_rows)
-            ]
+        orders = [None] * num_rows if stored[0] is None else list(stored[0])
+        counts = [row.update[number] for row in rows]
+        lists = _lists(counts, of_tokens, key_sizes, block_size)
+        labels = [
+            row.update_labels(group, order_T) for row, order_T in zip(labelled, orders, strict=True)
+        ]
+        update.append(
+            StageBlocks(
+                **lists, labels=stack_labels(labels), order_BT=stored[0], inverse_BT=stored[1]
+            )
         )
-        update.append(StageBlocks(**lists, labels=labels, order_BT=stored[0], inverse_BT=stored[1]))
-    return Blocks(summarize=summarize, update=tuple(update), block_size=block_size)
+        if layout.open_BS is None:
+            continue
+        counts = [
+            np.insert(closed, [len(of_slots)], row.opened[number], axis=1)
+            for closed, row in zip(counts, rows, strict=True)
+        ]
+        lists = _lists(counts, of_tokens, np.concatenate([of_slots, key_sizes]), block_size)
+        labels = [
+            row.opened_labels(closed, group, order_T)
+            for row, closed, order_T in zip(labelled, labels, orders, strict=True)
+        ]
+        opened.append(StageBlocks(**lists, labels=stack_labels(labels)))
+    return Blocks(
+        summarize=summarize, update=tuple(update), opened=tuple(opened), block_size=block_size
+    )
+
+
+@dataclass
+class _RowCounts:
+    """Allowed pairs per block of one row.
+
+    Args:
+        summarize: (Q, N) of SUMMARIZE, keys summaries, then tokens.
+        update: the same for each head group of UPDATE.
+        opened: (Q, S / block) open summaries that each head group's query blocks read; none where
+            the layout has no open summaries.
+    """
+
+    summarize: np.ndarray
+    update: list[np.ndarray] = field(default_factory=list)
+    opened: list[np.ndarray] = field(default_factory=list)
 
 
 def _row_counts(
     layout: Layout, row: int, rule: Rule, block_size: int, order_T: np.ndarray | None
-) -> list[np.ndarray]:
-    """Allowed pairs per block: (Q, N) for SUMMARIZE, then for each head group of UPDATE."""
+) -> _RowCounts:
     # Half as wide labels, half the time: the rules are bound by memory.
     narrow = np.int16 if layout.piece_BT.shape[1] <= np.iinfo(np.int16).max else np.int32
     piece_T, bar_T, instrument_T, index_T, piece_S, bar_S = (
@@ -136,19 +168,31 @@ def _row_counts(
 
     # Padding reads itself alone.
     own_slots = np.where(slots.piece < 0, slot_counts, 0).sum(axis=1)
-    counts = [
+    counts = _RowCounts(
         np.concatenate([np.diag(own_slots), np.zeros((len(own_slots), len(in_time)))], axis=1)
-    ]
+    )
     num_slot_blocks = len(slot_counts)
     for of_runs, of_slots in stretches:
         queries = _rows(_part(slots, of_slots))
         queries_placed = slot_counts[:, of_slots]
         by_slot = masks.summary_reads(queries, _columns(_part(slots, of_slots)))
         by_run = masks.summary_reads(queries, _columns(_part(runs, of_runs)))
-        counts[0][:, :num_slot_blocks] += _block_sums(
+        counts.summarize[:, :num_slot_blocks] += _block_sums(
             queries_placed, by_slot, slot_counts[:, of_slots]
         )
-        counts[0][:, num_slot_blocks:] += _block_sums(queries_placed, by_run, in_time[:, of_runs])
+        counts.summarize[:, num_slot_blocks:] += _block_sums(
+            queries_placed, by_run, in_time[:, of_runs]
+        )
+
+    open_read = np.zeros((len(first_R), num_slot_blocks), dtype=np.float32)
+    if layout.open_BS is not None:
+        # Whatever the group: how many open summaries of each block a token of a run reads.
+        open_slots = slots._replace(piece=layout.open_BS[row].astype(narrow))
+        for of_runs, of_slots in stretches:
+            by_run = masks.token_reads_open(
+                _rows(_part(runs, of_runs)), _columns(_part(open_slots, of_slots))
+            )
+            open_read[of_runs] = _product(by_run.astype(np.float32), slot_counts[:, of_slots].T)
 
     for group in rule:
         placed = in_time
@@ -173,7 +217,9 @@ def _row_counts(
             pairs[blocks, blocks] += _pairs_of_runs(
                 group, _part(runs, of_runs), placed[blocks, of_runs]
             )
-        counts.append(np.concatenate([of_slot_blocks, pairs], axis=1))
+        counts.update.append(np.concatenate([of_slot_blocks, pairs], axis=1))
+        if layout.open_BS is not None:
+            counts.opened.append(_product(placed, open_read))
     return counts
 
 

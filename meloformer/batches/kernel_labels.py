@@ -4,11 +4,11 @@
 about as much as the two products of a score. But a row is laid out piece by piece and bar by bar,
 so most of a rule is a stretch of time in which a key is read: a prefix until its piece ends, a bar
 token at least until its bar ends, a token of a near bar until the last near bar ends, a summary
-from the bar after its own. What is left over:
+from the bar after its own, an open summary by the prefix of its piece. What is left over:
 
 - same instrument: piece and instrument in one code, equal or not;
-- one bar distance beyond the near ones: the number of that bar, over all pieces of the row, with
-  gaps between pieces that no distance spans;
+- one bar distance beyond the near ones, and tokens of an open summary's own bar: the number of
+  the bar, over all pieces of the row, with gaps between pieces that no distance spans;
 - several distances: one bit per bar modulo 32. A key holds the bits of all bars that read it, a
   query its own, so nothing is ever shifted; `last` keeps out what would come round again, and
   distance 32 falls on the bit of distance 0, which every key with bits is read by.
@@ -76,6 +76,7 @@ class LabelledRow:
         self.is_bar_token_T = (layout.index_BT[row] == 0) & (self.bar_T >= 0)
         self.piece_S = layout.piece_BS[row]
         self.bar_S = layout.bar_BS[row]
+        self.open_S = None if layout.open_BS is None else layout.open_BS[row]
         self.time_T = np.arange(len(self.piece_T), dtype=np.int32)
         self.slot_S = np.arange(len(self.piece_S), dtype=np.int32)
         # Bars numbered over all pieces, so that one sorted look-up finds any; the prefix is bar -1.
@@ -143,7 +144,7 @@ class LabelledRow:
         if distances is not None and distances.bits:
             bit_T, bits_T = self._bits(distances.bits)
         if distances is not None and distances.codes:
-            bars_T = self._bars_with_gaps(max(distances.codes))
+            bars_T = self._bars_with_gaps(self.piece_T, self.bar_T, distances)
             query_T = np.where(is_padding_T, _NO_QUERY, bars_T)
             for distance in distances.codes:
                 codes.append((query_T, np.where(is_padding_T, _NO_KEY, bars_T + distance)))
@@ -169,6 +170,51 @@ class LabelledRow:
             codes=tuple(
                 (stored(query_T).astype(np.int32), _joined(no_key_S, stored(key_T)))
                 for query_T, key_T in codes
+            ),
+        )
+
+    def opened_labels(
+        self, labels: KernelLabels, group: HeadGroup, order_T: np.ndarray | None
+    ) -> KernelLabels:
+        """For UPDATE with open summaries: keys slots, open slots, then tokens.
+
+        Args:
+            labels: what `update_labels` says for the same group and order.
+            group: the rule.
+            order_T: time of the token stored at each place; None stores them in time.
+        """
+        assert self.open_S is not None
+        is_absent_S, num_slots = self.open_S < 0, len(self.slot_S)
+
+        def with_open(field_N: np.ndarray, of_open_S: np.ndarray) -> np.ndarray:
+            return np.insert(field_N, num_slots, of_open_S)
+
+        # From the first token of a piece to the last of its prefix; there may be none.
+        prefix_S = self._numbers(self.open_S, np.asarray(-1))
+        first_S = self.first_R[np.searchsorted(self.number_R, prefix_S, side="left")]
+        last_S = self._last_time(self.open_S, -1)
+        distances = None if group.bar_distances is None else split_distances(group.bar_distances)
+        own_S = self._bars_with_gaps(self.open_S, self.bar_S, distances)
+        own_S = np.where(is_absent_S, _NO_KEY, own_S)
+        codes = list(labels.codes)
+        if distances is None or not distances.codes:
+            bars_T = self._bars_with_gaps(self.piece_T, self.bar_T, distances)
+            query_T = np.where(self.piece_T < 0, _NO_QUERY, bars_T).astype(np.int32)
+            if order_T is not None:
+                query_T = query_T[order_T]
+            codes.insert(0, (query_T, np.full_like(labels.first_BN, _NO_KEY)))
+        # The first code numbers bars, as that of distances does where there are any.
+        (query_T, key_N), *others = codes
+        no_key_S, every_S = np.full_like(own_S, _NO_KEY), np.full_like(own_S, -1)
+        return KernelLabels(
+            first_BN=with_open(labels.first_BN, np.where(is_absent_S, _NEVER_FIRST, first_S)),
+            last_BN=with_open(labels.last_BN, np.where(is_absent_S, _NEVER_LAST, last_S)),
+            time_BQ=labels.time_BQ,
+            bit_BQ=labels.bit_BQ,
+            bits_BN=None if labels.bits_BN is None else with_open(labels.bits_BN, every_S),
+            codes=(
+                (query_T, with_open(key_N, own_S)),
+                *((query_T, with_open(key_N, no_key_S)) for query_T, key_N in others),
             ),
         )
 
@@ -201,11 +247,14 @@ class LabelledRow:
         # Times alone decide over a prefix and over padding.
         return one_bit[bar_T], np.where(self.bar_T < 0, -1, readers[bar_T])
 
-    def _bars_with_gaps(self, distance: int) -> np.ndarray:
-        """Bars numbered over all pieces, with more than `distance` numbers between two pieces."""
-        width = self.bars_per_piece + distance + 1
+    def _bars_with_gaps(
+        self, piece: np.ndarray, bar: np.ndarray, distances: Distances | None
+    ) -> np.ndarray:
+        """Bars numbered over all pieces, with more numbers between two than any coded distance."""
+        farthest = max(distances.codes, default=0) if distances else 0
+        width = self.bars_per_piece + farthest + 1
         assert (int(self.piece_T.max(initial=0)) + 1) * width <= np.iinfo(np.int32).max
-        return self.piece_T * width + self.bar_T + 1
+        return piece * width + bar + 1
 
 
 def _joined(of_slots: np.ndarray, of_tokens: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Every term is a tensor that autograd keeps, under the name of the part that keeps it. Counted are
 the tensors of the block-sparse kernel: queries, keys, values, result and log-sum-exp, never scores
-or a dense mask.
+or a dense mask. A model that trains with open summaries has room for them in all of its rows.
 """
 
 from collections import Counter
@@ -74,11 +74,15 @@ def batch_bytes(config: MuseFormerConfig, size: BatchSize) -> int:
     )
     rule = masks.rule_of(config.rule)
     slots = size.summaries if config.summaries else 0
-    queries = -(-size.tokens // masks.BLOCK_SIZE)
-    stages = len(rule) * queries + -(-slots // masks.BLOCK_SIZE)
-    keys = -(-(slots + size.tokens) // masks.BLOCK_SIZE)
+    tokens, of_slots = (-(-count // masks.BLOCK_SIZE) for count in (size.tokens, slots))
+    pairs = (len(rule) * tokens + of_slots) * (of_slots + tokens)
+    if config.num_open_layers:
+        pairs += len(rule) * tokens * (2 * of_slots + tokens)
+        # Which of them read each other is a dense mask on every device.
+        mask_bytes = 1 + (size.attention_bytes or size.element_bytes)
+        labels += size.rows * slots * (_INT32 + slots * mask_bytes)
     # Partial and full blocks, by query for the forward pass and by key for the backward pass.
-    blocks = 4 * _INT32 * size.rows * stages * keys
+    blocks = 4 * _INT32 * size.rows * pairs
     reordered = sum(group.order == "instrument" for group in rule)
     orders = 2 * _INT64 * size.rows * size.tokens * reordered
     return labels + blocks + orders
@@ -124,13 +128,15 @@ def _kept_by_layer(config: MuseFormerConfig, size: BatchSize, index: int) -> Cou
     slots = size.rows * size.summaries if config.summaries else 0
     # All slots of the first layer are one vector.
     slot_inputs = 0 if is_first else slots
+    open_slots = slots if index >= config.num_layers - config.num_open_layers else 0
     kept: Counter[str] = Counter()
     if size.checkpointing == "layer":
-        kept["layer inputs"] = e * D * (tokens + slot_inputs)
+        kept["layer inputs"] = e * D * (tokens + slot_inputs + open_slots)
         return kept
 
     heads = replace(size, is_norm_fused=bool(size.is_norm_fused or size.is_compiled))
-    for positions, num_kept, turned in ((tokens, tokens, 2), (slots, slot_inputs, 3)):
+    streams = ((tokens, tokens, 2), (slots, slot_inputs, 3), (open_slots, open_slots, 3))
+    for positions, num_kept, turned in streams:
         # Normed states, and queries, keys and values before their norms.
         kept["norms"] += _norm(size, positions, D, num_kept=num_kept) + e * positions * D
         kept["queries"] += _norm(heads, positions * config.num_heads, K)
@@ -139,23 +145,26 @@ def _kept_by_layer(config: MuseFormerConfig, size: BatchSize, index: int) -> Cou
         )
         # Cosines and sines of each rotation: of queries, keys and, for summaries, K2.
         kept["rotations"] += 0 if size.is_compiled else e * turned * positions * K
-    kept += _kept_by_attention(config, size, tokens, slots)
-    if slots:
-        # K2 and V2, from the summaries after SUMMARIZE, whose own norm keeps what it reads.
-        kept["norms"] += _norm(size, slots, D) + e * slots * D
-        kept["keys and values"] += _norm(heads, slots * config.num_kv_heads, K, input_width=2 * K)
+    kept += _kept_by_attention(config, size, tokens, slots, open_slots)
     kept += _kept_by_ffn(config, size, tokens)
-    if slots and not is_last:
-        kept += _kept_by_ffn(config, size, slots, is_input_kept=_keeps_input(size))
+    for positions in filter(None, (slots, open_slots)):
+        # K2 and V2, from the summaries after SUMMARIZE, whose own norm keeps what it reads.
+        kept["norms"] += _norm(size, positions, D) + e * positions * D
+        kept["keys and values"] += _norm(
+            heads, positions * config.num_kv_heads, K, input_width=2 * K
+        )
+        if not is_last:
+            kept += _kept_by_ffn(config, size, positions, is_input_kept=_keeps_input(size))
     return +kept
 
 
 def _kept_by_attention(
-    config: MuseFormerConfig, size: BatchSize, tokens: int, slots: int
+    config: MuseFormerConfig, size: BatchSize, tokens: int, slots: int, open_slots: int
 ) -> Counter[str]:
     """Both stages: inputs of the kernel, its result and log-sum-exp, the heads side by side.
 
-    Keys and values of tokens are kept twice, behind the summaries that each stage reads.
+    Keys and values of tokens are kept twice, behind the summaries that each stage reads. Open
+    summaries are a SUMMARIZE of their own, whose keys nothing is joined to.
     """
     D, H, e = config.width, config.num_heads, size.element_bytes
     a = size.attention_bytes or e
@@ -166,21 +175,24 @@ def _kept_by_attention(
     rule = masks.rule_of(config.rule)
     is_plain = len(rule) == 1 and rule[0].order != "instrument"
     side_by_side = 0 if a == e else e
+    # Where nothing is joined or cast, values are the projection itself, which the keys' norm keeps.
+    is_there = _keeps_input(size) or size.is_compiled
+    alone = 2 * a if a != e else e * (1 if is_there else 3)
     kept: Counter[str] = Counter()
+    for positions in (slots, open_slots):
+        kept["queries"] += a * positions * D
+        kept["attention results"] += (a + side_by_side) * positions * D + _FP32 * positions * H
     if slots:
-        kept["queries"] += a * slots * D
         kept["keys and values"] += 2 * a * keys * kv_width
-        kept["attention results"] += (a + side_by_side) * slots * D + _FP32 * slots * H
+    kept["keys and values"] += alone * open_slots * kv_width
     # Whatever the groups and their orders: of each head one copy, which the kernel reads.
     kept["queries"] += a * tokens * D
     kept["attention results"] += (a + (side_by_side if is_plain else e)) * tokens * D
     kept["attention results"] += _FP32 * tokens * H
-    if slots or a != e or not is_plain:
-        kept["keys and values"] += 2 * a * keys * kv_width
+    if slots or not is_plain:
+        kept["keys and values"] += 2 * a * (keys + open_slots) * kv_width
     else:
-        # Without summaries the values are the projection itself, which the keys' norm may keep.
-        is_there = _keeps_input(size) or size.is_compiled
-        kept["keys and values"] += e * tokens * kv_width * (1 if is_there else 3)
+        kept["keys and values"] += alone * tokens * kv_width
     return kept
 
 
@@ -233,6 +245,8 @@ def _norm(
 def dense_mask_bytes(config: MuseFormerConfig, size: BatchSize) -> int:
     """Masks of the dense backend, allowed pairs and numbers to add, which all layers share."""
     slots = size.summaries if config.summaries else 0
-    queries = len(masks.rule_of(config.rule)) * size.tokens + slots
-    pairs = size.rows * queries * (size.tokens + slots)
-    return pairs * (1 + (size.attention_bytes or size.element_bytes))
+    of_tokens = len(masks.rule_of(config.rule)) * size.tokens
+    pairs = (of_tokens + slots) * (size.tokens + slots)
+    if config.num_open_layers:
+        pairs += of_tokens * (size.tokens + 2 * slots)
+    return size.rows * pairs * (1 + (size.attention_bytes or size.element_bytes))

@@ -41,6 +41,7 @@ from meloformer.batches.phases import BatchShape
 from meloformer.interrupts import asked_to_stop, end_with_parent
 from meloformer.model.attention import Backend, build_plan
 from meloformer.model.config import Checkpointing, MuseFormerConfig
+from meloformer.model.injection import INJECTION_LAYER, NoisedOwn
 from meloformer.model.kernel_options import has_default_tiles
 from meloformer.model.masks import rule_of
 from meloformer.model.museformer import MuseFormer
@@ -57,8 +58,9 @@ MAX_WORKERS = 8
 # What was compiled until then is in the cache: the limit is for processes that hang.
 LIMIT_SECONDS = 300
 # The first layer reads summaries that are all alike, the last one writes none; all others are alike
-# to the compiler.
+# to the compiler. Of those with open summaries, the first reads some that nothing has trained.
 NUM_LAYERS = 3
+NUM_OPEN_LAYERS = 2
 
 _MARKS = "meloformer-compiled"
 _POLL_SECONDS = 0.1
@@ -90,12 +92,17 @@ class CompileSpec:
 
     def num_graphs(self, shapes: Shapes) -> int:
         """Graphs of some shapes."""
-        rule = rule_of(self.model.rule)
-        return shapes.num_graphs(rule, summaries=self.model.summaries, fuse=self.fuse)
+        return shapes.num_graphs(
+            rule_of(self.model.rule),
+            summaries=self.model.summaries,
+            opened=self.model.num_open_layers > 0,
+            fuse=self.fuse,
+        )
 
     def shortened(self) -> "CompileSpec":
         """The fewest layers that compile all there is."""
-        layers = min(self.model.num_layers, NUM_LAYERS)
+        num_open = min(self.model.num_open_layers, NUM_OPEN_LAYERS)
+        layers = INJECTION_LAYER + num_open if num_open else min(self.model.num_layers, NUM_LAYERS)
         return replace(self, model=replace(self.model, num_layers=layers))
 
     def to_json(self) -> dict[str, Any]:
@@ -221,8 +228,10 @@ def default_workers(ranks_on_host: int) -> int:
 def _code_key(spec: CompileSpec) -> str:
     """Changes with all that the compiled code depends on, but for the shapes."""
     digest = hashlib.sha256()
-    # How long a row may be stands in the shapes.
-    settings = replace(spec, model=replace(spec.model, max_seq_len=0)).to_json()
+    # How long a row may be stands in the shapes; how many rows have open summaries, in no code.
+    opened = float(spec.model.num_open_layers > 0)
+    model = replace(spec.model, max_seq_len=0, open_summary_rate=opened)
+    settings = replace(spec, model=model).to_json()
     device = spec.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     digest.update(json.dumps([settings, version_key(device), name], sort_keys=True).encode())
@@ -318,7 +327,8 @@ class _Alone:
         plan = build_plan(
             batch.layout, self._rule, self._spec.backend, batch.blocks, self._spec.precision
         )
-        return self._model(batch.ids_BT, batch.layout, plan)
+        start = NoisedOwn(batch.open_seeds) if batch.open_seeds else None
+        return self._model(batch.ids_BT, batch.layout, plan, start)
 
     def backward(self, loss: Tensor) -> Tensor:
         loss.backward()
@@ -352,6 +362,7 @@ def compile_here(spec: CompileSpec, shapes: Shapes) -> int:
                 _shapes([item]),
                 blocks_rule,
                 block_size=spec.block_size,
+                opened=spec.model.num_open_layers > 0,
                 fuse=spec.fuse,
             )
         except RuntimeError as error:

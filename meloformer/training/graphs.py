@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
@@ -50,20 +51,25 @@ class Shapes:
             score=tuple(shape for shape in self.score if shape.rows == rows),
         )
 
-    def num_graphs(self, rule: Rule, *, summaries: bool = True, fuse: bool = False) -> int:
+    def num_graphs(
+        self, rule: Rule, *, summaries: bool = True, opened: bool = False, fuse: bool = False
+    ) -> int:
         """One graph for SUMMARIZE and one per head group for UPDATE, per shape and mode.
 
-        Compiled pointwise parts come on top, per number of rows in training.
+        UPDATE with open summaries is another call with as many graphs, in training alone. Compiled
+        pointwise parts come on top, per number of rows in training.
 
         Computing layers again in the backward pass adds none: it calls the graphs of training.
 
         Args:
             rule: head groups.
             summaries: whether the model has them; without, there is no SUMMARIZE.
+            opened: whether it trains with open ones.
             fuse: whether the pointwise parts are compiled.
         """
         pointwise = GRAPHS_PER_ROWS * len({shape.rows for shape in self.train}) if fuse else 0
-        return (len(self.train) + len(self.score)) * (summaries + len(rule)) + pointwise
+        attention = (len(self.train) + len(self.score)) * (summaries + len(rule))
+        return attention + opened * len(self.train) * len(rule) + pointwise
 
     @property
     def largest(self) -> BatchShape:
@@ -183,7 +189,12 @@ def declare_graphs(
         shapes = replace(shapes, score=shapes.train)
     if not is_compiled:
         return GraphBudget(shapes, None)
-    num_graphs = shapes.num_graphs(rule_of(config.rule), summaries=config.summaries, fuse=fuse)
+    num_graphs = shapes.num_graphs(
+        rule_of(config.rule),
+        summaries=config.summaries,
+        opened=config.num_open_layers > 0,
+        fuse=fuse,
+    )
     if fuse and model.is_partly_frozen:
         # The norms of queries and keys, where some are frozen and some are trained.
         num_graphs += 2 * len({shape.rows for shape in shapes.train})
@@ -210,6 +221,7 @@ def warm_up(
     blocks_rule: Rule | None,
     *,
     block_size: int = BLOCK_SIZE,
+    opened: bool = False,
     fuse: bool = False,
     watch: Watch = lambda batch: nullcontext(),
     is_over: Callable[[], bool] = lambda: False,
@@ -229,6 +241,7 @@ def warm_up(
         shapes: what to compile.
         blocks_rule: rule to build block lists for; None builds none.
         block_size: tokens along each side of a block.
+        opened: whether batches of training can have open summaries.
         fuse: whether the loss is compiled too.
         watch: held around each batch.
         is_over: asked before each batch, as often on all ranks; the rest is left out.
@@ -238,7 +251,7 @@ def warm_up(
     for shape in in_turn(shapes.train, *turn):
         if is_over():
             return
-        batch = padding(shape, blocks_rule, block_size).to(ranks.device)
+        batch = padding(shape, blocks_rule, block_size, opened=opened).to(ranks.device)
         with watch(batch):
             loss = step_loss(predict(batch), batch.targets_BT, 1, ranks.world_size, fuse=fuse)
             engine.backward(loss)
@@ -261,9 +274,24 @@ def in_turn(items: Sequence[Item], rank: int, num_ranks: int) -> list[Item]:
     return [*items[start:], *items[:start]]
 
 
-def padding(shape: BatchShape, blocks_rule: Rule | None, block_size: int = BLOCK_SIZE) -> Batch:
-    """A batch of a shape without a single token: it computes as any other and weighs nothing."""
-    return collate_rows([[] for _ in range(shape.rows)], shape.tokens, blocks_rule, block_size)
+def padding(
+    shape: BatchShape,
+    blocks_rule: Rule | None,
+    block_size: int = BLOCK_SIZE,
+    *,
+    opened: bool = False,
+) -> Batch:
+    """A batch of a shape without a single token: it computes as any other and weighs nothing.
+
+    Args:
+        shape: of the batch.
+        blocks_rule: rule to build block lists for; None builds none.
+        block_size: tokens along each side of a block.
+        opened: with room for open summaries, as batches of a model that trains with them.
+    """
+    rows: list[list[np.ndarray]] = [[] for _ in range(shape.rows)]
+    seeds = [None] * shape.rows if opened else None
+    return collate_rows(rows, shape.tokens, blocks_rule, block_size, seeds)
 
 
 def _num_compiled() -> int:

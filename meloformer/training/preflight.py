@@ -57,11 +57,14 @@ def is_cheap(config: MuseFormerConfig, shape: BatchShape, device: torch.device) 
     if device.type != "cpu":
         return True
     rows, tokens, summaries = shape
+    num_open = rows * summaries if config.num_open_layers else 0
     pairs = StepPairs(
         update=float(rows * tokens * (tokens + summaries)),
         summarize=float(rows * summaries * (tokens + summaries)),
+        opened=float(num_open * (tokens + summaries)),
     )
-    return training_flops(config, rows * tokens, rows * summaries, pairs) <= FLOPS_ON_A_CPU
+    flops = training_flops(config, rows * tokens, rows * summaries, pairs, num_open)
+    return flops <= FLOPS_ON_A_CPU
 
 
 def try_largest(
@@ -73,6 +76,7 @@ def try_largest(
     accumulates: bool,
     watch: Watch,
     block_size: int = BLOCK_SIZE,
+    opened: bool = False,
     fuse: bool = False,
 ) -> Trial:
     """Run the largest batch forward and backward on all ranks; collective.
@@ -88,6 +92,7 @@ def try_largest(
             second, beside the gradients of the first.
         watch: held around each batch.
         block_size: tokens along each side of a block.
+        opened: whether batches of training can have open summaries.
         fuse: whether the loss is compiled.
     """
     ranks, device = engine.ranks, engine.ranks.device
@@ -95,7 +100,7 @@ def try_largest(
     start_measuring(device)
     with torch.random.fork_rng(devices=devices):
         for _ in range(2 if accumulates else 1):
-            batch = padding(shape, blocks_rule, block_size).to(device)
+            batch = padding(shape, blocks_rule, block_size, opened=opened).to(device)
             with watch(batch):
                 loss = step_loss(predict(batch), batch.targets_BT, 1, ranks.world_size, fuse=fuse)
                 engine.backward(loss)

@@ -26,6 +26,7 @@ class StepCounts:
         summaries: bars, each of which has a summary.
         wait_seconds: waiting for data, mean over ranks.
         rank_seconds: of each rank, what it spent on its own in the step before; see `Clock`.
+        open_summaries: bars that have an open summary besides.
     """
 
     targets: int
@@ -34,6 +35,7 @@ class StepCounts:
     summaries: int
     wait_seconds: float
     rank_seconds: tuple[float, ...]
+    open_summaries: int = 0
 
     @property
     def padding(self) -> float:
@@ -60,11 +62,16 @@ def count_step(
         sum(int((batch.layout.piece_BT >= 0).sum()) for batch in micro_batches),
         sum(batch.ids_BT.numel() for batch in micro_batches),
         sum(int((batch.layout.piece_BS >= 0).sum()) for batch in micro_batches),
+        sum(
+            int((batch.layout.open_BS >= 0).sum())
+            for batch in micro_batches
+            if batch.layout.open_BS is not None
+        ),
         wait_seconds / ranks.world_size,
         *rank_seconds,
     ]
     *counts, waited = (totals := ranks.sum(own))[: -ranks.world_size]
-    targets, tokens, positions, summaries = map(int, counts)
+    targets, tokens, positions, summaries, open_summaries = map(int, counts)
     return StepCounts(
         targets=targets,
         tokens=tokens,
@@ -72,6 +79,7 @@ def count_step(
         summaries=summaries,
         wait_seconds=waited,
         rank_seconds=tuple(totals[-ranks.world_size :]),
+        open_summaries=open_summaries,
     )
 
 

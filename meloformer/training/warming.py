@@ -141,6 +141,7 @@ class Warming:
             accumulates=self._config.gradient_accumulation_steps > 1
             or rows < self._config.batch_size,
             block_size=self._spec.block_size,
+            opened=self._spec.model.num_open_layers > 0,
             fuse=self._spec.fuse,
             watch=lambda batch: self._watch("the trial before the first step", batch),
         )
@@ -163,6 +164,7 @@ class Warming:
             shapes,
             self._blocks_rule,
             block_size=self._spec.block_size,
+            opened=self._spec.model.num_open_layers > 0,
             fuse=self._spec.fuse,
             watch=lambda batch: self._watch(f"the warm-up before step {step}", batch),
             is_over=self._stopping.ask,

@@ -1,5 +1,7 @@
 """Block lists, counted from runs, against the dense mask cut into blocks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from torch.nn.attention.flex_attention import create_block_mask
@@ -8,7 +10,7 @@ from meloformer.batches.block_plans import build_blocks
 from meloformer.errors import ConfigError
 from meloformer.model import attention
 from meloformer.model.masks import BLOCK_SIZE, BLOCK_SIZES, RULES, StageBlocks
-from tests.layouts import as_torch, random_layout
+from tests.layouts import as_torch, random_layout, with_open
 
 
 def listed(num: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -59,13 +61,32 @@ def test_block_plans_equal_the_dense_rule_block_by_block(rule, length, size) -> 
                 assert np.array_equal(stage.inverse_BT, call.inverse_BT.numpy())
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("length", [512, 600])
+@pytest.mark.parametrize("size", BLOCK_SIZES)
+def test_block_plans_with_open_summaries_equal_the_dense_rule(rule, length, size) -> None:
+    """Rows where all bars have one, some, and none."""
+    for seed, share in enumerate((0.5, 1.0)):
+        layout = with_open(random_layout(seed=seed, rows=3, length=length), seed, share)
+        blocks = build_blocks(layout, RULES[rule], size)
+        plan = attention.build_plan(as_torch(layout), RULES[rule])
+        for stage, call in zip(blocks.opened, plan.opened.update, strict=True):
+            check_stage(stage, call.mask.numpy(), size)
+            assert stage.order_BT is None and stage.inverse_BT is None, "those of `update` serve"
+        closed = build_blocks(replace(layout, open_BS=None), RULES[rule], size)
+        assert closed.opened == ()
+        for stage, other in zip(blocks.update, closed.update, strict=True):
+            assert np.array_equal(stage.kv_index_BQN, other.kv_index_BQN)
+            assert np.array_equal(stage.full_num_BQ, other.full_num_BQ)
+
+
 @pytest.mark.parametrize("size", BLOCK_SIZES)
 def test_block_plans_hold_what_torch_finds_by_looking_at_every_pair(size) -> None:
-    layout = random_layout(seed=4, rows=2, length=512)
+    layout = with_open(random_layout(seed=4, rows=2, length=512), seed=4)
     rule = RULES["halves"]
     blocks = as_torch(build_blocks(layout, rule, size))
     flex = attention.build_plan(as_torch(layout), rule, "flex", blocks)
-    for call in (flex.summarize, *flex.update):
+    for call in (flex.summarize, *flex.update, *flex.opened.update):
         num_queries, num_keys = call.mask.seq_lengths
         made = create_block_mask(
             call.mask.mask_mod, 2, None, num_queries, num_keys, device="cpu", BLOCK_SIZE=size

@@ -11,9 +11,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from meloformer.batches.block_plans import build_blocks
 from meloformer.batches.kernel_labels import Distances, split_distances
+from meloformer.errors import ConfigError
 from meloformer.model import attention
 from meloformer.model.masks import BLOCK_SIZES, RULES, HeadGroup, Layout, Rule
-from tests.layouts import as_torch, random_layout
+from tests.layouts import as_torch, random_layout, with_open
 
 # Distances that take every way of testing them, alone and together.
 OTHER_DISTANCES = [
@@ -44,6 +45,9 @@ def check(layout: Layout, rule: Rule, block_size: int = BLOCK_SIZES[-1]) -> None
         tensors, rule, "flex", as_torch(build_blocks(layout, rule, block_size))
     )
     calls = [*zip(flex.update, dense.update, strict=True)]
+    if dense.opened is not None:
+        calls += zip(flex.opened.update, dense.opened.update, strict=True)
+        assert torch.equal(flex.opened.summarize.mask, dense.opened.summarize.mask)
     if dense.summarize is not None:
         calls.append((flex.summarize, dense.summarize))
     for found, expected in calls:
@@ -59,7 +63,9 @@ def check(layout: Layout, rule: Rule, block_size: int = BLOCK_SIZES[-1]) -> None
 @pytest.mark.parametrize("rule", ALL_RULES.values(), ids=ALL_RULES)
 def test_the_kernel_reads_exactly_the_pairs_of_the_rule(rule) -> None:
     for seed in range(2):
-        check(random_layout(seed=seed, rows=3, length=300), rule)
+        layout = random_layout(seed=seed, rows=3, length=300)
+        check(layout, rule)
+        check(with_open(layout, seed), rule)
 
 
 @st.composite
@@ -114,14 +120,17 @@ groups = st.builds(
 
 
 @settings(max_examples=25, deadline=None)
-@given(layouts(), groups)
-def test_any_group_on_any_row_reads_exactly_the_pairs_of_the_rule(layout, group) -> None:
+@given(layouts(), groups, st.integers(0, 100), st.sampled_from([0.3, 1.0]))
+def test_any_group_on_any_row_reads_exactly_the_pairs_of_the_rule(
+    layout, group, seed, share
+) -> None:
     check(layout, (group,), block_size=64)
+    check(with_open(layout, seed, share), (group,), block_size=64)
     check(layout.without_summaries(), (group,))
 
 
 def test_a_row_of_padding_and_a_row_of_one_token_read_themselves() -> None:
-    layout = random_layout(seed=0, rows=2, length=128)
+    layout = with_open(random_layout(seed=0, rows=2, length=128), seed=0)
     empty = {
         field.name: np.full_like(
             getattr(layout, field.name), -1 if field.name in _WITHOUT_A_PIECE else 0
@@ -134,7 +143,7 @@ def test_a_row_of_padding_and_a_row_of_one_token_read_themselves() -> None:
         check(layout, rule)
 
 
-_WITHOUT_A_PIECE = ("piece_BT", "bar_BT", "instrument_BT", "piece_BS")
+_WITHOUT_A_PIECE = ("piece_BT", "bar_BT", "instrument_BT", "piece_BS", "open_BS")
 
 
 @pytest.mark.parametrize(
@@ -174,3 +183,28 @@ def test_a_pair_costs_the_operations_that_the_mask_function_states(rule, expecte
     plan = attention.build_plan(as_torch(layout), RULES[rule], "flex", blocks)
     assert loads_and_operations(plan.summarize.mask.mask_mod) == (2, 3)
     assert [loads_and_operations(call.mask.mask_mod) for call in plan.update] == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("full", [(4, 5)]),
+        ("museformer", [(6, 8)]),
+        ("hid", [(7, 7)]),
+        ("halves", [(7, 7), (4, 5)]),
+    ],
+)
+def test_open_summaries_cost_one_code_where_no_code_numbers_bars_yet(rule, expected) -> None:
+    layout = with_open(random_layout(seed=1), seed=1)
+    blocks = as_torch(build_blocks(layout, RULES[rule]))
+    plan = attention.build_plan(as_torch(layout), RULES[rule], "flex", blocks)
+    found = [loads_and_operations(call.mask.mask_mod) for call in plan.opened.update]
+    assert found == expected
+
+
+def test_blocks_of_a_layout_without_open_summaries_are_refused_for_one_with_them() -> None:
+    layout = random_layout(seed=1)
+    blocks = as_torch(build_blocks(layout, RULES["halves"]))
+    opened = as_torch(with_open(layout, seed=1))
+    with pytest.raises(ConfigError, match="block lists of the layout with its open summaries"):
+        attention.build_plan(opened, RULES["halves"], "flex", blocks)

@@ -1,5 +1,7 @@
 """Counts by formula against what torch counts on the meta device."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from meloformer.model import attention
 from meloformer.model.config import SIZES
 from meloformer.model.counts import StepPairs, forward_flops, num_parameters, training_flops
+from meloformer.model.injection import Injection
 from meloformer.model.masks import RULES, Layout
 from meloformer.model.museformer import MuseFormer
 from tests.layouts import tiny_config
@@ -74,3 +77,29 @@ def test_operations_without_summaries_are_those_that_torch_counts() -> None:
         model(ids, layout, plan)
     pairs = StepPairs(update=rows * length**2, summarize=rows * slots * (slots + length))
     assert counter.get_total_flops() == forward_flops(config, rows * length, rows * slots, pairs)
+
+
+def test_operations_with_open_summaries_are_those_that_torch_counts() -> None:
+    rows, length, slots = 2, 256, 128
+    config = tiny_config(rule="full", num_layers=5)
+    with torch.device("meta"):
+        model = MuseFormer(config)
+        injection = Injection(
+            summaries_BSD=torch.empty(rows, slots, config.width),
+            mask_BS=torch.empty(rows, slots, dtype=torch.bool),
+        )
+    layout = injection.layout(meta_layout(rows, length, slots))
+    plan = attention.build_plan(layout, RULES["full"])
+    ids = torch.empty((rows, length), dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(ids, layout, plan, injection)
+    num_open, keys = rows * slots, slots + length
+    pairs = StepPairs(
+        update=rows * length * keys, summarize=num_open * keys, opened=num_open * (length + slots)
+    )
+    expected = forward_flops(config, rows * length, rows * slots, pairs, num_open)
+    assert counter.get_total_flops() == expected
+    # Three layers are below: nothing is left that would read one.
+    below = replace(config, num_layers=3)
+    pairs = replace(pairs, opened=0)
+    assert forward_flops(below, 1, 1, pairs, num_open) == forward_flops(below, 1, 1, pairs)

@@ -9,6 +9,7 @@ import torch._dynamo
 
 from meloformer.model import fused
 from meloformer.model.attention import build_plan
+from meloformer.model.injection import NoisedOwn, open_layout
 from meloformer.model.masks import rule_of
 from meloformer.model.museformer import Layer, MuseFormer
 from meloformer.training.loss import IGNORE_INDEX, token_nats
@@ -35,17 +36,25 @@ def num_graphs() -> int:
 
 
 def model(
-    fuse: bool, checkpointing: str = "none", dtype: torch.dtype = torch.float32
+    fuse: bool,
+    checkpointing: str = "none",
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
 ) -> MuseFormer:
     torch.manual_seed(0)
-    config = tiny_config(num_layers=2, width=32, ffn_width=48, vocab_size=97, max_seq_len=128)
+    small = {"num_layers": 2, "width": 32, "ffn_width": 48, "vocab_size": 97, "max_seq_len": 128}
+    config = tiny_config(**small | changes)
     return MuseFormer(config, checkpointing=checkpointing, fuse=fuse).to(dtype)  # type: ignore[arg-type]
 
 
 def forward(museformer: MuseFormer, rows: int, length: int) -> torch.Tensor:
     layout = as_torch(random_layout(3, rows=rows, length=length, slots=32))
     ids = torch.randint(97, (rows, length), generator=torch.Generator().manual_seed(1))
-    return museformer(ids, layout, build_plan(layout, RULE))
+    start = None
+    if museformer.config.num_open_layers and torch.is_grad_enabled():
+        layout = open_layout(layout, torch.ones(rows, 32, dtype=torch.bool))
+        start = NoisedOwn(range(rows))
+    return museformer(ids, layout, build_plan(layout, RULE), start)
 
 
 def targets(rows: int, length: int) -> torch.Tensor:
@@ -64,8 +73,13 @@ def train(museformer: MuseFormer, rows: int, length: int) -> None:
 # A backend that compiles nothing: which graphs there are is settled before it.
 @pytest.mark.parametrize("compiler", ["aot_eager"], indirect=True)
 @pytest.mark.parametrize("checkpointing", ["none", "layer"])
-def test_lengths_add_no_graph_and_scoring_has_none(compiler: None, checkpointing: str) -> None:
-    museformer = model(fuse=True, checkpointing=checkpointing)
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_layers": 5, "open_summary_rate": 0.5}], ids=["closed", "open"]
+)
+def test_lengths_add_no_graph_and_scoring_has_none(
+    compiler: None, changes: dict, checkpointing: str
+) -> None:
+    museformer = model(fuse=True, checkpointing=checkpointing, **changes)
     for length in (96, 64, 112, 32):
         train(museformer, 2, length)
         assert num_graphs() == fused.GRAPHS_PER_ROWS, length

@@ -7,9 +7,12 @@ import torch
 
 from meloformer.batches.batch import map_tensors
 from meloformer.batches.block_plans import build_blocks
+from meloformer.batches.phases import BatchShape
 from meloformer.model import attention, kernel, masks
+from meloformer.model.injection import NoisedOwn
 from meloformer.model.museformer import MuseFormer
-from tests.layouts import as_torch, random_layout, tiny_config
+from meloformer.training.graphs import Shapes
+from tests.layouts import as_torch, random_layout, tiny_config, with_open
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,9 +24,9 @@ def on_cuda(value):
     return map_tensors(as_torch(value), lambda tensor: tensor.cuda())
 
 
-def logits_and_gradients(model, ids, layout, plan) -> list[torch.Tensor]:
+def logits_and_gradients(model, ids, layout, plan, start=None) -> list[torch.Tensor]:
     model.zero_grad()
-    logits = model(ids, layout, plan)
+    logits = model(ids, layout, plan, start)
     logits.float().logsumexp(-1).mean().backward()
     return [logits.detach(), *(parameter.grad for parameter in model.parameters())]
 
@@ -92,6 +95,36 @@ def test_flex_equals_dense_forward_and_backward(rule, length, dtype, tolerance) 
     found = logits_and_gradients(model.to(dtype), ids, layout, plan)
     for a, b in zip(found, expected, strict=True):
         assert (a.double() - b).norm() <= tolerance * b.norm()
+
+
+@pytest.mark.parametrize("rule", masks.RULES)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 6e-2)], ids=["fp32", "bf16"]
+)
+def test_flex_with_open_summaries_equals_dense_in_the_declared_graphs(
+    rule, dtype, tolerance
+) -> None:
+    """Rows of a training batch: all bars have an open summary, or none has."""
+    kernel.compiled_flex.cache_clear()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    layout = with_open(random_layout(seed=3, length=600), seed=3, share=1.0)
+    blocks = on_cuda(build_blocks(layout, masks.RULES[rule]))
+    layout = on_cuda(layout)
+    torch.manual_seed(0)
+    config = tiny_config(rule=rule, num_layers=6, width=256, ffn_width=512, open_summary_rate=0.5)
+    model = MuseFormer(config).cuda()
+    ids = torch.randint(0, 976, layout.piece_BT.shape, device="cuda")
+    start = NoisedOwn((1, 2))
+    plan = attention.build_plan(layout, masks.RULES[rule])
+    expected = logits_and_gradients(model.double(), ids, layout, plan, start)
+    plan = attention.build_plan(layout, masks.RULES[rule], "flex", blocks)
+    found = logits_and_gradients(model.to(dtype), ids, layout, plan, start)
+    for a, b in zip(found, expected, strict=True):
+        assert (a.double() - b).norm() <= tolerance * b.norm()
+    shape = BatchShape(2, 600, layout.piece_BS.shape[1])
+    declared = Shapes(train=(shape,), score=()).num_graphs(masks.RULES[rule], opened=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == declared
 
 
 def test_fp32_attention_of_a_bf16_model_returns_to_bf16() -> None:

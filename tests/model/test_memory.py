@@ -173,7 +173,8 @@ def test_the_formula_knows_grouped_heads_other_widths_and_the_dense_twin(
 
 @pytest.mark.parametrize("checkpointing", ["none", "ffn", "layer"])
 @pytest.mark.parametrize(
-    ("rule", "dtype"), [("full", torch.bfloat16), ("halves", torch.bfloat16), ("full", torch.float32)]
+    ("rule", "dtype"),
+    [("full", torch.bfloat16), ("halves", torch.bfloat16), ("full", torch.float32)],
 )
 def test_the_formula_knows_open_summaries_above_the_injection_layer(
     kernel_norm: None, rule: str, dtype: torch.dtype, checkpointing: Checkpointing

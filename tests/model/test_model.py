@@ -7,9 +7,10 @@ from meloformer.batches.block_plans import build_blocks
 from meloformer.errors import ConfigError
 from meloformer.model import attention, kernel, masks
 from meloformer.model.config import MuseFormerConfig
+from meloformer.model.injection import NoisedOwn, Start
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.rotary import rotary_angles, rotate
-from tests.layouts import as_torch, random_layout, tiny_config
+from tests.layouts import as_torch, random_layout, tiny_config, with_open
 
 
 def test_rotation_keeps_lengths_and_only_differences_reach_a_score() -> None:
@@ -41,7 +42,11 @@ def test_every_parameter_gets_a_gradient(rule) -> None:
 
 
 def flex_difference(
-    rule: str, layout, config: MuseFormerConfig, block_size: int = masks.BLOCK_SIZE
+    rule: str,
+    layout,
+    config: MuseFormerConfig,
+    block_size: int = masks.BLOCK_SIZE,
+    start: Start | None = None,
 ) -> float:
     torch.manual_seed(0)
     model = MuseFormer(config).eval()
@@ -49,9 +54,9 @@ def flex_difference(
     ids = torch.randint(0, 976, tensors.piece_BT.shape)
     blocks = as_torch(build_blocks(layout, masks.RULES[rule], block_size))
     with torch.no_grad():
-        dense = model(ids, tensors, attention.build_plan(tensors, masks.RULES[rule]))
+        dense = model(ids, tensors, attention.build_plan(tensors, masks.RULES[rule]), start)
         plan = attention.build_plan(tensors, masks.RULES[rule], "flex", blocks)
-        flex = model(ids, tensors, plan)
+        flex = model(ids, tensors, plan, start)
     return (dense - flex).abs().max().item()
 
 
@@ -76,6 +81,20 @@ def test_twenty_packed_batches_take_the_declared_number_of_graphs() -> None:
     for seed in range(20):
         assert flex_difference("halves", random_layout(seed=seed), config) < 1e-5
     assert counters["stats"]["unique_graphs"] == 3
+
+
+@pytest.mark.slow  # five graphs
+def test_compiled_flex_with_open_summaries_equals_dense_in_one_more_graph_per_group() -> None:
+    """Rows where all bars have one, some, and none; what was drawn is no part of the code."""
+    torch._dynamo.reset()
+    kernel.compiled_flex.cache_clear()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    config = tiny_config(num_layers=5, open_summary_rate=0.5)
+    for seed, share in enumerate((1.0, 0.5, 0.0)):
+        layout = with_open(random_layout(seed=seed), seed, share)
+        assert flex_difference("halves", layout, config, start=NoisedOwn((seed, 9))) < 1e-5
+    assert counters["stats"]["unique_graphs"] == 3 + 2
 
 
 def test_flex_on_the_cpu_refuses_to_train() -> None:

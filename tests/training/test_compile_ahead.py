@@ -109,6 +109,12 @@ def test_what_is_little_or_known_to_be_compiled_is_left_to_the_run(
 
     deeper = replace(SPEC, model=replace(SPEC.model, num_layers=40, max_seq_len=65536))
     assert not compile_shapes(deeper), "layers are alike, and lengths stand in the shapes"
+    opened = [
+        replace(SPEC, model=replace(SPEC.model, open_summary_rate=rate)) for rate in (0.3, 0.7)
+    ]
+    assert compile_shapes(opened[0]), "open summaries are calls of their own"
+    CompileAhead(opened[0], 2, 0, say=lambda line: None).note_compiled(SHAPES)
+    assert not compile_shapes(opened[1]), "however many rows have them"
     wider = replace(SPEC.model, width=2 * SPEC.model.width)
     changes = {
         "is_bf16": False,
@@ -163,6 +169,14 @@ def test_a_short_model_has_a_first_a_middle_and_a_last_layer_of_the_runs_own_wid
     assert CompileSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
     one = replace(spec, model=replace(spec.model, num_layers=1))
     assert one.shortened() == one
+
+
+def test_a_short_model_has_a_first_and_a_last_layer_with_open_summaries() -> None:
+    def shortened(num_layers: int) -> int:
+        model = tiny_config(num_layers=num_layers, open_summary_rate=0.3)
+        return replace(SPEC, model=model).shortened().model.num_layers
+
+    assert [shortened(layers) for layers in (2, 3, 4, 5, 24)] == [2, 3, 4, 5, 5]
 
 
 @pytest.mark.parametrize(

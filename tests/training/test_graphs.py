@@ -2,20 +2,22 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from meloformer.batches.batch import Batch
+from meloformer.batches.batch import Batch, map_tensors
 from meloformer.batches.collate import collate_rows
 from meloformer.batches.phases import BatchShape, PhaseConfig
 from meloformer.batches.plan import PlanConfig
 from meloformer.errors import TrainingError
 from meloformer.model.attention import build_plan
+from meloformer.model.injection import NoisedOwn
 from meloformer.model.masks import RULES
 from meloformer.model.museformer import MuseFormer
 from meloformer.shards.reader import ShardFolder
-from meloformer.tokens.vocabulary import VOCAB_SIZE
+from meloformer.tokens.vocabulary import VOCAB_SIZE, Kind, token_id
 from meloformer.training.ds_config import RunFacts, load_ds_config, resolve_ds_config
 from meloformer.training.engine import Engine
 from meloformer.training.graphs import (
@@ -41,6 +43,32 @@ def test_packed_training_takes_two_graphs_and_three_for_halves(rule: str, per_sh
     assert shapes.num_graphs(RULES[rule]) == 2 * per_shape, "as many again for validation"
 
 
+@pytest.mark.parametrize(("rule", "per_shape"), [("museformer", 1), ("halves", 2)])
+def test_open_summaries_are_one_more_update_in_training_and_none_in_validation(
+    rule: str, per_shape: int
+) -> None:
+    shapes = declare_shapes(PlanConfig(max_seq_len=2048), PhaseConfig(phases="on"))
+    closed, opened = (shapes.num_graphs(RULES[rule], opened=opened) for opened in (False, True))
+    assert opened - closed == per_shape * len(shapes.train)
+
+
+def test_a_batch_of_padding_has_the_shapes_of_a_batch_with_open_summaries() -> None:
+    rule, shape = RULES["halves"], BatchShape(2, 256, 128)
+    ids = np.array([token_id(Kind.BAR, 0)] * 40, dtype=np.uint16)
+    real = collate_rows([[ids], [ids]], shape.tokens, rule, open_seeds=[7, None])
+    empty = padding(shape, rule, opened=True)
+    assert empty.open_seeds == (0, 0) and real.open_seeds == (7, 0)
+    found: list[list[tuple[int, ...]]] = []
+    for batch in (real, empty):
+        shapes: list[tuple[int, ...]] = []
+        map_tensors((batch.layout, batch.blocks), lambda x, seen=shapes: seen.append(x.shape))
+        found.append(shapes)
+    assert found[0] == found[1]
+    assert (real.layout.open_BS >= 0).sum(1).tolist() == [40, 0]
+    assert not (empty.layout.open_BS >= 0).any()
+    assert padding(shape, rule).layout.open_BS is None
+
+
 def test_buckets_and_phases_declare_every_length_at_both_micro_batches() -> None:
     shapes = declare_shapes(PlanConfig(max_seq_len=2048), PhaseConfig(phases="on"))
     assert len(shapes.train) == 2 * 4
@@ -56,7 +84,9 @@ def test_every_shape_belongs_to_one_number_of_rows() -> None:
     )
 
 
-def weights_after_a_step(*, is_warm: bool) -> dict[str, torch.Tensor]:
+def weights_after_a_step(
+    *, is_warm: bool, open_summary_rate: float = 0.0
+) -> dict[str, torch.Tensor]:
     ranks = start_ranks("cpu")
     run = RunFacts(
         micro_batch_rows=1, accumulation=1, world_size=1, gradient_clipping=1.0, device="cpu"
@@ -64,24 +94,29 @@ def weights_after_a_step(*, is_warm: bool) -> dict[str, torch.Tensor]:
     settings = load_ds_config(ROOT / "ds_configs/zero2.json")
     ds_config = resolve_ds_config(settings, run, source="zero2.json")
     torch.manual_seed(0)
-    model = MuseFormer(tiny_config(num_layers=2, width=32, ffn_width=64))
-    engine = Engine(model, ranks, ds_config, OptimizerConfig())
+    config = tiny_config(num_layers=4, width=32, ffn_width=64, open_summary_rate=open_summary_rate)
+    engine = Engine(MuseFormer(config), ranks, ds_config, OptimizerConfig())
 
     def predict(batch: Batch) -> torch.Tensor:
-        return engine(batch.ids_BT, batch.layout, build_plan(batch.layout, RULES["halves"]))
+        plan = build_plan(batch.layout, RULES["halves"])
+        start = NoisedOwn(batch.open_seeds) if batch.open_seeds else None
+        return engine(batch.ids_BT, batch.layout, plan, start)
 
     if is_warm:
         plan = PlanConfig(max_seq_len=256, bucket_multiple=128)
         shapes = declare_shapes(plan, PhaseConfig(micro_batch_rows=2))
-        warm_up(engine, predict, shapes, None)
+        warm_up(engine, predict, shapes, None, opened=config.num_open_layers > 0)
     engine.set_learning_rate(1e-2)
     engine.backward(predict(collate_rows([[]], 128)).float().square().mean())
     engine.update()
     return engine.full_weights()
 
 
-def test_a_warm_up_leaves_no_trace_in_the_steps_after_it() -> None:
-    warm, cold = weights_after_a_step(is_warm=True), weights_after_a_step(is_warm=False)
+@pytest.mark.parametrize("rate", [0.0, 0.3], ids=["closed", "open"])
+def test_a_warm_up_leaves_no_trace_in_the_steps_after_it(rate: float) -> None:
+    warm, cold = (
+        weights_after_a_step(is_warm=is_warm, open_summary_rate=rate) for is_warm in (True, False)
+    )
     assert all(torch.equal(warm[name], cold[name]) for name in cold)
 
 

@@ -1,13 +1,17 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from meloformer.batches.batch import Batch
 from meloformer.model.attention import build_plan
 from meloformer.model.counts import StepPairs, training_flops
+from meloformer.model.injection import open_layout
 from meloformer.model.masks import RULES
-from meloformer.training.step import StepCounts
-from meloformer.training.work import PairRate, PairRates, pair_rate, step_flops
-from tests.layouts import as_torch, random_layout, tiny_config
+from meloformer.training.ranks import Ranks
+from meloformer.training.step import StepCounts, count_step
+from meloformer.training.work import PairRate, PairRates, layout_flops, pair_rate, step_flops
+from tests.layouts import as_torch, random_layout, tiny_config, with_open
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
@@ -26,7 +30,15 @@ def test_pairs_per_query_are_those_of_the_attention_masks(name: str) -> None:
         expected += share / sum(shares) * float(pairs) / int(is_token.sum())
     assert found.update == pytest.approx(expected)
     summarize = plan.summarize.mask[:, 0][is_summary].sum()  # type: ignore[index]
-    assert found.summarize == pytest.approx(float(summarize) / int(is_summary.sum()))
+    num_bars = int(is_summary.sum())
+    assert found.summarize == pytest.approx(float(summarize) / num_bars)
+
+    opened = build_plan(open_layout(layout, is_summary), RULES[name]).opened
+    assert opened is not None and opened.summarize is not None
+    slots = layout.piece_BS.shape[1]
+    among_them = opened.summarize.mask[:, 0][is_summary].sum()  # type: ignore[index]
+    by_tokens = opened.update[0].mask[:, 0, :, slots : 2 * slots].sum()  # type: ignore[index]
+    assert found.opened == pytest.approx(float(among_them + by_tokens) / num_bars)
 
 
 def test_a_sample_of_queries_comes_close_to_all_of_them() -> None:
@@ -69,6 +81,28 @@ def test_padding_and_masked_pairs_are_no_work() -> None:
     counts = StepCounts(
         targets=90, tokens=100, positions=1000, summaries=5, wait_seconds=0.0, rank_seconds=(0.0,)
     )
-    found = step_flops(tiny_config(), counts, PairRate(update=7.0, summarize=20.0))
+    rate = PairRate(update=7.0, summarize=20.0, opened=30.0)
     pairs = StepPairs(update=700.0, summarize=100.0)
-    assert found == training_flops(tiny_config(), 100, 5, pairs)
+    assert step_flops(tiny_config(), counts, rate) == training_flops(tiny_config(), 100, 5, pairs)
+    pairs = replace(pairs, opened=90.0)
+    found = step_flops(tiny_config(), replace(counts, open_summaries=3), rate)
+    assert found == training_flops(tiny_config(), 100, 5, pairs, num_open=3)
+
+
+def test_rows_to_come_have_open_summaries_as_often_as_in_training() -> None:
+    layout = as_torch(random_layout(3, rows=3, length=256))
+    closed, a_third, every = (
+        layout_flops(tiny_config(open_summary_rate=rate), layout) for rate in (0.0, 1 / 3, 1.0)
+    )
+    assert closed < a_third < every
+    assert a_third - closed == pytest.approx((every - closed) / 3)
+
+
+def test_a_step_counts_the_bars_that_have_an_open_summary() -> None:
+    batches = [batch_of(seed, 128) for seed in (5, 6)]
+    opened = with_open(random_layout(5, rows=2, length=128), seed=5)
+    batches[0] = replace(batches[0], layout=as_torch(opened))
+    ranks = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+    counts = count_step(batches, 0.0, ranks)
+    num_open = int((opened.open_BS >= 0).sum())
+    assert 0 < counts.open_summaries == num_open < counts.summaries
