@@ -175,7 +175,7 @@ def test_vectors_of_bars_are_their_summaries_and_the_means_of_their_tokens(shard
 def test_probes_read_the_chord_off_embeddings_and_are_scored_on_unseen_pieces(shards) -> None:
     settings = ProbeSettings(train_pieces=20, test_pieces=3)
     done: list[int] = []
-    table = probe(random_base(ffn_width=32), shards, WINDOWS, settings, on_pieces=done.append)
+    table = probe(random_base(num_layers=2), shards, WINDOWS, settings, on_pieces=done.append)
     assert sum(done) == num_pieces(shards, settings) == sum(table.num_pieces) == 26
     scores = table.scores[Stream(0, "tokens")]["chord"]
     # The bar token says its chord, and its embedding is a part of the mean.
