@@ -82,7 +82,7 @@ def _without_weights(config: ResolvedConfig, model_config: MuseFormerConfig) -> 
 def check_size(found: MuseFormerConfig, wanted: MuseFormerConfig, folder: Path) -> None:
     """Refuse weights with which the model would compute something else, or nothing at all.
 
-    Length and rule may differ: the weights do not depend on them.
+    Length, rule and rows with open summaries may differ: the weights do not depend on them.
 
     Args:
         found: settings of the weights.
@@ -92,7 +92,7 @@ def check_size(found: MuseFormerConfig, wanted: MuseFormerConfig, folder: Path) 
     Raises:
         CheckpointError: names what differs, on both sides.
     """
-    free = {"max_seq_len", "rule"}
+    free = {"max_seq_len", "rule", "open_summary_rate"}
     differing = [
         name
         for name, value in vars(found).items()

@@ -63,6 +63,9 @@ class TrainConfig:
         collate: whole pieces in rows of few lengths, or full rows of one length.
         attention: which tokens a token reads: museformer, hid, halves, full, or the path of a .json
             file with head groups (model/rules.py says how to write one).
+        open_summary_rate: share of rows in which each bar may read a noised summary of itself, as
+            it will read what a text says of it; the loss of these rows is lower by that. Without
+            any, no bridge from text fits the model.
         attention_precision: dtype of the attention call; auto probes the device.
         block_size: tokens along each side of a block of the attention plan, 128 or 64, on CUDA.
             Smaller blocks leave out more pairs, and their tiles are timed when they are compiled,
@@ -131,6 +134,7 @@ class TrainConfig:
     seed: int = 0
     collate: Collate = "bucket"
     attention: str = "halves"
+    open_summary_rate: float = 0.3
     attention_precision: Precision = "auto"
     block_size: int = BLOCK_SIZE
     checkpointing: Checkpointing = "none"
@@ -203,6 +207,10 @@ class TrainConfig:
         if not 0 <= self.ema < 1:
             raise ConfigError(
                 f"--ema {self.ema:g}: allowed: 0 for none, up to below 1, such as 0.999"
+            )
+        if not 0 <= self.open_summary_rate <= 1:
+            raise ConfigError(
+                f"--open_summary_rate {self.open_summary_rate:g}: allowed: 0 to 1, a share of rows"
             )
         if self.block_size not in BLOCK_SIZES:
             raise ConfigError(
@@ -330,4 +338,5 @@ def model_config(config: ResolvedConfig) -> MuseFormerConfig:
         num_instruments=grid.NUM_INSTRUMENTS,
         max_seq_len=config.max_seq_len,
         rule=config.rule,
+        open_summary_rate=config.open_summary_rate,
     )

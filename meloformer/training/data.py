@@ -155,7 +155,12 @@ class TrainData:
     def train_stream(self, ranks: Ranks, step: int, state: dict[str, Any] | None) -> TrainStream:
         """Steps of a rank, from where `state` was taken."""
         return TrainStream(
-            self._collator("train", AttributeDropout(), self.config.augmentation),
+            self._collator(
+                "train",
+                AttributeDropout(),
+                self.config.augmentation,
+                self.config.open_summary_rate,
+            ),
             self.plan,
             self.phases,
             rank=ranks.rank,
@@ -185,7 +190,11 @@ class TrainData:
         }
 
     def _collator(
-        self, split: str, attributes: AttributeDropout, augmentation: Augmentation
+        self,
+        split: str,
+        attributes: AttributeDropout,
+        augmentation: Augmentation,
+        open_summary_rate: float = 0.0,
     ) -> Collator:
         return Collator(
             index=self.split(split),
@@ -194,6 +203,7 @@ class TrainData:
             augmentation=augmentation,
             blocks_rule=self.blocks_rule,
             block_size=self.config.block_size,
+            open_summary_rate=open_summary_rate,
         )
 
 

@@ -17,6 +17,7 @@ from meloformer.batches.stream import TrainStream, ValidationStream
 from meloformer.errors import ConfigError
 from meloformer.interrupts import begin_work
 from meloformer.model.attention import build_plan
+from meloformer.model.injection import NoisedOwn
 from meloformer.model.masks import rule_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.vocabulary import fingerprint
@@ -219,8 +220,9 @@ class Session:
     def predict(self, batch: Batch, model: Callable[..., Tensor] | None = None) -> Tensor:
         """(B, T, V) logits of a batch on this rank's device; the engine's if of no other model."""
         plan = build_plan(batch.layout, self._rule, self._backend, batch.blocks, self._precision)
+        start = NoisedOwn(batch.open_seeds) if batch.open_seeds else None
         with self.clock.forward() if torch.is_grad_enabled() else nullcontext():
-            return (model or self.engine)(batch.ids_BT, batch.layout, plan)
+            return (model or self.engine)(batch.ids_BT, batch.layout, plan, start)
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether something happens after this step: every so often, and after the last."""

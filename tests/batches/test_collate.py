@@ -253,3 +253,35 @@ def test_labels_are_int32_and_ids_int64(index):
 def test_more_than_a_row_takes_is_never_cut_silently(index):
     with pytest.raises(AssertionError, match="overfilled"):
         collate_rows([[index.read(0)]], 32)
+
+
+def test_open_summaries_stand_in_the_rows_that_the_seed_draws_whoever_collates_them(index):
+    rows = (*(((Window(piece, 0, 4),)) for piece in range(4)), EMPTY_ROW)
+    spec = MicroBatchSpec(epoch=2, seq_len=1024, rows=rows)
+    drawn = []
+    for rate in (0.0, 0.5, 1.0):
+        collator = Collator(index=index, seed=3, open_summary_rate=rate)
+        batch = collator(spec)
+        if not rate:
+            assert batch.layout.open_BS is None and batch.open_seeds == ()
+            continue
+        open_B = (batch.layout.open_BS >= 0).any(1)
+        assert not open_B[4] and len(batch.open_seeds) == 5
+        for row in range(4):
+            own = batch.layout.piece_BS[row] if open_B[row] else torch.full((128,), -1)
+            assert torch.equal(batch.layout.open_BS[row], own.int())
+            alone = collator(MicroBatchSpec(epoch=2, seq_len=1024, rows=(rows[row],)))
+            assert alone.open_seeds[0] == batch.open_seeds[row]
+            assert torch.equal(alone.layout.open_BS[0], batch.layout.open_BS[row])
+        drawn.append(open_B[:4])
+    assert drawn[1].all() and len(set(batch.open_seeds[:4])) == 4
+
+
+def test_the_share_of_rows_with_open_summaries_is_the_rate(index):
+    collator = Collator(index=index, open_summary_rate=0.3)
+    drawn = [
+        collator.open_seed(epoch, (Window(piece, 0, 4),)) is not None
+        for epoch in range(40)
+        for piece in range(25)
+    ]
+    assert 0.25 < np.mean(drawn) < 0.35

@@ -37,9 +37,10 @@ from meloformer.training.schedule import ScheduleConfig  # noqa: E402
 from tests.training.gradient_worker import RULE, global_batch, shares, tiny_model  # noqa: E402
 
 NUM_STEPS = 3
-# The highest that a run has unless it is told another: gradients in bf16 round otherwise on another
-# number of ranks, and each update carries that into the next losses in proportion to its rate.
-LEARNING_RATE = ScheduleConfig().learning_rate
+LEARNING_RATE = 3e-3
+# Of runs that go on on another number of ranks, the highest of a recipe: gradients in bf16 round
+# otherwise there, and an update carries that into the next losses in proportion to its rate.
+RECIPE_RATE = ScheduleConfig().learning_rate
 EMA = 0.999
 # One of each way in which DeepSpeed keeps state, for a launch that others use too.
 FEW = (("zero2", False), ("zero3", True))
@@ -79,13 +80,13 @@ def build_engine(
     return Engine(model, ranks, ds_config, OptimizerConfig(optimizer=optimizer), ema=ema)
 
 
-def train(engine: Engine, num_steps: int) -> list[float]:
+def train(engine: Engine, num_steps: int, rate: float = LEARNING_RATE) -> list[float]:
     """Losses of some steps over one global batch, however many ranks share it."""
     ids, targets, layout = global_batch()
     num_targets = int((targets != IGNORE_INDEX).sum())
     losses = []
     for _ in range(num_steps):
-        engine.set_learning_rate(LEARNING_RATE)
+        engine.set_learning_rate(rate)
         shared = []
         for rows in shares(engine.ranks, 2):
             part = layout.map(itemgetter(rows))
@@ -137,9 +138,9 @@ def through(
             again = folder / f"{target} again" / key
             save(engine, again)
             found["difference"] = ranks.on_first(partial(difference, folder / source / key, again))
-        found["before"] = train(engine, NUM_STEPS)
+        found["before"] = train(engine, NUM_STEPS, RECIPE_RATE)
         save(engine, folder / target / key)
-        found["after"] = train(engine, NUM_STEPS)
+        found["after"] = train(engine, NUM_STEPS, RECIPE_RATE)
         measured[key] = found
     return measured
 
