@@ -7,11 +7,13 @@ r"""Write captions for every window of a shard folder, in English and in Chinese
     python launch/caption.py --data data_shards/mma --output captions.jsonl --labels labels.jsonl
 
 Each line holds one window: several captions from vague to exact, the templates they are made of,
-what they mention, and what was measured. Facts of the whole stand in captions.json beside it. The
-bytes do not depend on --num_workers. Train sees some sentence templates, valid and test the others.
+what they mention, and what was measured. Facts of the whole stand in captions.json beside it. Train
+sees some sentence templates, valid and test the others. The bytes do not depend on --num_workers.
+
+A bridge joins captions with the summaries of a base model by their windows: give both recipes the
+same --max_bars, --overlap and --max_seq_len, which is the base's.
 """
 
-import os
 import time
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,6 +30,7 @@ from meloformer.captions.caption_set import read_captions
 from meloformer.captions.settings import CaptionSettings
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
+from meloformer.training.cores import cores_at_hand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class CaptionConfig:
     """Shard folder, or its URL."""
     output: Path = Path("captions.jsonl")
     """File to be made; its facts go beside it."""
-    num_workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    num_workers: int = field(default_factory=cores_at_hand)
     """Processes; all cores unless given."""
     overwrite: bool = False
     """Replace another caption set."""

@@ -1,7 +1,7 @@
 """Genres, moods and scenes that have a name in both languages, and how to find them in a label."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from meloformer.captions.instruments import Name
@@ -78,6 +78,8 @@ SCENES = {
         *_names("a funny scene=搞笑场景|a moment of doubt=疑惑时刻|a town scene=城镇场景"),
     )
 }
+
+_FORM_WORDS = tuple(word for g in GENRES.values() if g.is_form for word in (g.en, g.zh))
 
 # Words of a label -> (kind, name) that they stand for, where they are not the name itself.
 _OTHER_WORDS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -174,6 +176,31 @@ def label_in_language(kind: str, label: str, language: str) -> str | None:
     if name is not None:
         return name.in_language(language)
     return label if is_chinese(label) == (language == "zh") else None
+
+
+def genre_words(labels: Sequence[str], language: str) -> list[str]:
+    """What the genres of a piece may be called; a genre and a form also together.
+
+    >>> genre_words(["jazz", "waltz"], "en")
+    ['jazz', 'waltz', 'jazz waltz']
+    """
+    words = [word for name in labels if (word := label_in_language("genre", name, language))]
+    forms = [name for name in labels if name in GENRES and GENRES[name].is_form]
+    styles = [name for name in labels if name in GENRES and not GENRES[name].is_form]
+    if len(forms) == len(styles) == 1:
+        pair = [GENRES[name].in_language(language) for name in (*styles, *forms)]
+        words.append(("" if language == "zh" else " ").join(pair))
+    return words
+
+
+def is_form(word: str) -> bool:
+    """Whether a genre's word, in either language, says what a piece is and not of what kind.
+
+    >>> is_form("jazz waltz"), is_form("jazz"), is_form("爵士圆舞曲"), is_form("迷幻舞曲")
+    (True, False, True, True)
+    """
+    # A Chinese genre that ends so is called a piece already.
+    return word.endswith((*_FORM_WORDS, "曲"))
 
 
 def is_chinese(text: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meloformer.captions.instruments import FAMILIES, instrument
-from meloformer.captions.label_words import GENRES, label_in_language
+from meloformer.captions.label_words import genre_words, is_form, label_in_language
 from meloformer.captions.units import families_of
 from meloformer.captions.word_bins import brief_bin, density_word_bin, pace_bin
 
@@ -149,7 +149,9 @@ def phrase(unit: str, attributes: Mapping[str, Any], random: random.Random) -> s
             return random.choice((", ", "-", " - ")).join(chord_signs(attributes))
         case "texture":
             return random.choice(_TEXTURE[attributes["texture"]])
-        case "genre" | "mood" | "scene":
+        case "genre":
+            return random.choice(genre_words(labels["genre"], "en"))
+        case "mood" | "scene":
             known = [label_in_language(unit, label, "en") for label in labels[unit]]
             return random.choice([label for label in known if label is not None])
     raise AssertionError(f"no English words for {unit}")
@@ -178,7 +180,7 @@ def thing(adjectives: Sequence[str], genre: str | None, random: random.Random) -
     """The slot `thing`: adjectives, genre and noun."""
     if genre is None:
         noun = random.choice(_NOUNS)
-    elif genre in GENRES and GENRES[genre].is_form:
+    elif is_form(genre):
         noun = genre
     else:
         noun = f"{genre} {random.choice(_NOUNS)}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meloformer.captions.instruments import FAMILIES, instrument
-from meloformer.captions.label_words import GENRES, label_in_language
+from meloformer.captions.label_words import genre_words, is_form, label_in_language
 from meloformer.captions.phrases_en import chord_signs
 from meloformer.captions.units import families_of
 from meloformer.captions.word_bins import brief_bin, density_word_bin, pace_bin
@@ -125,7 +125,9 @@ def phrase(unit: str, attributes: Mapping[str, Any], random: random.Random) -> s
             return random.choice(("、", "-")).join(chord_signs(attributes))
         case "texture":
             return random.choice(_TEXTURE[attributes["texture"]])
-        case "genre" | "mood" | "scene":
+        case "genre":
+            return random.choice(genre_words(labels["genre"], "zh"))
+        case "mood" | "scene":
             known = [label_in_language(unit, label, "zh") for label in labels[unit]]
             return random.choice([label for label in known if label is not None])
     raise AssertionError(f"no Chinese words for {unit}")
@@ -152,8 +154,9 @@ def thing(adjectives: Sequence[str], genre: str | None, random: random.Random) -
     """The slots `classifier` and `thing`: adjectives, genre and noun."""
     classifier, noun = random.choice(_NOUNS)
     if genre is not None:
-        is_form = any(known.is_form and known.zh == genre for known in GENRES.values())
-        classifier, noun = ("一首", genre) if is_form else (classifier, genre + noun)
+        if genre.endswith("乐"):  # 灵魂乐乐曲 would say it twice
+            classifier, noun = "一首", "作品"
+        classifier, noun = ("一首", genre) if is_form(genre) else (classifier, genre + noun)
     before = f"{'、'.join(adjectives)}的" if adjectives else ""
     # 快速摇滚乐曲 beside 快速的摇滚乐曲.
     if genre is not None and len(before) == 3 and random.random() < 0.5:

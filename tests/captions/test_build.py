@@ -1,6 +1,7 @@
 """launch/caption.py: caption sets of real shards, and what is refused."""
 
 import json
+import tarfile
 from collections import Counter
 
 import pytest
@@ -11,8 +12,11 @@ from meloformer.captions.caption_set import facts_path, read_captions, read_fact
 from meloformer.captions.settings import CaptionSettings
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
-from meloformer.shards.manifest import sha256_of
+from meloformer.shards.build import build_shards
+from meloformer.shards.manifest import ShardSettings, sha256_of
+from meloformer.shards.pool import local_engine
 from meloformer.shards.reader import ShardFolder
+from meloformer.shards.sources import open_source
 from meloformer.tokens.attributes import prefix_length
 from meloformer.tokens.windows import bar_starts, summary_windows, window_length
 
@@ -198,3 +202,27 @@ def test_a_build_that_is_stopped_leaves_nothing(chorale_shards, tmp_path):
             str(chorale_shards), tmp_path / "c.jsonl", CaptionSettings(), on_progress=stop
         )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("corpus", "labels", "kinds", "share"),
+    [("mma_grooves", "labels.jsonl", {"genre"}, 0.75), ("easyrpg_rtp", "name", {"mood"}, 0.75)],
+)
+def test_real_corpora_have_labels_that_captions_speak_of(
+    corpus, labels, kinds, share, shared_corpora, tmp_path
+):
+    with tarfile.open(shared_corpora / f"{corpus}.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    source = open_source(str(tmp_path / corpus))
+    build_shards(source, tmp_path / "shards", ShardSettings(), run=local_engine(1))
+    table = tmp_path / corpus / labels
+    settings = CaptionSettings(labels=(str(table) if table.exists() else labels,))
+    facts = build_captions(str(tmp_path / "shards"), tmp_path / "captions.jsonl", settings)
+    assert facts["counts"]["labelled_pieces"] > share * facts["counts"]["pieces"]
+    said = Counter()
+    for window in read_captions(tmp_path / "captions.jsonl"):
+        for language, mentions in window.mentions.items():
+            said[language] += sum(bool(kinds & set(map(str, names))) for names in mentions)
+    counts = facts["counts"]
+    assert min(said["en"], said["zh"]) > 0.3 * counts["captions_en"]

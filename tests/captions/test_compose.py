@@ -149,6 +149,15 @@ def test_a_label_without_a_word_in_the_language_is_left_out():
         CHECK["zh" if caption in chinese else "en"](caption.text)
 
 
+def test_a_genre_and_a_form_make_one_name():
+    attributes = {"labels": {"genre": ["jazz", "waltz"]}}
+    english = {compose(attributes, "en", random.Random(n)).text for n in range(200)}
+    chinese = {compose(attributes, "zh", random.Random(n)).text for n in range(200)}
+    assert {"A jazz waltz.", "A waltz.", "A jazz piece."} < english
+    assert {"一首爵士圆舞曲。", "一首圆舞曲。"} < chinese
+    assert not any("waltz piece" in text or "waltz tune" in text for text in english)
+
+
 def test_families_say_of_no_instrument_that_it_plays():
     assert mentions_of(["families", "key"], {}) == ["key"]
     assert set(MENTIONS.values()) >= {"tempo", "key", "metre", "length", "density", "instruments"}
