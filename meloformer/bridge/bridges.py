@@ -211,7 +211,7 @@ def load_bridge(
     statistics = _read(folder / STATISTICS_NAME)
     mean_D, std_D = (_statistic(statistics, key, config, folder) for key in ("mean", "std"))
     return LoadedBridge(
-        model=cast(Bridge, model.to(device).eval().requires_grad_(False)),
+        model=cast(Bridge, model.to(device).float().eval().requires_grad_(False)),
         mean_D=mean_D.to(device),
         std_D=std_D.to(device),
         base=config["base"],

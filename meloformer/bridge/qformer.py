@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 # Between knowing nothing of normalised summaries, 0, and knowing all of them, 1: an optimizer moves
 # it by no more than the learning rate a step.
 _FIRST_GAIN = 0.5
-_INIT_STD = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ class QFormer(nn.Module):
         """Draw the weights anew."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=_INIT_STD)
+                nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         # Neighbouring bars begin alike, and a bar that no training piece reaches is no noise.
         with torch.no_grad():

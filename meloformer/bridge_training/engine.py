@@ -55,6 +55,7 @@ class AccelerateEngine(Engine):
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(ranks.device)
         try:
             from accelerate import Accelerator
+            from accelerate.state import AcceleratorState, GradientState
             from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
         except ImportError as error:
             raise ConfigError(
@@ -63,6 +64,9 @@ class AccelerateEngine(Engine):
             ) from error
         from pydantic import ValidationError
 
+        # It remembers the first run of a process, and would give its settings to the second.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
         # Accelerate ends a step in backward, which a boundary of ours would never tell it to.
         settings = {k: v for k, v in ds_config.items() if k != "managed_gradient_accumulation"}
         self.accelerator = Accelerator(

@@ -1,12 +1,11 @@
 """The Q-Former: what it holds, what its answer depends on, and what its loss sees."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
 from meloformer.bridge.bridges import BridgeBatch
 from meloformer.bridge.qformer import QFormer, QFormerConfig, regression
+from meloformer.bridge.text_encoder import TextStates
 from meloformer.errors import ConfigError
 
 SMALL = QFormerConfig(
@@ -15,16 +14,7 @@ SMALL = QFormerConfig(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class States:
-    """Text states as an encoder returns them."""
-
-    states_BLW: torch.Tensor
-    mask_BL: torch.Tensor
-    pooled_BW: torch.Tensor
-
-
-def text_states(lengths: list[int], width: int = 24, seed: int = 0) -> States:
+def text_states(lengths: list[int], width: int = 24, seed: int = 0) -> TextStates:
     """Random states of texts of some lengths, garbage in what pads them."""
     longest = max(lengths)
     rows = [
@@ -32,7 +22,7 @@ def text_states(lengths: list[int], width: int = 24, seed: int = 0) -> States:
         for i in range(len(lengths))
     ]
     mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
-    return States(torch.stack(rows), mask, torch.stack([row[0] for row in rows]))
+    return TextStates(torch.stack(rows), mask, torch.stack([row[0] for row in rows]))
 
 
 def qformer(config: QFormerConfig = SMALL) -> QFormer:
@@ -44,7 +34,7 @@ def qformer(config: QFormerConfig = SMALL) -> QFormer:
     return model.eval()
 
 
-def batch_of(num_bars: list[int], states: States, width: int = 32) -> BridgeBatch:
+def batch_of(num_bars: list[int], states: TextStates, width: int = 32) -> BridgeBatch:
     longest = max(num_bars)
     return BridgeBatch(
         states=states,
@@ -87,7 +77,7 @@ def test_a_text_alone_gives_the_summaries_that_it_gives_in_a_batch() -> None:
     model, states = qformer(), text_states([3, 7, 5])
     together = model.sample(states, 9, seed=0)
     for row, length in enumerate([3, 7, 5]):
-        alone = States(
+        alone = TextStates(
             states.states_BLW[row : row + 1, :length],
             torch.ones(1, length, dtype=torch.bool),
             states.pooled_BW[row : row + 1],
@@ -104,7 +94,7 @@ def test_padding_on_either_side_of_a_text_changes_nothing() -> None:
     noise = torch.full((1, 3, 24), 1e4)
     ones, zeros = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 3, dtype=torch.bool)
     answers = [
-        model.sample(States(states, mask, real[:, 0]), 5, seed=0)
+        model.sample(TextStates(states, mask, real[:, 0]), 5, seed=0)
         for states, mask in (
             (real, ones),
             (torch.cat([real, noise], 1), torch.cat([ones, zeros], 1)),
@@ -174,7 +164,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 def test_states_of_any_scale_give_finite_summaries_of_the_same_size() -> None:
     model, states = qformer(), text_states([4])
-    large = States(states.states_BLW * 1e4, states.mask_BL, states.pooled_BW)
+    large = TextStates(states.states_BLW * 1e4, states.mask_BL, states.pooled_BW)
     torch.testing.assert_close(model.sample(large, 5, seed=0), model.sample(states, 5, seed=0))
 
 
