@@ -1,0 +1,70 @@
+"""The Diffusion Bridge's own flags, and what they make of its training."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from meloformer.bridge.bridges import Bridge
+from meloformer.bridge.diffusion_bridge import DiffusionBridge, DiffusionBridgeConfig
+from meloformer.bridge.flow import Times
+from meloformer.bridge_training.config import BridgeTrainConfig
+from meloformer.bridge_training.objectives import OwnLoss
+from meloformer.bridge_training.prepare import BridgeKind
+from meloformer.errors import ConfigError
+from meloformer.training.ranks import Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionBridgeTrainConfig(BridgeTrainConfig):
+    """Flags of launch/train_diffusion_bridge.py.
+
+    Args:
+        ema: decay of the moving average of the weights, written to model_ema/, which a flow is
+            better sampled with, and validated beside the weights themselves; 0 for none.
+        bridge_width: of the stream of bars.
+        bridge_layers: of the transformer.
+        bridge_heads: of its attentions.
+        bridge_ffn_width: of its feed-forward networks.
+        condition_drop: share of rows that are trained without their text, which --guidance needs.
+        times: how the times of the flow are drawn.
+    """
+
+    ema: float = 0.999
+    bridge_width: int = DiffusionBridgeConfig.width
+    bridge_layers: int = DiffusionBridgeConfig.num_layers
+    bridge_heads: int = DiffusionBridgeConfig.num_heads
+    bridge_ffn_width: int = DiffusionBridgeConfig.ffn_width
+    condition_drop: float = DiffusionBridgeConfig.condition_drop
+    times: Times = DiffusionBridgeConfig.times
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("bridge_width", "bridge_layers", "bridge_heads", "bridge_ffn_width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} {getattr(self, name)}: allowed: 1 or more")
+        self.model_config(text_width=1, summary_width=1)
+
+    def model_config(self, text_width: int, summary_width: int) -> DiffusionBridgeConfig:
+        """Shape of the bridge between two widths."""
+        return DiffusionBridgeConfig(
+            text_width=text_width,
+            summary_width=summary_width,
+            width=self.bridge_width,
+            num_layers=self.bridge_layers,
+            num_heads=self.bridge_heads,
+            ffn_width=self.bridge_ffn_width,
+            condition_drop=self.condition_drop,
+            times=self.times,
+        )
+
+    @property
+    def kind(self) -> BridgeKind:
+        """What the common training has to know of a Diffusion Bridge."""
+
+        def build(text_width: int, summary_width: int) -> Bridge:
+            return DiffusionBridge(self.model_config(text_width, summary_width))
+
+        def objective(bridge: Bridge, ranks: Ranks) -> nn.Module:
+            return OwnLoss(bridge)
+
+        return BridgeKind(build=build, objective=objective, objective_settings={})
