@@ -17,7 +17,7 @@ from meloformer.captions.caption_set import (
 )
 from meloformer.captions.labels import Labels, load_labels
 from meloformer.captions.locations import ByLocation
-from meloformer.captions.patterns import held_out_names
+from meloformer.captions.patterns import held_out_names, patterns_sum
 from meloformer.captions.pieces import PiecesDone, PiecesJob, caption_pieces
 from meloformer.captions.settings import CaptionSettings
 from meloformer.captions.user_captions import load_user_captions
@@ -71,6 +71,7 @@ def build_captions(
         "format": FORMAT_VERSION,
         "settings": settings.to_json(),
         "shards_manifest_sha256": folder.manifest_sha256,
+        "patterns_sha256": patterns_sum(settings.languages),
         "held_out_templates": {
             language: sorted(held_out_names(language, settings.held_out_templates, settings.seed))
             for language in settings.languages
@@ -127,6 +128,8 @@ def check_output(output: Path, facts: dict[str, Any], *, overwrite: bool) -> Non
     changed = [name for name in settings if settings[name] != old["settings"].get(name)]
     if old.get("shards_manifest_sha256") != facts["shards_manifest_sha256"]:
         changed.append("the shards")
+    if old.get("patterns_sha256") != facts["patterns_sha256"]:
+        changed.append("the sentence patterns of this version")
     raise ConfigError(
         f"--output {output} holds other captions (different: {', '.join(changed)}), nothing was "
         "written; replace them with --overwrite, or give another --output"

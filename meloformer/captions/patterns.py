@@ -1,5 +1,6 @@
 """Sentence patterns: texts with slots, each with an id, some of them kept for the judge alone."""
 
+import hashlib
 import random
 import string
 from collections.abc import Iterable, Sequence
@@ -84,6 +85,15 @@ def check_languages(languages: Iterable[str]) -> None:
         raise ConfigError(f"--languages: found {found}; allowed {', '.join(LANGUAGES)}")
     if len(set(languages)) < len(languages):
         raise ConfigError(f"--languages {' '.join(languages)}: found one twice; allowed once each")
+
+
+def patterns_sum(languages: Iterable[str]) -> str:
+    """sha256 over the patterns of some languages: another wording makes another caption set."""
+    digest = hashlib.sha256()
+    for language in languages:
+        for pattern in patterns_of(language):
+            digest.update(f"{pattern.name}\n{pattern.text}\n".encode())
+    return digest.hexdigest()
 
 
 def held_out_names(language: str, share: float, seed: int) -> frozenset[str]:

@@ -138,6 +138,17 @@ def test_the_same_set_is_written_again_and_another_is_kept(captions, chorale_sha
     assert captions.read_bytes() == before
 
 
+def test_captions_of_other_patterns_are_another_set(captions, chorale_shards, tmp_path, recipe):
+    copy = tmp_path / "captions.jsonl"
+    copy.write_bytes(captions.read_bytes())
+    facts_path(copy).write_text(
+        facts_path(captions).read_text().replace('"patterns_sha256": "', '"patterns_sha256": "0')
+    )
+    same = ["--max_seq_len", 600, "--overlap", 2, "--num_captions", 4, "--num_workers", 1]
+    code, _, err = recipe("--data", chorale_shards, "--output", copy, *same)
+    assert code == 2 and "(different: the sentence patterns of this version)" in err
+
+
 def test_what_stands_at_the_output_and_is_no_caption_set_is_kept(chorale_shards, tmp_path, recipe):
     output = tmp_path / "mine.jsonl"
     output.write_text("mine")
