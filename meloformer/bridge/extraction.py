@@ -23,8 +23,8 @@ from meloformer.shards.reader import ShardFolder, SplitIndex
 from meloformer.tokens import vocabulary
 from meloformer.tokens.windows import summary_windows
 
-# Bars of a file, which is what memory holds at a time: 64 MiB of float16 at a width of 512.
-BARS_PER_FILE = 1 << 16
+# Bars of a file, which is what memory holds at a time and what a kill can cost.
+BARS_PER_FILE = 1 << 15
 
 # Bars of pieces done since the last call, each counted once however many windows hold it.
 OnProgress = Callable[[float], None]

@@ -18,11 +18,14 @@ from torch import Tensor
 
 from meloformer.errors import CheckpointError, ShardError
 from meloformer.shards.manifest import sha256_of
+from meloformer.shards.maps import Recent
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 STATISTICS_NAME = "statistics.safetensors"
 WINDOWS_NAME = "windows.jsonl"
+
+_MOST_OPEN_FILES = 64
 
 _REMEDY = "extract the summaries again with launch/extract_summaries.py"
 
@@ -53,7 +56,6 @@ class _Shard(NamedTuple):
     offsets: list[int]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class SplitTargets:
     """Windows of one split.
 
@@ -65,31 +67,27 @@ class SplitTargets:
         std_D: their deviation.
     """
 
-    windows: list[TargetWindow]
-    files: list[Path]
-    first_window: list[int]
-    mean_D: Tensor
-    std_D: Tensor
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_opened", {})
+    def __init__(
+        self,
+        windows: list[TargetWindow],
+        files: list[Path],
+        first_window: list[int],
+        mean_D: Tensor,
+        std_D: Tensor,
+    ) -> None:
+        self.windows, self.files, self.first_window = windows, files, first_window
+        self.mean_D, self.std_D = mean_D, std_D
+        self._shards: Recent[_Shard] = Recent(self._open, _MOST_OPEN_FILES)
 
     def __len__(self) -> int:
         return len(self.windows)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A data worker opens the files itself.
-        return {**self.__dict__, "_opened": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
     def summaries(self, number: int) -> Tensor:
         """(bars, D) float32 summaries of a window in the base's own scale."""
         if not 0 <= number < len(self):
             raise IndexError(f"window {number} of {len(self)}")
         place = int(np.searchsorted(self.first_window, number, side="right")) - 1
-        shard = self._shard(place)
+        shard = self._shards[place]
         row = number - self.first_window[place]
         summaries_SD: Tensor = shard.tensors[shard.offsets[row] : shard.offsets[row + 1]]
         if len(summaries_SD) != self.windows[number].bars:
@@ -117,14 +115,9 @@ class SplitTargets:
             mask_BS[row, : len(summaries_SD)] = True
         return summaries_BSD, mask_BS
 
-    def _shard(self, place: int) -> _Shard:
-        opened: dict[int, _Shard] = self.__dict__["_opened"]
-        if place not in opened:
-            tensors = _open_tensors(self.files[place])
-            opened[place] = _Shard(
-                tensors.get_slice("summaries"), tensors.get_tensor("offsets").tolist()
-            )
-        return opened[place]
+    def _open(self, place: int) -> _Shard:
+        tensors = _open_tensors(self.files[place])
+        return _Shard(tensors.get_slice("summaries"), tensors.get_tensor("offsets").tolist())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -4,6 +4,9 @@ import dataclasses
 import json
 import pickle
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +151,39 @@ def test_a_killed_extraction_leaves_nothing_that_opens_and_goes_on_to_the_same_b
     assert (output / "train" / begun.name).stat().st_mtime_ns == written, "made a second time"
     assert contents(output) == contents(targets.folder)
     assert [path.name for path in tmp_path.iterdir()] == ["killed"]
+
+
+_EXTRACT = """
+import sys
+from pathlib import Path
+from meloformer.bridge.extraction import WindowSettings, extract
+from meloformer.shards.reader import ShardFolder
+from tests.bridge.bases import random_base
+
+model = random_base(width=32, ffn_width=32)
+windows = WindowSettings(max_bars=6, overlap=2, max_seq_len=256)
+base = {"fingerprint": "f" * 64}
+shards = ShardFolder.open(sys.argv[1])
+extract(model, base, shards, Path(sys.argv[2]), windows, bars_per_file=80)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_ended_by_sigkill_is_gone_on_with_by_the_next(chorale_shards, tmp_path) -> None:
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-c", _EXTRACT, str(chorale_shards), str(tmp_path / name)]
+
+    subprocess.run(command("whole"), check=True)
+    killed = subprocess.Popen(command("killed"))
+    note = tmp_path / ".killed.extracting" / "work" / "train-00001.json"
+    while not note.exists():
+        assert killed.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "killed").exists()
+    subprocess.run(command("killed"), check=True)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_what_another_model_began_is_thrown_away(shards, model, targets, tmp_path) -> None:
