@@ -19,8 +19,7 @@ from meloformer.bridge_training.config import BridgeTrainConfig, check_same_sett
 from meloformer.bridge_training.pairs import Pairs, check_matched, join
 from meloformer.bridge_training.texts import open_states
 from meloformer.errors import CheckpointError, ConfigError
-from meloformer.model import weights
-from meloformer.model.weights import MODEL_NAMES, find_model_folder
+from meloformer.model.weights import MODEL_NAMES, find_model_folder, model_fingerprint
 from meloformer.training.checkpoint import TrainingState, check_owner
 from meloformer.training.commit import commit_of
 from meloformer.training.ds_config import RunFacts, load_ds_config, resolve_ds_config
@@ -234,7 +233,7 @@ def check_targets(targets: SummaryTargets, flags: BridgeTrainConfig) -> None:
             "train such a model, or give --allow_closed_base to see what comes of it"
         )
     if flags.checkpoint is not None:
-        targets.check_base(weights.model_fingerprint(find_model_folder(flags.checkpoint)))
+        targets.check_base(model_fingerprint(find_model_folder(flags.checkpoint)))
 
 
 def check_same_data(known: Run, data_sum: str) -> None:
