@@ -25,8 +25,8 @@ class Batch:
         num_rows: rows that hold a window; the others weigh nothing.
         num_targets: targets that are not ignored.
         num_notes: PITCH tokens among them.
-        open_seeds: of the noise of each row's open summaries, see model/injection.py; empty where
-            the layout has none.
+        open_seeds: of the noise of each row's open summaries, see model/injection.py; None for a
+            row without any, empty where the layout has no room for them.
     """
 
     ids_BT: Tensor
@@ -36,7 +36,7 @@ class Batch:
     num_rows: int
     num_targets: int
     num_notes: int
-    open_seeds: tuple[int, ...] = ()
+    open_seeds: tuple[int | None, ...] = ()
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move all tensors; from pinned memory without waiting for the copy."""

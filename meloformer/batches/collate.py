@@ -138,7 +138,7 @@ def collate_rows(
         num_rows=sum(bool(windows) for windows in rows),
         num_targets=int(is_target.sum()),
         num_notes=int((KIND_OF[targets[is_target]] == Kind.PITCH).sum()),
-        open_seeds=tuple(0 if seed is None else seed for seed in open_seeds or ()),
+        open_seeds=tuple(open_seeds or ()),
     )
 
 

@@ -127,10 +127,15 @@ class NoisedOwn:
     summaries would learn to say what the next layers are asked to guess.
 
     Args:
-        seeds: of each row's noise; those of rows without open summaries are not looked at.
+        seeds: of each row's noise; None where a row has no open summaries.
     """
 
-    seeds: Sequence[int]
+    seeds: Sequence[int | None]
+
+    @classmethod
+    def of(cls, seeds: Sequence[int | None]) -> "NoisedOwn | None":
+        """What a batch of training begins its open summaries with; None where it has none."""
+        return cls(seeds) if seeds else None
 
     def streams(self, s_BSD: Tensor, is_open_BS1: Tensor) -> tuple[Tensor, Tensor]:
         """See `Start`."""
@@ -145,8 +150,10 @@ class NoisedOwn:
         return s_BSD, torch.where(is_open_BS1, noised_BSD, 0)
 
 
-def _noise(seed: int, shape: Sequence[int]) -> Tensor:
+def _noise(seed: int | None, shape: Sequence[int]) -> Tensor:
     """(S, D) normal noise of a level between 0 and 1."""
+    if seed is None:
+        return torch.zeros(*shape)
     generator = torch.Generator().manual_seed(seed)
     level = torch.rand((), generator=generator)
     return level * torch.randn(*shape, generator=generator)

@@ -220,7 +220,7 @@ class Session:
     def predict(self, batch: Batch, model: Callable[..., Tensor] | None = None) -> Tensor:
         """(B, T, V) logits of a batch on this rank's device; the engine's if of no other model."""
         plan = build_plan(batch.layout, self._rule, self._backend, batch.blocks, self._precision)
-        start = NoisedOwn(batch.open_seeds) if batch.open_seeds else None
+        start = NoisedOwn.of(batch.open_seeds)
         with self.clock.forward() if torch.is_grad_enabled() else nullcontext():
             return (model or self.engine)(batch.ids_BT, batch.layout, plan, start)
 

@@ -137,7 +137,7 @@ def test_summaries_after_the_injection_layer_are_what_the_layers_above_read() ->
     with torch.no_grad():
         own = piece.model.summaries(piece.ids, piece.layout, plan)
         one = piece.logits(summaries=own)
-        quiet = NoisedOwn([0, 0])
+        quiet = NoisedOwn([0, None])
         layout = open_layout(piece.layout, piece.mask)
         opened = attention.build_plan(layout, RULES["halves"])
         other = piece.model(piece.ids, layout, opened, _Quiet(own))
