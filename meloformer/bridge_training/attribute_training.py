@@ -31,8 +31,8 @@ _FIELDS = {
     "drums": "has_drums",
 }
 NOT_SAID = -1
-# Of a hundred and more instruments a text names few.
-_NAMING_START = -4.0
+# Of a hundred and more instruments a text names few, and each of its tokens one at most.
+_NAMING_START = -6.0
 
 
 class StatesSource(Protocol):
@@ -154,7 +154,7 @@ def train_heads(
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(training.seed)
         heads = AttributeHeads(config)
-        torch.nn.init.constant_(heads.naming[-1].bias, _NAMING_START)  # type: ignore[arg-type]
+        torch.nn.init.constant_(heads.naming.bias, _NAMING_START)
         heads = heads.to(device).train()
         optimizer = torch.optim.AdamW(
             heads.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
