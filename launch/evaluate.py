@@ -1,0 +1,126 @@
+"""Judge a trained model: does a text decide what it writes?
+
+    python launch/evaluate.py --control --checkpoint runs/<name> --bridge runs/<bridge> \
+        --data data_shards/<name> --captions captions.jsonl --output reports/control
+    python launch/evaluate.py --control ... --language zh --sections --n 500 --bars 32
+    python launch/evaluate.py --control ... --captions midicaps.jsonl   (text2midi's protocol)
+
+Unseen pieces in wordings that training never saw: rows text / shuffled / none / true, by summaries
+alone, with attributes told, and strictly kept; nats per note; the right piece among 100. Writes
+control.md, control.json and pieces.jsonl. Captions: launch/caption.py writes them.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from meloformer.bridge.bridges import BridgeWeights
+from meloformer.bridge.text_to_summaries import FlowConfig
+from meloformer.command_line import run_recipe
+from meloformer.errors import ConfigError
+from meloformer.evaluation.control import ControlJudgeConfig, judge_control
+from meloformer.evaluation.control_generator import load_generator
+from meloformer.evaluation.control_report import check_output, report_lines, save_report
+from meloformer.generation.sampling import SamplingConfig
+from meloformer.model.device import DeviceName, choose_device
+from meloformer.model.weights import Weights
+from meloformer.shards.reader import ShardFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Flags of launch/evaluate.py.
+
+    Args:
+        control: judge what texts do.
+        checkpoint: run folder, step folder or model folder of a MuseFormer.
+        weights: those of the last step, or their moving average.
+        bridge: run folder or model folder of a Q-Former or of a Diffusion Bridge.
+        bridge_weights: auto takes the average where there is one.
+        text_encoder: another place of the bridge's encoder, such as a folder.
+        data: shards that the captions were written for.
+        output: folder of the report.
+        strategy: what injected summaries do to the closed ones.
+        alpha: weight of the injected ones in blend; 1 replaces.
+        seed: of draws, noise, sampling and intervals.
+        device: where the models run.
+        judge: what is judged.
+        flow: how a Diffusion Bridge is asked.
+        sampling: how bold the choice of a token is.
+    """
+
+    control: bool = False
+    checkpoint: Path | None = None
+    weights: Weights = "raw"
+    bridge: Path | None = None
+    bridge_weights: BridgeWeights = "auto"
+    text_encoder: str | None = None
+    data: str | None = None
+    output: Path = Path("reports/control")
+    strategy: Literal["replace", "blend"] = "blend"
+    alpha: float = 0.7
+    seed: int = 0
+    device: DeviceName = "auto"
+    judge: ControlJudgeConfig = field(default_factory=ControlJudgeConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if not self.control:
+            raise ConfigError("nothing to evaluate: found no --control; allowed: --control")
+        for flag in ("checkpoint", "bridge", "data"):
+            if getattr(self, flag) is None:
+                raise ConfigError(f"--control without --{flag}: found none; allowed: its folder")
+
+
+def main(config: EvaluateConfig) -> None:
+    """Load, judge, write, print."""
+    assert config.checkpoint and config.bridge and config.data
+    check_output(config.output)
+    folder = ShardFolder.open(config.data)
+    generator = load_generator(
+        config.checkpoint,
+        config.bridge,
+        device=choose_device(config.device),
+        weights=config.weights,
+        bridge_weights=config.bridge_weights,
+        text_encoder=config.text_encoder,
+        flow=config.flow,
+        sampling=config.sampling,
+        strategy=config.strategy,
+        alpha=config.alpha,
+    )
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        findings = judge_control(
+            generator,
+            folder,
+            config.judge,
+            seed=config.seed,
+            on_progress=lambda part, done, total: progress.update(
+                task, description=part, completed=done, total=total
+            ),
+        )
+    facts = generator.describe() | settings(config)
+    save_report(config.output, findings, facts, config.seed)
+    print("\n".join(report_lines(findings, facts, config.seed)))
+    print(config.output)
+
+
+def settings(config: EvaluateConfig) -> dict[str, Any]:
+    """What decides the figures, without the places of this machine."""
+    return {
+        "data": Path(str(config.data)).name,
+        "captions": config.judge.captions.name if config.judge.captions else None,
+        "seed": config.seed,
+        "judge": {k: v for k, v in asdict(config.judge).items() if k != "captions"},
+        "sampling": asdict(config.sampling),
+    }
+
+
+if __name__ == "__main__":
+    run_recipe(main, EvaluateConfig)

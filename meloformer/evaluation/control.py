@@ -1,0 +1,305 @@
+"""The judge: does a text decide what a trained MuseFormer writes through a trained bridge?
+
+Pieces that training never saw, described in wordings that it never saw, are written anew from
+their texts, from others' texts, from none and from their own summaries; what is heard is held
+against what each text asks for. Beside it: what summaries do to the likelihood of the real notes,
+and whether a text finds its piece among others.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from meloformer.bridge.flow import row_seed
+from meloformer.captions.caption_set import facts_path, read_captions, read_facts
+from meloformer.errors import ConfigError
+from meloformer.evaluation.control_generator import BridgeGenerator
+from meloformer.evaluation.control_intervals import Interval, derangement, interval
+from meloformer.evaluation.control_likelihood import (
+    Retrieval,
+    bare_bars,
+    likelihood_differences,
+    nats_per_note,
+    retrieve,
+    true_summaries,
+)
+from meloformer.evaluation.control_pieces import Chosen, Language, choose_pieces
+from meloformer.evaluation.control_protocol import protocol_numbers, protocol_pieces
+from meloformer.evaluation.control_rows import (
+    WAYS,
+    JudgedPiece,
+    Row,
+    Way,
+    judge_row,
+    judge_sections,
+    reference_row,
+    rows_of,
+)
+from meloformer.shards.reader import ShardFolder
+
+# Told of the part that runs, and of its pieces done and in all.
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlJudgeConfig:
+    """What is judged, and how much of it.
+
+    Args:
+        captions: captions.jsonl of launch/caption.py; or any JSON lines with location and caption,
+            for text2midi's protocol.
+        n: unseen pieces, if there are so many.
+        language: of the texts.
+        bars: bars that are written of each piece, at most.
+        sections: judge pieces of two texts too, each part against its own.
+        group_size: pieces among which a text looks for its own.
+    """
+
+    captions: Path | None = None
+    n: int = 300
+    language: Language = "en"
+    bars: int = 16
+    sections: bool = False
+    group_size: int = 100
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (
+            ("n", self.n, 2),
+            ("bars", self.bars, 1),
+            ("group_size", self.group_size, 2),
+        ):
+            if value < least:
+                raise ConfigError(f"--{flag} {value}: allowed are {least} and above")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Findings:
+    """All that was found.
+
+    Args:
+        pieces: that were judged.
+        notes: lines that say how many there are, and what was not judged, and why.
+        rows: of the table, the real pieces first.
+        sections: rows of parts; empty where none were asked for.
+        nats: nats per note with each kind of summaries, piece by piece.
+        differences: of these from those without summaries.
+        retrieval: None where it was not looked for.
+        protocol: numbers of text2midi's protocol, by row; empty of a caption set of ours.
+    """
+
+    pieces: list[JudgedPiece]
+    notes: list[str]
+    rows: list[Row]
+    sections: dict[str, Row] = field(default_factory=dict)
+    nats: dict[str, np.ndarray] = field(default_factory=dict)
+    differences: dict[str, Interval] = field(default_factory=dict)
+    retrieval: Retrieval | None = None
+    protocol: dict[str, dict[str, Interval]] = field(default_factory=dict)
+
+
+def judge_control(
+    generator: BridgeGenerator,
+    folder: ShardFolder,
+    config: ControlJudgeConfig,
+    *,
+    seed: int,
+    on_progress: OnProgress = lambda part, done, total: None,
+) -> Findings:
+    """Judge a model and its bridge.
+
+    Args:
+        generator: both, with the text encoder.
+        folder: the shards that the captions were written for.
+        config: what is judged.
+        seed: of draws, noise, sampling and intervals.
+        on_progress: told after each batch.
+
+    Raises:
+        ConfigError: captions that cannot be judged by.
+    """
+    if config.captions is None:
+        raise ConfigError("--captions: found none; allowed: captions.jsonl of launch/caption.py")
+    if not facts_path(config.captions).is_file():
+        return _by_protocol(generator, folder, config, config.captions, seed, on_progress)
+    chosen = choose_pieces(
+        read_captions(config.captions),
+        read_facts(config.captions),
+        folder,
+        num_pieces=config.n,
+        language=config.language,
+        seed=seed,
+    )
+    pieces, ways = chosen.pieces, ways_of(generator)
+    windows = [bare_bars(piece.ids, config.bars) for piece in pieces]
+    on_progress("summaries", 0, len(pieces))
+    own = true_summaries(generator.model, windows)
+    of_piece = {piece.name: summaries for piece, summaries in zip(pieces, own, strict=True)}
+
+    rows = [reference_row(pieces)]
+    for source, way in rows_of(ways):
+        row, _ = judge_row(
+            pieces,
+            source,
+            way,
+            generator,
+            max_bars=config.bars,
+            seed=seed,
+            true_summaries=lambda piece: of_piece[piece.name],
+            on_piece=_part(on_progress, f"{source}, {way}", len(pieces)),
+        )
+        rows.append(row)
+    sections = {}
+    if config.sections:
+        on_progress("sections", 0, len(pieces))
+        sections = _sections(pieces, generator, config.bars, seed)
+    on_progress("likelihood", 0, len(pieces))
+    texts = from_texts(generator, pieces, config.bars, seed)
+    nats = _nats(generator, windows, own, texts, seed)
+    return Findings(
+        pieces=pieces,
+        notes=chosen.notes + _unjudged(ways),
+        rows=rows,
+        sections=sections,
+        nats=nats,
+        differences=likelihood_differences(nats, seed=seed),
+        retrieval=retrieve(
+            _pooled(generator, texts),
+            _pooled(generator, own),
+            group_size=config.group_size,
+            seed=seed,
+        ),
+    )
+
+
+def ways_of(generator: BridgeGenerator) -> tuple[Way, ...]:
+    """Ways that a bridge can go: without heads nothing is known but summaries."""
+    return WAYS if generator.bridge.heads is not None else WAYS[:1]
+
+
+def _unjudged(ways: Sequence[Way]) -> list[str]:
+    left_out = [way for way in WAYS if way not in ways]
+    if not left_out:
+        return []
+    return [f"rows {' and '.join(left_out)} not run: the bridge has no attribute heads"]
+
+
+def _by_protocol(
+    generator: BridgeGenerator,
+    folder: ShardFolder,
+    config: ControlJudgeConfig,
+    path: Path,
+    seed: int,
+    on_progress: OnProgress,
+) -> Findings:
+    chosen: Chosen = protocol_pieces(
+        path, folder, num_pieces=config.n, num_bars=config.bars, seed=seed
+    )
+    ways, rows, protocol = ways_of(generator), [], {}
+    for source, way in rows_of(ways):
+        if source == "true":  # many of the pieces are not there
+            continue
+        row, written = judge_row(
+            chosen.pieces,
+            source,
+            way,
+            generator,
+            max_bars=config.bars,
+            seed=seed,
+            on_piece=_part(on_progress, f"{source}, {way}", len(chosen.pieces)),
+        )
+        rows.append(row)
+        protocol[row.name] = protocol_numbers(row, written, seed=seed)
+    notes = chosen.notes + _unjudged(ways)
+    return Findings(pieces=chosen.pieces, notes=notes, rows=rows, protocol=protocol)
+
+
+def from_texts(
+    generator: BridgeGenerator, pieces: Sequence[JudgedPiece], max_bars: int, seed: int
+) -> list[Tensor]:
+    """(bars, D) that the bridge makes of each piece's text, in the base's own scale."""
+    return [
+        generator.summaries(
+            [(piece.text, min(piece.num_bars, max_bars))], seed=row_seed(seed, number)
+        ).cpu()
+        for number, piece in enumerate(pieces)
+    ]
+
+
+def _sections(
+    pieces: Sequence[JudgedPiece], generator: BridgeGenerator, bars: int, seed: int
+) -> dict[str, Row]:
+    half = max(bars // 2, 1)
+    rows = {}
+    for name, crossed in (("its own text", False), ("the other part's text", True)):
+        parts = judge_sections(pieces, generator, section_bars=half, seed=seed, crossed=crossed)
+        for number, row in enumerate(parts, start=1):
+            rows[f"part {number} by {name}"] = row
+    return rows
+
+
+def _nats(
+    generator: BridgeGenerator,
+    windows: Sequence[np.ndarray],
+    own: Sequence[Tensor],
+    texts: Sequence[Tensor],
+    seed: int,
+) -> dict[str, np.ndarray]:
+    others = derangement(len(windows), seed)
+    kinds: dict[str, Sequence[Tensor] | None] = {
+        "none": None,
+        "own": own,
+        "another": [own[other] for other in others],
+        "text": texts,
+        "another_text": [texts[other] for other in others],
+    }
+    return {
+        kind: nats_per_note(generator.model, windows, summaries, generator.inject)
+        for kind, summaries in kinds.items()
+    }
+
+
+def _pooled(generator: BridgeGenerator, summaries: Sequence[Tensor]) -> Tensor:
+    """(P, D) mean over bars, normalised by the bridge's statistics."""
+    mean_D, std_D = (x.cpu() for x in (generator.bridge.mean_D, generator.bridge.std_D))
+    return torch.stack([((of_piece - mean_D) / std_D).mean(dim=0) for of_piece in summaries])
+
+
+def _part(on_progress: OnProgress, part: str, total: int) -> Callable[[int], None]:
+    return lambda done: on_progress(part, done, total)
+
+
+def nats_intervals(findings: Findings, seed: int) -> dict[str, Interval]:
+    """Nats per note of each kind, with intervals."""
+    return {
+        kind: interval(values, seed=seed, is_share=False) for kind, values in findings.nats.items()
+    }
+
+
+def piece_lines(findings: Findings) -> list[dict[str, Any]]:
+    """One object per piece: its text, what it asks for, and the scores of every row."""
+    return [
+        {
+            "name": list(piece.name),
+            "text": piece.text,
+            "template": piece.template,
+            "wanted": _plain_wish(asdict(piece.wanted)),
+            "scores": {
+                row.name: {metric: scores[number] for metric, scores in row.scores.items()}
+                for row in findings.rows
+            },
+            "nats_per_note": {kind: values[number] for kind, values in findings.nats.items()},
+        }
+        for number, piece in enumerate(findings.pieces)
+    ]
+
+
+def _plain_wish(wish: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: sorted(value) if isinstance(value, frozenset) else value
+        for name, value in wish.items()
+    }
