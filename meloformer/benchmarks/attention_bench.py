@@ -1,8 +1,9 @@
 """Forward and backward of sparse attention beside the fastest dense causal attention present.
 
-Two levels: `attention` is one layer's SUMMARIZE and UPDATE, from queries, keys and values to their
-gradients; `model` is the whole model with its loss, without an optimizer. The dense side has no
-summaries, one causal UPDATE and no masks; pieces that share a row are not told apart.
+Two levels: `attention` is SUMMARIZE and UPDATE of a layer without open summaries, from queries,
+keys and values to their gradients; `model` is the whole model with its loss, without an optimizer,
+and with open summaries in as many rows as in training, rounded up. The dense side has no summaries,
+one causal UPDATE and no masks; pieces that share a row are not told apart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from meloformer.batches.phases import BatchShape
 from meloformer.benchmarks.alternation import Candidate, Failure, Timing, release, time_in_turns
-from meloformer.benchmarks.bench_models import build_model, num_graphs
+from meloformer.benchmarks.bench_models import build_model, num_graphs, open_rate
 from meloformer.benchmarks.bench_rows import BenchRows
 from meloformer.benchmarks.bench_tables import mebibytes, percent, plain, rounded, table_of
 from meloformer.benchmarks.dense_kernels import Kernel, dense_kernels
@@ -23,6 +24,7 @@ from meloformer.model import attention
 from meloformer.model.attention import AttentionPlan, Backend
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.counts import StepPairs, training_flops
+from meloformer.model.injection import NoisedOwn
 from meloformer.model.masks import Order, Rule, num_summaries
 from meloformer.model.museformer import MuseFormer
 from meloformer.training.cards import peak_flops
@@ -38,9 +40,10 @@ DENSE = "dense"
 FORMULA = (
     "operations = 3 x [2 x weights x positions + 4 L D x unmasked pairs]: forward once, backward "
     "twice; a multiply-add is two; positions are tokens and summaries without padding; pairs are "
-    "those of UPDATE (mean over heads, sampled) and of SUMMARIZE; level attention is the second "
-    "term with L = 1; the dense side has T (T + 1) / 2 pairs a row. MFU = operations / (seconds x "
-    "peak of the data sheet); floor = operations / peak"
+    "those of UPDATE (mean over heads, sampled) and of SUMMARIZE; open summaries and pairs with them "
+    "count in the layers that have them; level attention is the second term with L = 1, without open "
+    "summaries; the dense side has T (T + 1) / 2 pairs a row. MFU = operations / (seconds x peak of "
+    "the data sheet); floor = operations / peak"
 )
 # Enough for a mean within about a percent, few enough for rows of 64k tokens.
 _SAMPLED_QUERIES = 512
@@ -157,15 +160,18 @@ class Work:
 
 def works_of(bench: Bench, rows: BenchRows, level: Level) -> dict[str, Work]:
     """Work of each rule and of the dense side, by name."""
-    layout = rows.batch(None).layout
+    layout = rows.batch(None, open_rate=open_rate(bench.config)).layout
     num_summaries = int((layout.piece_BS >= 0).sum())
+    num_open = 0 if layout.open_BS is None else int((layout.open_BS >= 0).sum())
     triangle = len(rows.rows) * rows.seq_len * (rows.seq_len + 1) / 2
     # Dense attention does not know padding.
     pairs = {DENSE: StepPairs(update=triangle, summarize=0)}
     for name, rule in bench.rules.items():
         rate = pair_rate(layout, rule, _SAMPLED_QUERIES)
         pairs[name] = StepPairs(
-            update=rate.update * rows.num_tokens, summarize=rate.summarize * num_summaries
+            update=rate.update * rows.num_tokens,
+            summarize=rate.summarize * num_summaries,
+            opened=rate.opened * num_open,
         )
     works = {}
     for name, counted in pairs.items():
@@ -174,7 +180,7 @@ def works_of(bench: Bench, rows: BenchRows, level: Level) -> dict[str, Work]:
             config = replace(config, num_layers=1)
             flops = training_flops(config, 0, 0, counted)
         else:
-            flops = training_flops(config, rows.num_tokens, num_summaries, counted)
+            flops = training_flops(config, rows.num_tokens, num_summaries, counted, num_open)
         works[name] = Work(flops=flops, density=counted.update / triangle)
     return works
 
@@ -324,7 +330,7 @@ def _attention_calls(bench: Bench, rows: BenchRows) -> dict[str, Candidate]:
 
 
 def _model_calls(bench: Bench, rows: BenchRows) -> dict[str, Candidate]:
-    batch = rows.batch(None).to(bench.device)
+    batch = rows.batch(None, open_rate=open_rate(bench.config)).to(bench.device)
     model, twin = (
         build_model(config, fuse=bench.is_fused).to(bench.device, bench.dtype)
         for config in (bench.config, bench.twin)
@@ -332,10 +338,12 @@ def _model_calls(bench: Bench, rows: BenchRows) -> dict[str, Candidate]:
 
     def stepped(model: MuseFormer, plan: AttentionPlan) -> Callable[[], None]:
         # Those of the twin have no slots for summaries.
-        layout = batch.layout if model.config.summaries else batch.layout.without_summaries()
+        has_summaries = model.config.summaries
+        layout = batch.layout if has_summaries else batch.layout.without_summaries()
+        start = NoisedOwn.of(batch.open_seeds) if has_summaries else None
 
         def step() -> None:
-            logits_BTV = model(batch.ids_BT, layout, plan)
+            logits_BTV = model(batch.ids_BT, layout, plan, start)
             step_loss(
                 logits_BTV, batch.targets_BT, batch.num_targets, 1, fuse=bench.is_fused
             ).backward()
@@ -347,7 +355,8 @@ def _model_calls(bench: Bench, rows: BenchRows) -> dict[str, Candidate]:
     causal = stepped(twin, attention.causal_plan())
     candidates = {f"{DENSE} {kernel_name}": Candidate(causal, kernel)}
     for name, rule in bench.rules.items():
-        candidates[name] = Candidate(stepped(model, _plan(bench, rows, rule)))
+        plan = _plan(bench, rows, rule, open_rate(bench.config))
+        candidates[name] = Candidate(stepped(model, plan))
     return candidates
 
 
@@ -360,7 +369,7 @@ def fastest_kernel(bench: Bench, rows: BenchRows) -> tuple[str, Kernel]:
     return name, kernels[name]
 
 
-def _plan(bench: Bench, rows: BenchRows, rule: Rule) -> AttentionPlan:
+def _plan(bench: Bench, rows: BenchRows, rule: Rule, rate: float = 0.0) -> AttentionPlan:
     blocks_rule = rule if bench.backend == "flex" else None
-    batch = rows.batch(blocks_rule, bench.block_size).to(bench.device)
+    batch = rows.batch(blocks_rule, bench.block_size, open_rate=rate).to(bench.device)
     return attention.build_plan(batch.layout, rule, bench.backend, batch.blocks)

@@ -13,6 +13,7 @@ from meloformer.model.config import SIZES, Checkpointing, MuseFormerConfig
 from meloformer.model.masks import rule_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.vocabulary import VOCAB_SIZE
+from meloformer.training.config import TrainConfig
 from meloformer.training.ds_config import (
     DEFAULT_DS_CONFIG,
     RunFacts,
@@ -41,6 +42,7 @@ def sized_config(size: str, max_seq_len: int, head_width: int | None = None) -> 
         num_onsets=grid.MAX_BAR_STEPS,
         num_instruments=grid.NUM_INSTRUMENTS,
         max_seq_len=max_seq_len,
+        open_summary_rate=TrainConfig.open_summary_rate,
     )
     if head_width is None:
         return config
@@ -86,7 +88,14 @@ def num_graphs(config: MuseFormerConfig, shapes: Shapes, backend: Backend, *, fu
     """
     is_compiled = backend == "flex" and config.summaries
     rule = rule_of(config.rule) if is_compiled else ()
-    return shapes.num_graphs(rule, summaries=is_compiled, fuse=fuse)
+    return shapes.num_graphs(
+        rule, summaries=is_compiled, opened=config.num_open_layers > 0, fuse=fuse
+    )
+
+
+def open_rate(config: MuseFormerConfig) -> float:
+    """Share of the rows that a run gives open summaries; 0 for a model that cannot have any."""
+    return config.open_summary_rate if config.num_open_layers else 0.0
 
 
 def engine_settings(

@@ -1,22 +1,21 @@
 """Rows for benches: packed from shards, or made up where there are none, and said to be so."""
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
 from meloformer.batches.batch import Batch
-from meloformer.batches.block_plans import build_blocks
-from meloformer.batches.collate import Collator, as_tensors, collate_rows
+from meloformer.batches.collate import Collator, collate_rows
 from meloformer.batches.piece_index import PieceIndex
 from meloformer.batches.plan import PlanConfig, iterate_steps
 from meloformer.batches.simulated import SimulatedSplit
 from meloformer.batches.windows import check_bars_fit
 from meloformer.errors import ConfigError
 from meloformer.midi.grid import METRE_INDEX
-from meloformer.model.masks import Rule
+from meloformer.model.masks import BLOCK_SIZE, Rule
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.vocabulary import BOS, Kind, token_id
 from meloformer.training.config import newest_shards
@@ -48,18 +47,28 @@ class BenchRows:
         """Positions that hold a token."""
         return sum(len(window) for row in self.rows for window in row)
 
-    def batch(self, blocks_rule: Rule | None, block_size: int | None = None) -> Batch:
+    def batch(
+        self,
+        blocks_rule: Rule | None,
+        block_size: int | None = None,
+        *,
+        open_rate: float = 0.0,
+    ) -> Batch:
         """The rows on the CPU.
 
         Args:
             blocks_rule: build block lists for this rule; None builds none.
             block_size: of the lists; the default of collation if not given.
+            open_rate: share of the rows with open summaries, the first ones, rounded up; 0 leaves
+                no room for any.
         """
-        if blocks_rule is None or block_size is None:
-            return collate_rows(self.rows, self.seq_len, blocks_rule)
-        batch = collate_rows(self.rows, self.seq_len)
-        layout = batch.layout.map(Tensor.numpy)
-        return replace(batch, blocks=as_tensors(build_blocks(layout, blocks_rule, block_size)))
+        seeds = None
+        if open_rate:
+            num_open = math.ceil(open_rate * len(self.rows))
+            seeds = [row if row < num_open else None for row in range(len(self.rows))]
+        return collate_rows(
+            self.rows, self.seq_len, blocks_rule, block_size or BLOCK_SIZE, open_seeds=seeds
+        )
 
 
 def find_rows(

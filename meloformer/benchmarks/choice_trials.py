@@ -23,12 +23,13 @@ from meloformer.benchmarks.alternation import (
     release,
     time_in_turns,
 )
-from meloformer.benchmarks.bench_models import build_model, num_graphs
+from meloformer.benchmarks.bench_models import build_model, num_graphs, open_rate
 from meloformer.benchmarks.bench_rows import BenchRows
 from meloformer.benchmarks.bench_tables import mebibytes, percent, plain, rounded, table_of
 from meloformer.errors import ConfigError
 from meloformer.model.attention import AttentionPlan, Backend, build_plan
 from meloformer.model.config import MuseFormerConfig
+from meloformer.model.injection import NoisedOwn
 from meloformer.model.kernel_options import PINNED, Options, device_family
 from meloformer.model.masks import BLOCK_SIZE, num_summaries, rule_of
 from meloformer.model.museformer import MuseFormer
@@ -80,7 +81,8 @@ class Choice:
 
     def loss_of(self, model: MuseFormer, plan: AttentionPlan, batch: Batch) -> Tensor:
         """Mean cross entropy of a batch."""
-        logits_BTV = model(batch.ids_BT, batch.layout, plan)
+        start = NoisedOwn.of(batch.open_seeds)
+        logits_BTV = model(batch.ids_BT, batch.layout, plan, start)
         if self.loss is not None:
             return self.loss(logits_BTV, batch.targets_BT, batch.num_targets)
         return step_loss(logits_BTV, batch.targets_BT, batch.num_targets, 1, fuse=self.fuse)
@@ -276,7 +278,9 @@ def _built(
     model = build_model(choice.config, fuse=choice.fuse).to(conditions.device, dtype)
     choice.adapt(model)
     blocks_rule = rule if backend == "flex" else None
-    batch = conditions.rows.batch(blocks_rule, choice.block_size).to(conditions.device)
+    rate = open_rate(choice.config)
+    batch = conditions.rows.batch(blocks_rule, choice.block_size, open_rate=rate)
+    batch = batch.to(conditions.device)
     return model, build_plan(batch.layout, rule, backend, batch.blocks), batch
 
 

@@ -20,7 +20,7 @@ from meloformer.batches.collate import Collator
 from meloformer.batches.phases import BatchShape, PhaseConfig
 from meloformer.batches.plan import PlanConfig
 from meloformer.batches.stream import TrainStream, ValidationStream
-from meloformer.benchmarks.bench_models import build_model, sized_config
+from meloformer.benchmarks.bench_models import build_model, open_rate, sized_config
 from meloformer.benchmarks.rule_candidates import (
     DENSE_TWIN,
     GROUPINGS,
@@ -32,6 +32,7 @@ from meloformer.errors import ConfigError
 from meloformer.model.attention import build_plan
 from meloformer.model.config import SIZES, MuseFormerConfig
 from meloformer.model.device import DeviceName, choose_device
+from meloformer.model.injection import NoisedOwn
 from meloformer.model.masks import BLOCK_SIZE, BLOCK_SIZES, RULES, num_summaries, rule_of
 from meloformer.model.precision import attention_dtype
 from meloformer.shards.reader import ShardFolder, SplitIndex
@@ -145,7 +146,10 @@ class Race:
         self.models = {c.name: self._model_config(c) for c in self.candidates}
         assert self.config.data is not None
         shards = ShardFolder.open(self.config.data)
-        self._streams = [self._stream(shards.split("train"), seed) for seed in range(config.seeds)]
+        train = shards.split("train")
+        self._streams = [self._stream(train, seed) for seed in range(config.seeds)]
+        # For the warm-up, which takes nothing from a stream that is trained on.
+        self._first = next(self._stream(train, 0))[0]
         validation = list(self._validation_stream(shards.split("valid")))
 
         head_width = self.models[self.candidates[0].name].head_width
@@ -205,11 +209,10 @@ class Race:
         """Compile, and touch all memory once, before any clock runs; weights stay as they are."""
         for trainees in self.trainees[:1]:
             for trainee in trainees:
-                batch = self._validation[trainee.candidate.name][0]
-                trainee.backward(batch)
+                trainee.backward(self._prepared(trainee.candidate, self._first))
                 trainee.drop_gradients()
                 with torch.no_grad():
-                    trainee.predict(batch.to(self.device))
+                    trainee.predict(self._validation[trainee.candidate.name][0].to(self.device))
 
     def _prepared(self, candidate: Candidate, batch: Batch) -> Batch:
         return candidate.prepare(batch, self.backend, self.config.block_size)
@@ -220,7 +223,10 @@ class Race:
         T = self.config.max_seq_len
         shape = BatchShape(self.config.batch_size, T, num_summaries(T))
         return Shapes(train=(shape,), score=(shape,)).num_graphs(
-            rule_of(candidate.rule), summaries=candidate.summaries, fuse=self.fuse
+            rule_of(candidate.rule),
+            summaries=candidate.summaries,
+            opened=self.models[candidate.name].num_open_layers > 0,
+            fuse=self.fuse,
         )
 
     def _model_config(self, candidate: Candidate) -> MuseFormerConfig:
@@ -249,7 +255,9 @@ class Race:
     def _stream(self, index: SplitIndex, seed: int) -> TrainStream:
         plan = self._plan(seed)
         phases = PhaseConfig(phases="off", micro_batch_rows=plan.global_batch, num_workers=0)
-        return TrainStream(Collator(index=index, seed=seed), plan, phases)
+        # All candidates read the same rows, the dense twin without their open summaries.
+        rate = max(map(open_rate, self.models.values()))
+        return TrainStream(Collator(index=index, seed=seed, open_summary_rate=rate), plan, phases)
 
     def _validation_stream(self, index: SplitIndex) -> ValidationStream:
         plan = self._plan(0)
@@ -286,7 +294,7 @@ class _Trainee:
     def predict(self, batch: Batch) -> Tensor:
         """(B, T, V) logits of a batch on the device."""
         plan = build_plan(batch.layout, self._rule, self._backend, batch.blocks, self._precision)
-        return self._model(batch.ids_BT, batch.layout, plan)
+        return self._model(batch.ids_BT, batch.layout, plan, NoisedOwn.of(batch.open_seeds))
 
     def train(self, batches: Sequence[Batch], step: int) -> None:
         """Train on batches, one a step; only this counts on the clock.

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from meloformer.batches.phases import BatchShape
-from meloformer.benchmarks.bench_models import build_model, num_graphs, sized_config
+from meloformer.benchmarks.bench_models import build_model, num_graphs, open_rate, sized_config
 from meloformer.benchmarks.bench_rows import BenchRows, find_rows
 from meloformer.command_line import run_recipe
 from meloformer.model.attention import AttentionPlan, build_plan
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.device import DeviceName, choose_device
+from meloformer.model.injection import INJECTION_LAYER, NoisedOwn
 from meloformer.model.masks import RULES, Rule, num_summaries
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.precision import choose_precision
@@ -39,8 +40,8 @@ class GpuChecksConfig:
     """Preset rules."""
     length: int = 1024
     """Tokens of a row; there are two."""
-    num_layers: int = 2
-    """Depth; widths are those of small."""
+    num_layers: int = INJECTION_LAYER + 2
+    """Depth; widths are those of small. Two layers have open summaries."""
     device: DeviceName = "auto"
     """Where to compute."""
     json: Path
@@ -99,13 +100,15 @@ def gradient_error(
     The judge is dense attention in float64 with the same weights, and nothing compiled.
     """
     backend, config = backend_of(device), _config(rule, rows, num_layers)
-    batch = rows.batch(rule if backend == "flex" else None).to(device)
+    batch = rows.batch(rule if backend == "flex" else None, open_rate=open_rate(config))
+    batch = batch.to(device)
     model = build_model(config, fuse=_is_fused(device)).to(device, dtype)
     judge = MuseFormer(config).to(device)
     judge.load_state_dict(model.state_dict())
 
     def gradients(model: MuseFormer, plan: AttentionPlan) -> list[Tensor]:
-        logits_BTV = model(batch.ids_BT, batch.layout, plan)
+        start = NoisedOwn.of(batch.open_seeds)
+        logits_BTV = model(batch.ids_BT, batch.layout, plan, start)
         # In the model's own precision: the loss is no part of what is judged.
         is_fused = model is not judge and _is_fused(device)
         loss = step_loss(logits_BTV, batch.targets_BT, batch.num_targets, 1, fuse=is_fused)

@@ -21,6 +21,7 @@ from meloformer.benchmarks.peak_memory import peak_bytes
 from meloformer.errors import ConfigError
 from meloformer.model.attention import build_plan
 from meloformer.model.config import Checkpointing, MuseFormerConfig, Precision
+from meloformer.model.injection import NoisedOwn
 from meloformer.model.masks import num_summaries, rule_of
 from meloformer.model.memory import BatchSize
 from meloformer.model.precision import choose_precision
@@ -215,9 +216,14 @@ def train_once(trial: Trial) -> Outcome:
             OptimizerConfig(),
         )
         for _ in range(_MICRO_BATCHES):
-            batch = padding(trial.shape, rule if backend == "flex" else None).to(device)
+            batch = padding(
+                trial.shape,
+                rule if backend == "flex" else None,
+                opened=model.num_open_layers > 0,
+            ).to(device)
             plan = build_plan(batch.layout, rule, backend, batch.blocks, precision)
-            logits_BTV = engine(batch.ids_BT, batch.layout, plan)
+            start = NoisedOwn.of(batch.open_seeds)
+            logits_BTV = engine(batch.ids_BT, batch.layout, plan, start)
             loss = step_loss(logits_BTV, batch.targets_BT, 1, 1, fuse=fuse)
             del logits_BTV
             engine.backward(loss)

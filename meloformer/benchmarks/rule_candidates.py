@@ -52,12 +52,14 @@ class Candidate:
         """A batch as this candidate reads it: with no slots for summaries that it does not have,
         and with the block lists of its rule where the backend wants them.
         """
-        layout = batch.layout if self.summaries else batch.layout.without_summaries()
+        layout, open_seeds = batch.layout, batch.open_seeds
+        if not self.summaries:
+            layout, open_seeds = layout.without_summaries(), ()
         blocks = None
         if backend == "flex":
             arrays = layout.map(Tensor.numpy)
             blocks = as_tensors(build_blocks(arrays, rule_of(self.rule), block_size))
-        return replace(batch, layout=layout, blocks=blocks)
+        return replace(batch, layout=layout, blocks=blocks, open_seeds=open_seeds)
 
 
 def find_candidates(names: Sequence[str]) -> list[Candidate]:

@@ -19,10 +19,11 @@ from meloformer.benchmarks.alternation import (
     num_compiled,
     synchronise,
 )
-from meloformer.benchmarks.bench_models import build_model, num_graphs
+from meloformer.benchmarks.bench_models import build_model, num_graphs, open_rate
 from meloformer.benchmarks.dense_kernels import Kernel
 from meloformer.model.attention import build_plan, causal_plan
 from meloformer.model.config import Checkpointing, MuseFormerConfig
+from meloformer.model.injection import NoisedOwn
 from meloformer.model.masks import BLOCK_SIZE, Rule, num_summaries, rule_of
 from meloformer.training.cards import peak_flops
 from meloformer.training.engine import Engine
@@ -137,6 +138,7 @@ class Stepper:
                 index=settings.index,
                 blocks_rule=self.trainee.rule if is_sparse else None,
                 block_size=settings.block_size,
+                open_summary_rate=open_rate(self.trainee.config),
             ),
             PlanConfig(
                 max_seq_len=settings.max_seq_len,
@@ -257,7 +259,7 @@ class Stepper:
         else:
             layout = batch.layout
             plan = build_plan(layout, self.trainee.rule, self._backend, batch.blocks, precision)
-        return self.engine(batch.ids_BT, layout, plan)
+        return self.engine(batch.ids_BT, layout, plan, NoisedOwn.of(batch.open_seeds))
 
 
 def _allocated(device: torch.device) -> int:

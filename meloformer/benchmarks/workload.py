@@ -69,6 +69,7 @@ class Workload:
             num_instruments=grid.NUM_INSTRUMENTS,
             max_seq_len=self.max_seq_len,
             rule=load_rule(self.attention),
+            open_summary_rate=TrainConfig.open_summary_rate,
         )
 
     def flops_per_token(self) -> float:

@@ -327,8 +327,7 @@ class _Alone:
         plan = build_plan(
             batch.layout, self._rule, self._spec.backend, batch.blocks, self._spec.precision
         )
-        start = NoisedOwn(batch.open_seeds) if batch.open_seeds else None
-        return self._model(batch.ids_BT, batch.layout, plan, start)
+        return self._model(batch.ids_BT, batch.layout, plan, NoisedOwn.of(batch.open_seeds))
 
     def backward(self, loss: Tensor) -> Tensor:
         loss.backward()

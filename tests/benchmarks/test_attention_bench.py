@@ -1,6 +1,7 @@
 """The attention bench on toy shapes: every figure can be recomputed, none is made up."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -20,8 +21,10 @@ from meloformer.benchmarks.bench_models import sized_config
 from meloformer.benchmarks.bench_rows import find_rows
 from meloformer.command_line import run_recipe
 from meloformer.model import masks
+from meloformer.model.counts import StepPairs, training_flops
 from meloformer.model.dense_masks import labels_of
 from meloformer.model.masks import Label, rule_of, summary_reads, token_reads
+from meloformer.training.work import pair_rate
 from tests.launch.recipes import load_recipe
 
 LENGTH = 256
@@ -61,6 +64,19 @@ def test_operations_of_attention_are_those_of_the_pairs_that_the_rule_allows() -
     assert works["full"].flops == pytest.approx(3 * 4 * width * pairs, rel=1e-6)
     assert works["dense"].flops == 3 * 4 * width * LENGTH * (LENGTH + 1) / 2
     assert works["full"].density == pytest.approx(update / (LENGTH * (LENGTH + 1) / 2))
+
+
+def test_the_model_level_counts_the_open_summaries_of_its_rows() -> None:
+    bench, rows = bench_of("full"), find_rows(None, "one_piece", LENGTH, 2)
+    closed = replace(bench, config=replace(bench.config, open_summary_rate=0.0))
+    counted, without = (works_of(one, rows, "model") for one in (bench, closed))
+    num_open = int((rows.batch(None, open_rate=0.3).layout.open_BS >= 0).sum())
+    opened = pair_rate(rows.batch(None).layout, rule_of("full")).opened * num_open
+    nothing = StepPairs(update=0, summarize=0, opened=opened)
+    expected = training_flops(bench.config, 0, 0, nothing, num_open)
+    assert expected > 0
+    assert counted["full"].flops - without["full"].flops == pytest.approx(expected)
+    assert counted["dense"].flops == without["dense"].flops
 
 
 def test_mfu_is_the_floor_over_the_median_and_none_without_a_data_sheet() -> None:

@@ -14,15 +14,20 @@ from meloformer.benchmarks.bench_models import (
     build_model,
     engine_settings,
     num_graphs,
+    open_rate,
     sized_config,
 )
 from meloformer.benchmarks.bench_rows import find_pieces
-from meloformer.benchmarks.memory_trial import Trial, run_trial
+from meloformer.benchmarks.memory_trial import Trial, model_of, run_trial
 from meloformer.benchmarks.stepper import Stepper, Trainee
 from meloformer.benchmarks.train_bench import measure_steps, settle
+from meloformer.benchmarks.workload import Workload
 from meloformer.errors import ConfigError
 from meloformer.model import fused
+from meloformer.model.config import SIZES
 from meloformer.model.fused import GRAPHS_PER_ROWS
+from meloformer.model.injection import INJECTION_LAYER
+from meloformer.training.config import TrainConfig
 from meloformer.training.graphs import Shapes
 from meloformer.training.ranks import start_ranks
 
@@ -48,12 +53,22 @@ def settings(shards: Path, **changes: Any):
     return settle(index, start_ranks("cpu"), **(given | changes))
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_bench_a_trial_of_memory_and_a_forecast_take_the_model_of_a_run(size: Any) -> None:
+    trained = model_of(size, TrainConfig.attention, 8192)
+    assert trained.num_open_layers == trained.num_layers - INJECTION_LAYER > 0
+    assert sized_config(size, 8192) == trained == Workload(model_size=size).model
+    assert open_rate(trained) == TrainConfig.open_summary_rate > 0
+    assert open_rate(TWIN) == 0
+
+
 def test_graphs_are_those_that_training_declares_and_the_twin_has_the_fused_ones_alone() -> None:
     shapes = Shapes(train=(BatchShape(2, LENGTH, 128), BatchShape(2, 256, 128)), score=())
     for fuse in (False, True):
         declared = shapes.num_graphs(
             ((), ()),  # type: ignore[arg-type]  # two head groups, as `halves` has
             summaries=True,
+            opened=True,
             fuse=fuse,
         )
         assert num_graphs(CONFIG, shapes, "flex", fuse=fuse) == declared
