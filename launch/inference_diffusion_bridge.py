@@ -6,7 +6,7 @@ python launch/inference_diffusion_bridge.py --checkpoint runs/<name> --text "...
 --output summary_tokens.pt --steps 10 --solver heun --guidance 2 --seed 0
 
 The file holds one tensor (num_chunks, width) in the scale of the MuseFormer that the bridge was
-trained for: `torch.load(path, weights_only=True)`, or launch/inject_museformer.py --summaries.
+trained for; `torch.load(path, weights_only=True)` reads it.
 """
 
 import time

@@ -31,6 +31,8 @@ CONTRACT = {
     "launch/shard_data.py": "midi output num_workers engine",
     "launch/generate.py": "checkpoint output bars tempo time_signature seed num_samples key "
     "instruments temperature top_k top_p",
+    "launch/inference_diffusion_bridge.py": "checkpoint text num_chunks output steps solver "
+    "guidance seed weights device",
     "launch/tools/inspect_shards.py": "verify with",
     "launch/tools/audit.py": "run data plant json",
 }
