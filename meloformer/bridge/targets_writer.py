@@ -267,7 +267,11 @@ def writing_targets(output: Path, settings: dict[str, Any]) -> Iterator[TargetsW
                 (folder / MANIFEST_NAME).unlink(missing_ok=True)
                 (folder / _WORK).mkdir()
                 write_note(folder / _NOTE, settings)
-            yield TargetsWriter(output, folder, settings)
+            try:
+                yield TargetsWriter(output, folder, settings)
+            except ConfigError:  # the same command would end in the same way
+                shutil.rmtree(folder)
+                raise
     except OSError as error:
         remedy = "give another --output, which this user may write"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

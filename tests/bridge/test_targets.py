@@ -217,6 +217,7 @@ def test_two_extractions_to_one_place_do_not_meet(tmp_path) -> None:
     first, second = (writing_targets(tmp_path / "one", {"a": 1}) for _ in range(2))
     with first, pytest.raises(ConfigError, match="another extraction"):
         second.__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == [".one.extracting"]
 
 
 @pytest.mark.parametrize("value", [7e4, float("inf"), float("nan")])
@@ -225,15 +226,16 @@ def test_a_summary_beyond_float16_names_its_bar_and_dimension(tmp_path, value: f
     summaries[1][1, 2] = value
     windows = [TargetWindow("a", 0, 3, "a.mid"), TargetWindow("b", 8, 10, "b.mid")]
     place = pytest.raises(ConfigError, match=r"b \(b.mid\), bar 10: .* in dimension 2 ")
-    with writing_targets(tmp_path / "large", {}) as writer, place:
+    with place, writing_targets(tmp_path / "large", {}) as writer:
         writer.write("train", windows, summaries)
+    assert not list(tmp_path.iterdir())
 
 
 def test_shards_whose_train_fits_no_window_are_refused(model, shards, tmp_path) -> None:
     settings = dataclasses.replace(SETTINGS, max_seq_len=3)
     with pytest.raises(ConfigError, match="no window in train"):
         extract_to(tmp_path / "none", model, shards, settings=settings)
-    assert not (tmp_path / "none").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_bars_too_long_for_a_window_are_counted(model, shards) -> None:
