@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -44,6 +45,7 @@ class BridgeBatch:
             belongs to the row and not to its place in a batch or on a rank.
         pieces: B numbers, equal where two rows are windows of one piece; none given means that all
             rows are of different pieces.
+        tokens: ids of the B windows; none unless the loss asks the base for its own.
         num_bars: bars that the loss is averaged over: those of the global batch divided by the
             ranks; those of this batch if not given.
     """
@@ -53,6 +55,7 @@ class BridgeBatch:
     mask_BS: torch.Tensor
     row_seeds: Sequence[int]
     pieces: Sequence[int] = ()
+    tokens: Sequence[np.ndarray] = ()
     num_bars: float | None = None
 
     def mean_over_bars(self, loss_BS: torch.Tensor) -> torch.Tensor:

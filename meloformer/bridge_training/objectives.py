@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from meloformer.bridge.bridges import Bridge, BridgeBatch
 from meloformer.bridge.qformer import QFormer, regression
+from meloformer.bridge_training.token_loss import TokenLoss
 from meloformer.errors import ConfigError
 
 Metrics = dict[str, torch.Tensor]
@@ -65,12 +66,21 @@ class QFormerObjective(nn.Module):
         config: of the term.
         world_size: ranks that share the global batch.
         rank: this one.
+        token_loss: the base's own loss, and its weight; None leaves it out.
     """
 
     def __init__(
-        self, bridge: QFormer, config: ContrastiveConfig, *, world_size: int = 1, rank: int = 0
+        self,
+        bridge: QFormer,
+        config: ContrastiveConfig,
+        *,
+        world_size: int = 1,
+        rank: int = 0,
+        token_loss: tuple[TokenLoss, float] | None = None,
     ) -> None:
         super().__init__()
+        # No module of this one: the base is neither trained nor part of a checkpoint.
+        self._token_loss = token_loss
         self.bridge, self.config = bridge, config
         self.world_size, self.rank = world_size, rank
 
@@ -84,7 +94,13 @@ class QFormerObjective(nn.Module):
         predicted_BSD = self.bridge(states.states_BLW, states.mask_BL, batch.mask_BS)
         loss = regression(predicted_BSD, batch)
         metrics = {"regression": loss.detach()}
-        if not self.training or not self.config.contrastive_weight:
+        if not self.training:
+            return loss, metrics
+        if self._token_loss is not None:
+            token_loss, weight = self._token_loss
+            nats, said = token_loss(predicted_BSD, batch.tokens, self.world_size)
+            loss, metrics["nats_per_token"] = loss + weight * nats, said
+        if not self.config.contrastive_weight:
             return loss, metrics
         term, accuracy = contrastive(
             *self._gathered(

@@ -16,6 +16,7 @@ from meloformer.errors import ConfigError
 
 if TYPE_CHECKING:
     from meloformer.bridge.text_states import TextStatesFolder
+    from meloformer.bridge_training.token_loss import WindowTokens
 
 # Of the windows of the training split; below it captions and summaries are of two sets of shards.
 LEAST_MATCHED = 0.5
@@ -45,6 +46,7 @@ class Pairs:
         windows: numbers of the windows among the targets.
         texts: numbers of each window's texts among the states.
         seed: of the order, the choice of texts and what is random in the loss.
+        tokens: reads the windows themselves; None where the loss does not ask for them.
     """
 
     states: "TextStatesFolder"
@@ -52,6 +54,7 @@ class Pairs:
     windows: Sequence[int]
     texts: Sequence[Sequence[int]]
     seed: int
+    tokens: "WindowTokens | None" = None
     _orders: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -104,13 +107,14 @@ class Pairs:
             num_bars: see `BridgeBatch`.
         """
         summaries_BSD, mask_BS = self.targets.batch([self.windows[row.pair] for row in rows])
-        pieces = [self.window(row).key for row in rows]
+        windows = [self.window(row) for row in rows]
         return BridgeBatch(
             states=self.states.batch([row.text for row in rows]),
             summaries_BSD=summaries_BSD,
             mask_BS=mask_BS,
             row_seeds=[row.seed for row in rows],
-            pieces=[piece_number(key) for key in pieces],
+            pieces=[piece_number(window.key) for window in windows],
+            tokens=[self.tokens.read(window) for window in windows] if self.tokens else (),
             num_bars=num_bars,
         )
 
@@ -136,6 +140,7 @@ def join(
     *,
     seed: int,
     languages: Sequence[str] = (),
+    tokens: "WindowTokens | None" = None,
 ) -> Pairs:
     """Join texts with windows by split, key and bars.
 
@@ -145,6 +150,7 @@ def join(
         targets: of this split.
         seed: see `Pairs`.
         languages: texts of others are left out; all if none is given.
+        tokens: see `Pairs`.
     """
     texts_of = states.windows()
     found = []
@@ -160,6 +166,7 @@ def join(
         windows=[number for number, _ in found],
         texts=[texts for _, texts in found],
         seed=seed,
+        tokens=tokens,
     )
 
 

@@ -18,6 +18,7 @@ from meloformer.bridge.targets import SummaryTargets
 from meloformer.bridge_training.config import BridgeTrainConfig, check_same_settings
 from meloformer.bridge_training.pairs import Pairs, check_matched, join
 from meloformer.bridge_training.texts import open_states
+from meloformer.bridge_training.token_loss import WindowTokens
 from meloformer.errors import CheckpointError, ConfigError
 from meloformer.model.weights import MODEL_NAMES, find_model_folder, model_fingerprint
 from meloformer.training.checkpoint import TrainingState, check_owner
@@ -46,11 +47,14 @@ class BridgeKind:
         objective: wraps it, as attribute `bridge`, in a module whose forward takes a `BridgeBatch`
             and returns loss and metrics.
         objective_settings: plain data that a resumed run has to share.
+        tokens_from: shards to read the windows of the training split from, for an objective that
+            asks for their tokens.
     """
 
     build: Callable[[int, int], Bridge]
     objective: Callable[[Bridge, Ranks], nn.Module]
     objective_settings: dict[str, Any]
+    tokens_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +119,19 @@ def prepare(
     check_restart(flags.output)
 
     states = open_states(flags, ranks)
+    tokens = None
+    if kind.tokens_from is not None:
+        shards_sum = targets.manifest["shards_manifest_sha256"]
+        tokens = WindowTokens(kind.tokens_from, shards_sum, "train")
     train, valid = (
-        join(split, states, targets.split(split), seed=flags.seed, languages=flags.languages)
+        join(
+            split,
+            states,
+            targets.split(split),
+            seed=flags.seed,
+            languages=flags.languages,
+            tokens=tokens if split == "train" else None,
+        )
         for split in ("train", "valid")
     )
     texts = f"--captions {flags.captions}" if flags.captions else f"--states {flags.states}"

@@ -7,10 +7,13 @@ from torch import nn
 
 from meloformer.bridge.bridges import Bridge
 from meloformer.bridge.qformer import QFormer, QFormerConfig
+from meloformer.bridge.targets import SummaryTargets
 from meloformer.bridge_training.config import BridgeTrainConfig
 from meloformer.bridge_training.objectives import ContrastiveConfig, QFormerObjective
 from meloformer.bridge_training.prepare import BridgeKind
+from meloformer.bridge_training.token_loss import TokenLoss
 from meloformer.errors import ConfigError
+from meloformer.model.weights import find_model_folder, load_model
 from meloformer.training.ranks import Ranks
 
 
@@ -24,6 +27,10 @@ class QFormerTrainConfig(BridgeTrainConfig):
         bridge_heads: of its attentions.
         bridge_ffn_width: of its feed-forward networks.
         dropout: share of each sublayer's output that training leaves out.
+        token_loss_weight: of the frozen base's own nats per token, with the answers injected,
+            beside the regression; 0 leaves it out. Needs --checkpoint and --data, and the time of a
+            forward and a backward pass of the base.
+        data: shards that the targets were extracted from, for --token_loss_weight.
         contrastive: the term against collapse.
     """
 
@@ -32,6 +39,8 @@ class QFormerTrainConfig(BridgeTrainConfig):
     bridge_heads: int = QFormerConfig.num_heads
     bridge_ffn_width: int = QFormerConfig.ffn_width
     dropout: float = QFormerConfig.dropout
+    token_loss_weight: float = 0.0
+    data: str | None = None
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
     def __post_init__(self) -> None:
@@ -39,6 +48,14 @@ class QFormerTrainConfig(BridgeTrainConfig):
         for name in ("bridge_width", "bridge_layers", "bridge_heads", "bridge_ffn_width"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: allowed: 1 or more")
+        if not 0 <= self.token_loss_weight < float("inf"):
+            raise ConfigError(f"--token_loss_weight {self.token_loss_weight:g}: allowed: 0 or more")
+        if self.token_loss_weight and (self.checkpoint is None or self.data is None):
+            raise ConfigError(
+                f"--token_loss_weight {self.token_loss_weight:g} without "
+                f"{'--checkpoint' if self.checkpoint is None else '--data'}; allowed: with the "
+                "base's run and the shards that the targets were extracted from"
+            )
         self.model_config(text_width=1, summary_width=1)
 
     def model_config(self, text_width: int, summary_width: int) -> QFormerConfig:
@@ -66,8 +83,25 @@ class QFormerTrainConfig(BridgeTrainConfig):
                 self.contrastive,
                 world_size=ranks.world_size,
                 rank=ranks.rank,
+                token_loss=self._token_loss(ranks),
             )
 
         return BridgeKind(
-            build=build, objective=objective, objective_settings=asdict(self.contrastive)
+            build=build,
+            objective=objective,
+            objective_settings={
+                **asdict(self.contrastive),
+                "token_loss_weight": self.token_loss_weight,
+            },
+            tokens_from=self.data if self.token_loss_weight else None,
         )
+
+    def _token_loss(self, ranks: Ranks) -> tuple[TokenLoss, float] | None:
+        if not self.token_loss_weight:
+            return None
+        assert self.checkpoint is not None
+        targets = SummaryTargets.open(self.targets)
+        model = load_model(find_model_folder(self.checkpoint), str(ranks.device))
+        if ranks.device.type == "cuda":
+            model = model.bfloat16()
+        return TokenLoss(model, targets.mean, targets.std), self.token_loss_weight
