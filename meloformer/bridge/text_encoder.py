@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from tokenizers import Encoding, Tokenizer
 from torch import nn
 
@@ -19,11 +18,11 @@ from meloformer.bridge.encoder_folder import (
     DEFAULT_TEXT_ENCODER,
     MINILM_NAME,
     MINILM_NAMES,
-    TOKENIZER_NAME,
     EncoderSettings,
     find_encoder_folder,
     folder_fingerprint,
 )
+from meloformer.bridge.encoder_loading import load_encoder_model, load_tokenizer
 from meloformer.errors import ConfigError
 
 # Padded tokens that go through the encoder at once: what a processor's cache, or a card, digests.
@@ -32,17 +31,6 @@ _TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768}
 # loses a third to four fifths of them; an English text none, whatever signs stand in it.
 _UNKNOWN_LETTERS_ALLOWED = 0.1
 _SHOWN_LETTERS = 40
-# What transformers raises for files that do not fit each other, or for a kind it does not know.
-_LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    ImportError,
-    SafetensorError,
-)
 
 
 @dataclass(frozen=True)
@@ -144,8 +132,8 @@ class TextEncoder:
             MINILM_NAME if name.lower() in MINILM_NAMES else name,
             settings,
             folder_fingerprint(folder, settings),
-            _load_tokenizer(name, folder),
-            _load_model(name, folder, dtype).to(device),
+            load_tokenizer(name, folder),
+            load_encoder_model(name, folder, dtype).to(device),
         )
 
     @property
@@ -210,6 +198,14 @@ class TextEncoder:
         if batch:
             rows |= self._encode_batch(batch, ids)
         return [rows[index] for index in range(len(texts))]
+
+    def can_read(self, text: str) -> bool:
+        """Whether `encode` takes a text."""
+        try:
+            self.token_ids([text])
+        except ConfigError:
+            return False
+        return True
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of the tokens of each text, instruction and special tokens included.
@@ -349,51 +345,3 @@ def _said(text: str, number: int, num_texts: int) -> str:
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
     unknown = getattr(tokenizer.model, "unk_token", None)
     return None if unknown is None else tokenizer.token_to_id(unknown)
-
-
-def _load_tokenizer(name: str, folder: Path) -> Tokenizer:
-    try:
-        # The file as it is: transformers builds some tokenizers anew and keeps part of it.
-        if (folder / TOKENIZER_NAME).is_file():
-            return Tokenizer.from_file(str(folder / TOKENIZER_NAME))
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
-    except Exception as error:  # the library raises bare Exception for a damaged file
-        raise ConfigError(
-            f"--text_encoder {name}: its tokenizer cannot be read ({error}); expected "
-            f"{TOKENIZER_NAME}; fetch the encoder again"
-        ) from error
-
-
-def _load_model(name: str, folder: Path, dtype: torch.dtype) -> nn.Module:
-    # Imported late: transformers takes seconds, and states on the disk need none of it.
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        model, report = AutoModel.from_pretrained(
-            folder,
-            dtype=dtype,
-            # Nothing of a stranger's is unpickled or run.
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except _LOADING_ERRORS as error:
-        raise ConfigError(
-            f"--text_encoder {name}: its model cannot be loaded ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}); allowed: a text encoder of transformers, "
-            "weights as safetensors"
-        ) from error
-    # A head for pooling that is not used may be absent; anything else would be random numbers.
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-    if missing or report["mismatched_keys"]:
-        found = missing[0] if missing else next(iter(report["mismatched_keys"]))
-        raise ConfigError(
-            f"--text_encoder {name}: {len(missing) + len(report['mismatched_keys'])} tensors are "
-            f"missing or of another shape, first {found}; expected weights that fit config.json"
-        )
-    return model.get_encoder() if model.config.is_encoder_decoder else model

@@ -264,6 +264,7 @@ def test_a_text_that_cannot_be_read_is_refused_in_one_line(
     with pytest.raises(ConfigError, match=message) as refusal:
         qwen3.encode(["A fine text.", text])
     assert str(refusal.value).startswith("text 2 of 2") and "\n" not in str(refusal.value)
+    assert qwen3.can_read("A fine text.") and not qwen3.can_read(text)
 
 
 def test_a_text_of_exactly_the_tokens_allowed_is_taken(qwen3: TextEncoder) -> None:

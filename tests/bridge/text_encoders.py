@@ -47,7 +47,9 @@ def write_tokenizer(folder: Path, *, ends_texts: bool = True) -> Tokenizer:
     return tokenizer
 
 
-def write_qwen3(folder: Path, *, ends_texts: bool = True, seed: int = 0) -> Path:
+def write_qwen3(
+    folder: Path, *, ends_texts: bool = True, seed: int = 0, max_tokens: int = 128
+) -> Path:
     """A Qwen3 of two layers with random weights, as a folder that the hub could have given."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = write_tokenizer(folder, ends_texts=ends_texts)
@@ -61,7 +63,7 @@ def write_qwen3(folder: Path, *, ends_texts: bool = True, seed: int = 0) -> Path
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=16,
-            max_position_embeddings=128,
+            max_position_embeddings=max_tokens,
             initializer_range=0.2,
         )
     )
