@@ -98,6 +98,8 @@ def repeated_patterns(points: np.ndarray) -> list[Moved]:
 
 def _maximal_patterns(points: np.ndarray) -> list[np.ndarray]:
     """For each vector between two points, all points that it moves onto points."""
+    if len(points) < 2:
+        return []
     first, second = np.triu_indices(len(points), 1)
     vectors = points[second] - points[first]
     order = np.argsort(vectors, kind="stable")

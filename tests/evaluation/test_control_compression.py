@@ -36,6 +36,7 @@ def test_a_transposed_motif_is_the_same_motif() -> None:
 def test_notes_without_a_pattern_compress_to_themselves() -> None:
     golomb = [(0, 60), (1, 71), (4, 64), (9, 90), (15, 40), (22, 83)]
     assert compression_ratio(melody(golomb)) == 1
+    assert compression_ratio(melody([(0, 60)])) == 1
 
 
 def test_no_note_has_no_ratio() -> None:
