@@ -40,10 +40,10 @@ DENSE = "dense"
 FORMULA = (
     "operations = 3 x [2 x weights x positions + 4 L D x unmasked pairs]: forward once, backward "
     "twice; a multiply-add is two; positions are tokens and summaries without padding; pairs are "
-    "those of UPDATE (mean over heads, sampled) and of SUMMARIZE; open summaries and pairs with them "
-    "count in the layers that have them; level attention is the second term with L = 1, without open "
-    "summaries; the dense side has T (T + 1) / 2 pairs a row. MFU = operations / (seconds x peak of "
-    "the data sheet); floor = operations / peak"
+    "those of UPDATE (mean over heads, sampled) and of SUMMARIZE; open summaries and pairs with "
+    "them count in the layers that have them; level attention is the second term with L = 1, "
+    "without open summaries; the dense side has T (T + 1) / 2 pairs a row. MFU = operations / "
+    "(seconds x peak of the data sheet); floor = operations / peak"
 )
 # Enough for a mean within about a percent, few enough for rows of 64k tokens.
 _SAMPLED_QUERIES = 512
