@@ -5,9 +5,16 @@ python launch/generate.py --checkpoint runs/<name> --output out.mid --bars 16 --
 python launch/generate.py --checkpoint runs/<name> --weights ema --output out.mid
 
 python launch/generate.py --tempo 120 --time_signature 4/4 --key "C major" --instruments 40 41 42
+
+python launch/generate.py --bridge runs/<bridge> --text "a fast piece in E minor"
+
+python launch/generate.py --bridge runs/<bridge> --text "0-15: calm piano" --text "16-47: rock band"
+
+python launch/generate.py --checkpoint runs/<name> --mix a.mid b.mid --at 0:0,64:1
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,14 +26,17 @@ from meloformer.errors import GenerationError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import beyond_training, generate
 from meloformer.generation.sampling import SamplingConfig
+from meloformer.generation.text import Order, TextConfig, orders_of
 from meloformer.midi.piano_roll import save_piano_roll
 from meloformer.midi.render import to_piece
 from meloformer.midi.write import write_midi
 from meloformer.model.device import DeviceName, choose_device
+from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import (
     Weights,
     find_model_folder,
     load_model,
+    model_fingerprint,
     model_metadata,
     newest_run,
 )
@@ -44,10 +54,11 @@ class GenerateConfig:
         checkpoint: run folder, step folder or model folder; the newest run if not given.
         weights: those of the last step, or the moving average of a run trained with --ema.
         output: the MIDI file; several samples are numbered. The picture takes the same name.
-        num_samples: pieces, sampled as one batch.
+        num_samples: pieces, of each text; sampled as one batch.
         seed: the same seed gives the same pieces on the same device.
         device: where the model runs.
         controls: wishes for the piece.
+        steering: texts, or pieces that lend their summaries.
         sampling: how bold the choice of a token is.
     """
 
@@ -58,6 +69,7 @@ class GenerateConfig:
     seed: int = 0
     device: DeviceName = "auto"
     controls: ControlConfig = field(default_factory=ControlConfig)
+    steering: TextConfig = field(default_factory=TextConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -78,37 +90,57 @@ def main(config: GenerateConfig) -> None:
         raise GenerationError(f"--output {config.output}: cannot be written ({error})") from error
     check_fingerprint(model_metadata(folder).get("tokenizer", "none"), str(folder))
     model = load_model(folder, choose_device(config.device))
-    if length_warning := beyond_training(model.config, config.controls.bars):
-        console.print(length_warning)
-    console.print(f"{folder}: {config.controls.describe()}, {config.num_samples} to sample")
-
+    orders = orders_of(
+        config.steering,
+        config.controls,
+        model,
+        model_fingerprint(folder) if config.steering.bridge else "",
+        num_samples=config.num_samples,
+        seed=config.seed,
+    )
     started = time.perf_counter()
+    paths = numbered(config.output, len(orders) * config.num_samples)
+    num_tokens = sum(write_order(config, model, order, paths) for order in orders)
+    elapsed_seconds = time.perf_counter() - started
+    console.print(f"{num_tokens / elapsed_seconds:.0f} tokens/s, {elapsed_seconds:.1f} s in all")
+
+
+def numbered(path: Path, count: int) -> Iterator[Path]:
+    """Names of so many files: the one that was asked for, or that with numbers."""
+    digits = len(str(count - 1))
+    for index in range(count):
+        yield path.with_stem(f"{path.stem}-{index:0{digits}}") if count > 1 else path
+
+
+def write_order(
+    config: GenerateConfig, model: MuseFormer, order: Order, paths: Iterator[Path]
+) -> int:
+    """Sample the pieces of an order and write each; the number of their tokens."""
+    if length_warning := beyond_training(model.config, order.controls.num_bars):
+        console.print(length_warning)
+    console.print(f"{order.title}: {order.controls.describe()}, {config.num_samples} to sample")
     columns = (TextColumn("{task.completed} tokens"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("sampling", total=None)
         pieces = generate(
             model,
-            config.controls,
+            order.controls,
             config.sampling,
             num_samples=config.num_samples,
             seed=config.seed,
+            injection=order.injection,
+            told=order.told,
             on_token=lambda count: progress.update(task, completed=count),
         )
-    elapsed_seconds = time.perf_counter() - started
-
-    digits = len(str(config.num_samples - 1))
-    for index, ids in enumerate(pieces):
-        number = f"-{index:0{digits}}" if config.num_samples > 1 else ""
-        midi_path = config.output.with_stem(config.output.stem + number)
+    for ids, midi_path in zip(pieces, paths, strict=False):
         piece = decode(ids)
         write_midi(to_piece(piece), midi_path)
-        save_piano_roll(piece, midi_path.with_suffix(".png"), title=config.controls.describe())
+        save_piano_roll(piece, midi_path.with_suffix(".png"), title=order.title)
         console.print(
             f"{midi_path} and .png: {piece.num_bars} bars, {piece.num_notes} notes, "
             f"{len(ids)} tokens"
         )
-    num_tokens = sum(map(len, pieces))
-    console.print(f"{num_tokens / elapsed_seconds:.0f} tokens/s, {elapsed_seconds:.1f} s in all")
+    return sum(map(len, pieces))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,24 @@
 """What a user may ask for: a prefix that the model reads, wishes that the grammar keeps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from meloformer.errors import GenerationError
 from meloformer.midi import grid
+from meloformer.tokens.attributes import Attributes, write_prefix
 from meloformer.tokens.vocabulary import (
-    BOS,
+    DENSITY_BIN_NOTES_PER_QUARTER,
     NUM_KEYS,
-    Kind,
     density_bin,
     instrument_name,
     key_name,
     length_bin,
-    token_id,
 )
+
+DEFAULT_BARS = 16
+NOTHING = Attributes()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class ControlConfig:
     """Wishes for a new piece; what is not said is left to the model.
 
     Args:
-        bars: number of bars, exactly.
+        bars: number of bars, exactly; 16 if not given, or what sections of text say.
         tempo: beats (quarters) per minute; the nearest value of the grid holds throughout.
         time_signature: such as 3/4; holds throughout.
         key: such as "C major" or "F# minor"; the model is told, nothing is enforced.
@@ -31,7 +34,7 @@ class ControlConfig:
         density: notes per quarter; the model is told, nothing is enforced.
     """
 
-    bars: int = 16
+    bars: int | None = None
     tempo: float | None = None
     time_signature: str | None = None
     key: str | None = None
@@ -39,9 +42,14 @@ class ControlConfig:
     density: float | None = None
 
     def __post_init__(self) -> None:
-        if self.bars < 1:
+        if self.bars is not None and self.bars < 1:
             raise GenerationError(f"--bars {self.bars}: allowed are 1 and above")
         self.prefix()
+
+    @property
+    def num_bars(self) -> int:
+        """Bars of the piece."""
+        return DEFAULT_BARS if self.bars is None else self.bars
 
     @property
     def metre_index(self) -> int | None:
@@ -100,25 +108,59 @@ class ControlConfig:
                 )
         return tuple(sorted(indices))
 
-    def prefix(self) -> list[int]:
-        """BOS and the wishes, in the order of the grammar."""
+    def prefix(self, told: Attributes = NOTHING) -> np.ndarray:
+        """BOS and the wishes, in the order of the grammar.
+
+        Args:
+            told: what the model is told where nothing is wished for; the grammar keeps none of it.
+
+        Returns:
+            (T,) uint16.
+        """
         if self.density is not None and self.density < 0:
             raise GenerationError(f"--density {self.density:g}: allowed are 0 and above")
-        wishes = [
-            (Kind.METRE, self.metre_index),
-            (Kind.TEMPO, self.tempo_index),
-            (Kind.KEY, self.key_index),
-            (Kind.LENGTH, int(length_bin(self.bars))),
-            (Kind.DENSITY, None if self.density is None else density_bin(self.density)),
-            *((Kind.INSTRUMENT, index) for index in self.instrument_indices),
-        ]
-        return [BOS] + [token_id(kind, index) for kind, index in wishes if index is not None]
+        wished = Attributes(
+            metre=self.metre_index,
+            tempo=self.tempo_index,
+            key=self.key_index,
+            length=int(length_bin(self.num_bars)),
+            density=None if self.density is None else density_bin(self.density),
+            instruments=self.instrument_indices,
+        )
+        said = {name: value for name, value in vars(wished).items() if value not in (None, ())}
+        return write_prefix(replace(told, **said))
+
+    def keeping(self, told: Attributes) -> "ControlConfig":
+        """The same wishes, and those of a text where nothing is wished for yet; length apart."""
+        wishes: dict[str, Any] = {
+            "tempo": None if told.tempo is None else float(grid.TEMPOS_BPM[told.tempo]),
+            "time_signature": None
+            if told.metre is None
+            else "{}/{}".format(*grid.METRES[told.metre]),
+            "key": None if told.key is None else key_name(told.key),
+            "instruments": tuple(
+                "drums" if index == grid.DRUMS else str(index - 1) for index in told.instruments
+            ),
+            "density": None if told.density is None else density_of_bin(told.density),
+        }
+        free = {name: v for name, v in wishes.items() if getattr(self, name) in (None, ())}
+        return replace(self, **free)
 
     def describe(self) -> str:
         """The wishes in words, for logs and titles."""
-        words = [f"{self.bars} bars"]
+        words = [f"{self.num_bars} bars"]
         if self.tempo is not None:
             words.append(f"{self.tempo:g} bpm")
         words += [word for word in (self.time_signature, self.key) if word]
         words += [instrument_name(index) for index in self.instrument_indices]
         return ", ".join(words)
+
+
+def density_of_bin(index: int) -> float:
+    """Notes per quarter that fall into a bin.
+
+    >>> [density_bin(density_of_bin(index)) for index in (0, 7, 15)]
+    [0, 7, 15]
+    """
+    edges = DENSITY_BIN_NOTES_PER_QUARTER
+    return edges[index] if index < len(edges) else 2 * edges[-1]

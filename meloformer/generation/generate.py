@@ -6,12 +6,13 @@ import numpy as np
 import torch
 
 from meloformer.generation.cache import DecodeCache, StepLabels
-from meloformer.generation.controls import ControlConfig
+from meloformer.generation.controls import NOTHING, ControlConfig
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.injection import Injection
 from meloformer.model.masks import num_summaries
 from meloformer.model.museformer import MuseFormer
+from meloformer.tokens.attributes import Attributes
 from meloformer.tokens.grammar import GrammarState
 from meloformer.tokens.labels import HEADER, PREFIX, token_labels
 from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, PAD, Kind
@@ -70,6 +71,7 @@ def generate(
     num_samples: int = 1,
     seed: int = 0,
     injection: Injection | None = None,
+    told: Attributes = NOTHING,
     on_token: Callable[[int], None] | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> list[np.ndarray]:
@@ -83,6 +85,7 @@ def generate(
         seed: the same seed gives the same pieces on the same device.
         injection: summaries of each piece, or of one row that all pieces share; those behind the
             last bar are left out, since the prefix would read them.
+        told: what the prefix says besides the wishes; the grammar does not keep it.
         on_token: called after each step with the number of tokens sampled so far, all rows.
         stop: asked after each step, with the same number, whether to end here.
 
@@ -91,11 +94,11 @@ def generate(
         finished bar; where it has none, it is the prefix alone.
     """
     generator = torch.Generator().manual_seed(seed)
-    prefix = np.array(controls.prefix())
+    prefix = controls.prefix(told).astype(np.int64)
     grammars = [
         GrammarState(
             prefix.tolist(),
-            num_bars=controls.bars,
+            num_bars=controls.num_bars,
             instruments=controls.instrument_indices or None,
             metre=controls.metre_index,
             tempo=controls.tempo_index,
@@ -103,7 +106,7 @@ def generate(
         for _ in range(num_samples)
     ]
     if injection is not None:
-        injection = injection.first_bars(controls.bars)
+        injection = injection.first_bars(controls.num_bars)
         if len(injection.summaries_BSD) == 1:
             injection = injection.repeat(num_samples)
     cache = DecodeCache(model, num_samples, injection)

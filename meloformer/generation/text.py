@@ -1,0 +1,276 @@
+"""From texts, or from pieces that lend their summaries, to what a model is given to write from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+from meloformer.bridge.attribute_heads import SaidAttributes
+from meloformer.bridge.bridges import BridgeWeights, LoadedBridge, load_bridge
+from meloformer.bridge.flow import row_seed
+from meloformer.bridge.joined_windows import join_windows
+from meloformer.bridge.summarising import MAX_BARS, OVERLAP, summaries_of_piece
+from meloformer.bridge.text_encoder import TextEncoder
+from meloformer.bridge.text_to_summaries import FlowConfig, encoder_of, summaries_of_texts
+from meloformer.errors import GenerationError
+from meloformer.generation.controls import NOTHING, ControlConfig
+from meloformer.generation.steering import (
+    CROSSFADE_BARS,
+    Section,
+    agreed,
+    mixed,
+    parse_course,
+    parse_texts,
+    section_weights,
+)
+from meloformer.midi.quantise import quantise
+from meloformer.midi.read import read_midi
+from meloformer.model.injection import Injection, Strategy
+from meloformer.model.museformer import MuseFormer
+from meloformer.tokens.attributes import Attributes
+from meloformer.tokens.hid import encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Flags that steer a piece by text, or by the summaries of other pieces.
+
+    Args:
+        text: what the music is to be like; several of these flags make several pieces, unless each
+            says its bars: --text '0-15: calm piano' --text '16-47: full rock band' is one piece.
+        prompts: file with a text a line.
+        bridge: run folder of a Q-Former or a Diffusion Bridge that was trained for the model.
+        bridge_weights: those of its last step, their average, or the average where there is one.
+        text_encoder: another place of the bridge's encoder, such as a folder.
+        attributes: write what a text says of tempo, metre, key, density and instruments into the
+            prefix; without, the summaries alone say it. Flags of the user's own come first.
+        strict: keep what a text says of tempo, metre and instruments by force.
+        crossfade: bars over which one section fades into the next.
+        summaries_from: MIDI file whose summaries the piece takes, in place of a text.
+        mix: two MIDI files; the piece goes from the first one's summaries to the second one's.
+        at: where it does: bar:share pairs, such as 0:0,64:1.
+        strategy: what injected summaries do to those that the model makes itself: replace them, or
+            blend with them.
+        alpha: weight of the injected ones in a blend.
+        flow: how a Diffusion Bridge is asked.
+    """
+
+    text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    prompts: Path | None = None
+    bridge: Path | None = None
+    bridge_weights: BridgeWeights = "auto"
+    text_encoder: str | None = None
+    attributes: bool = True
+    strict: bool = False
+    crossfade: int = CROSSFADE_BARS
+    summaries_from: Path | None = None
+    mix: tuple[Path, ...] = ()
+    at: str | None = None
+    strategy: Strategy = "blend"
+    alpha: float = 0.7
+    flow: FlowConfig = field(default_factory=FlowConfig)
+
+    def __post_init__(self) -> None:
+        ways = {
+            "--text": bool(self.text),
+            "--prompts": self.prompts is not None,
+            "--summaries_from": self.summaries_from is not None,
+            "--mix": bool(self.mix),
+        }
+        if sum(ways.values()) > 1:
+            given = " and ".join(flag for flag, is_given in ways.items() if is_given)
+            raise GenerationError(f"{given} at once: allowed: one of {', '.join(ways)}")
+        if (self.text or self.prompts) and self.bridge is None:
+            raise GenerationError(
+                "--text without --bridge: allowed: the run of a bridge that was trained for the "
+                "model; train one with launch/train_qformer.py"
+            )
+        if any(not text.strip() for text in self.text):
+            raise GenerationError("--text '': found an empty text; allowed: a few words or more")
+        if self.mix and (len(self.mix) != 2 or self.at is None):
+            raise GenerationError(
+                f"--mix with {len(self.mix)} files and --at {self.at}: allowed: two MIDI files and "
+                "where the piece goes from one to the other, such as --at 0:0,64:1"
+            )
+        if self.crossfade < 0:
+            raise GenerationError(f"--crossfade {self.crossfade}: allowed 0 or more bars")
+        if self.strategy == "adapter":
+            raise GenerationError(
+                "--strategy adapter: no bridge has one yet; allowed: replace, blend"
+            )
+
+    @property
+    def is_given(self) -> bool:
+        """Whether anything steers the piece."""
+        return bool(self.text or self.prompts or self.summaries_from or self.mix)
+
+    def texts(self) -> tuple[str, ...]:
+        """Those of the flags, or the lines of the file.
+
+        Raises:
+            GenerationError: the file cannot be read, or holds no text.
+        """
+        if self.prompts is None:
+            return self.text
+        try:
+            lines = self.prompts.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise GenerationError(f"--prompts {self.prompts}: cannot be read ({error})") from error
+        if not (texts := tuple(line.strip() for line in lines if line.strip())):
+            raise GenerationError(f"--prompts {self.prompts}: found no text; allowed: one a line")
+        return texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A piece that was asked for, of which several samples may be taken.
+
+    Args:
+        title: in words.
+        controls: what the grammar keeps.
+        told: what the prefix says besides.
+        injection: summaries of each sample; None lets the model write freely.
+    """
+
+    title: str
+    controls: ControlConfig
+    told: Attributes = NOTHING
+    injection: Injection | None = None
+
+
+def orders_of(
+    config: TextConfig,
+    controls: ControlConfig,
+    model: MuseFormer,
+    fingerprint: str,
+    *,
+    num_samples: int = 1,
+    seed: int = 0,
+) -> list[Order]:
+    """What is to be written: one piece per text, or the one that the flags describe.
+
+    Args:
+        config: what steers.
+        controls: the user's own wishes.
+        model: in evaluation mode.
+        fingerprint: of its weights.
+        num_samples: of each piece; a Diffusion Bridge draws each one's summaries anew.
+        seed: of those draws.
+
+    Raises:
+        MeloFormerError: a bridge of another model, a text or a file that cannot be read.
+    """
+    if not config.is_given:
+        return [Order(title=controls.describe(), controls=controls)]
+    if model.config.open_summary_rate == 0:
+        raise GenerationError(
+            "--checkpoint: found a model that was trained with --open_summary_rate 0, which has "
+            "never read an injected summary; allowed: one trained with a rate above 0"
+        )
+    device = model.token_embedding.weight.device
+    if not config.bridge or not (texts := config.texts()):
+        return [_borrowed(config, controls, model)]
+    bridge = load_bridge(config.bridge, device, config.bridge_weights)
+    bridge.check_base(fingerprint)
+    encoder = encoder_of(bridge, config.text_encoder, device)
+    seeds = [row_seed(seed, number) for number in range(num_samples)]
+    return [
+        _written(config, controls, bridge, encoder, sections, seeds)
+        for sections in parse_texts(texts, controls.bars)
+    ]
+
+
+def _written(
+    config: TextConfig,
+    controls: ControlConfig,
+    bridge: LoadedBridge,
+    encoder: TextEncoder,
+    sections: Sequence[Section],
+    seeds: Sequence[int],
+) -> Order:
+    """A piece of one text or of several."""
+    num_bars = sections[-1].last or controls.num_bars
+    sections = [Section(part.first, part.last or num_bars, part.text) for part in sections]
+    texts = [part.text for part in sections]
+    weights = section_weights(sections, config.crossfade)
+    summaries_BSD = sum(
+        weight_S[:, None].to(bridge.mean_D.device)
+        * long_summaries(bridge, encoder, text, num_bars, config.flow, seeds)
+        for text, weight_S in zip(texts, weights, strict=True)
+    )
+    assert isinstance(summaries_BSD, Tensor)
+    told = NOTHING
+    if config.attributes and bridge.heads is not None:
+        said = bridge.heads.predict(encoder.encode(texts))
+        told = agreed([understood(one) for one in said])
+    own = replace(controls, bars=num_bars)
+    return Order(
+        title="; ".join(texts),
+        controls=own.keeping(told) if config.strict else own,
+        told=told,
+        injection=_injection(config, summaries_BSD),
+    )
+
+
+def understood(said: SaidAttributes) -> Attributes:
+    """What a text is taken to ask for; instruments only where those named are all that play."""
+    if said.are_all_instruments:
+        return said.attributes
+    return replace(said.attributes, instruments=())
+
+
+def long_summaries(
+    bridge: LoadedBridge,
+    encoder: TextEncoder,
+    text: str,
+    num_bars: int,
+    flow: FlowConfig,
+    seeds: Sequence[int],
+) -> Tensor:
+    """(B, S, D) summaries of a text in the base's own scale, for each seed.
+
+    More bars than a bridge gives at once come as windows that overlap and are joined.
+    """
+    spans, first = [(0, min(num_bars, MAX_BARS))], 0
+    while spans[-1][1] < num_bars:
+        first += MAX_BARS - OVERLAP
+        spans.append((first, min(first + MAX_BARS, num_bars)))
+    windows = [
+        summaries_of_texts(bridge, encoder, [text] * len(seeds), end - first, flow, seed=seeds)
+        for first, end in spans
+    ]
+    return torch.stack(
+        [
+            join_windows([(*span, w[row]) for span, w in zip(spans, windows, strict=True)])
+            for row in range(len(seeds))
+        ]
+    )
+
+
+def _borrowed(config: TextConfig, controls: ControlConfig, model: MuseFormer) -> Order:
+    """A piece on the summaries of others."""
+    files = config.mix or tuple(filter(None, [config.summaries_from]))
+    lent = [summaries_of_piece(model, encode(quantise(read_midi(path)))) for path in files]
+    shortest = min(map(len, lent))
+    num_bars = shortest if controls.bars is None else controls.bars
+    if config.mix:
+        assert config.at is not None
+        summaries_SD = mixed(lent[0], lent[1], parse_course(config.at, num_bars))
+        title = f"from {files[0].name} to {files[1].name}"
+    else:
+        summaries_SD, title = lent[0][:num_bars], f"after {files[0].name}"
+    own = replace(controls, bars=num_bars)
+    return Order(title=title, controls=own, injection=_injection(config, summaries_SD[None]))
+
+
+def _injection(config: TextConfig, summaries_BSD: Tensor) -> Injection:
+    return Injection(
+        summaries_BSD=summaries_BSD,
+        mask_BS=torch.ones(summaries_BSD.shape[:2], dtype=torch.bool, device=summaries_BSD.device),
+        strategy=config.strategy,
+        alpha=config.alpha,
+    )
