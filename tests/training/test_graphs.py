@@ -57,7 +57,7 @@ def test_a_batch_of_padding_has_the_shapes_of_a_batch_with_open_summaries() -> N
     ids = np.array([token_id(Kind.BAR, 0)] * 40, dtype=np.uint16)
     real = collate_rows([[ids], [ids]], shape.tokens, rule, open_seeds=[7, None])
     empty = padding(shape, rule, opened=True)
-    assert empty.open_seeds == (0, 0) and real.open_seeds == (7, 0)
+    assert empty.open_seeds == (None, None) and real.open_seeds == (7, None)
     found: list[list[tuple[int, ...]]] = []
     for batch in (real, empty):
         shapes: list[tuple[int, ...]] = []
@@ -99,8 +99,7 @@ def weights_after_a_step(
 
     def predict(batch: Batch) -> torch.Tensor:
         plan = build_plan(batch.layout, RULES["halves"])
-        start = NoisedOwn(batch.open_seeds) if batch.open_seeds else None
-        return engine(batch.ids_BT, batch.layout, plan, start)
+        return engine(batch.ids_BT, batch.layout, plan, NoisedOwn.of(batch.open_seeds))
 
     if is_warm:
         plan = PlanConfig(max_seq_len=256, bucket_multiple=128)
