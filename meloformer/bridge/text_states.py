@@ -170,8 +170,9 @@ class TextStatesFolder:
                 f"give --text_encoder {encoder['name']}"
             )
         try:
-            lines = (path / TEXTS_NAME).read_text(encoding="utf-8").splitlines()
-            texts = [EncodedText(**json.loads(line)) for line in lines]
+            # Not splitlines: it also parts a text at signs that JSON leaves as they are.
+            lines = (path / TEXTS_NAME).read_text(encoding="utf-8").split("\n")
+            texts = [EncodedText(**json.loads(line)) for line in lines if line]
         except (OSError, ValueError, TypeError) as error:
             raise _damaged(path / TEXTS_NAME, str(error)) from error
         if len(texts) != manifest["num_texts"]:

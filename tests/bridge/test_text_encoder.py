@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3Model
+from transformers import AutoModel, Qwen3Config, Qwen3Model
 
 from meloformer.bridge import encoder_folder
 from meloformer.bridge.encoder_folder import (
@@ -17,7 +17,7 @@ from meloformer.bridge.encoder_folder import (
 )
 from meloformer.bridge.text_encoder import TextEncoder, TextStates, foreign_letters, pool
 from meloformer.errors import ConfigError
-from tests.bridge.text_encoders import END_TOKEN, SENTENCES, WIDTH, write_qwen3
+from tests.bridge.text_encoders import END_TOKEN, SENTENCES, WIDTH, write_other, write_qwen3
 
 TOLERANCE = 1e-5
 
@@ -166,6 +166,39 @@ def test_pooling_reads_real_tokens_only(pooling: str, expected: list[float], sid
     mask = torch.tensor([[0, 0, 1, 1] if side == "left" else [1, 1, 0, 0]])
     direction = torch.tensor(expected) / torch.tensor(expected).norm()
     torch.testing.assert_close(pool(states, mask, pooling)[0], direction)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_any_other_folder_takes_the_mean_of_its_encoder(tmp_path: Path, kind: str) -> None:
+    encoder = TextEncoder.load(write_other(tmp_path, kind))
+    assert (encoder.width, encoder.max_tokens) == (WIDTH, 128)
+    assert (encoder.settings.pooling, encoder.settings.instruction) == ("mean", "")
+    together = encoder.encode(SENTENCES)
+    for row, sentence in enumerate(SENTENCES):
+        alone = encoder.encode([sentence])
+        mean_W = alone.states_BLW[0].mean(0)
+        close = together.pooled_BW[row]
+        torch.testing.assert_close(close, mean_W / mean_W.norm(), atol=TOLERANCE, rtol=0)
+
+
+def test_weights_in_parts_are_read_and_belong_to_the_fingerprint(
+    qwen3: TextEncoder, qwen3_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(qwen3_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    AutoModel.from_pretrained(qwen3_folder).save_pretrained(tmp_path, max_shard_size="50KB")
+    parts = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(parts) > 1 and not (tmp_path / "model.safetensors").exists()
+    encoder = TextEncoder.load(tmp_path)
+    expected = qwen3.encode(SENTENCES)
+    torch.testing.assert_close(encoder.encode(SENTENCES).states_BLW, expected.states_BLW)
+    content = bytearray(parts[-1].read_bytes())
+    content[-2] ^= 1
+    parts[-1].write_bytes(bytes(content))
+    assert folder_fingerprint(tmp_path, encoder.settings) != encoder.fingerprint
+    parts[-1].unlink()
+    with pytest.raises(ConfigError, match=f"no {parts[-1].name}"):
+        TextEncoder.load(tmp_path)
 
 
 def test_minilm_puts_sentences_of_one_meaning_nearest(minilm: TextEncoder) -> None:

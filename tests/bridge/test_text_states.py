@@ -72,6 +72,14 @@ def test_bare_texts_need_no_window(encoder: TextEncoder, tmp_path: Path) -> None
     assert [json.loads(line) for line in lines] == [{"text": text} for text in SENTENCES]
 
 
+def test_a_text_may_hold_any_sign(encoder: TextEncoder, tmp_path: Path) -> None:
+    texts = ["one\u2028two", "one\x85two", 'a "b"\n\tc\r\n', "🎵 \x0b"]
+    folder = write_states(encoder, texts, tmp_path / "states")
+    assert [text.text for text in folder.texts] == texts
+    expected = encoder.encode(texts).pooled_BW
+    torch.testing.assert_close(folder.batch(range(4)).pooled_BW, expected, atol=1e-5, rtol=0)
+
+
 def test_the_texts_of_a_window_are_found(encoder: TextEncoder, tmp_path: Path) -> None:
     folder = write_states(encoder, TEXTS, tmp_path / "states")
     assert folder.windows() == {

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import Qwen3Config, Qwen3Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5Model,
+)
 
 SENTENCES = (
     "A fast rock piece in E minor.",
@@ -71,4 +79,36 @@ def write_qwen3(
     (folder / "1_Pooling").mkdir(exist_ok=True)
     pooling = {"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+def write_other(folder: Path, kind: str) -> Path:
+    """A small random encoder of another kind, with nothing but model and tokenizer.
+
+    Args:
+        folder: made here.
+        kind: `bert`, or `t5`, of which the encoder alone is of use.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab_size = write_tokenizer(folder).get_vocab_size()
+    torch.manual_seed(0)
+    model: PreTrainedModel
+    if kind == "bert":
+        model = BertModel(
+            BertConfig(
+                vocab_size=vocab_size,
+                hidden_size=WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                intermediate_size=64,
+                max_position_embeddings=128,
+            )
+        )
+    else:
+        config = T5Config(
+            vocab_size=vocab_size, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4
+        )
+        model = T5Model(config)
+    model.save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 128}))
     return folder
