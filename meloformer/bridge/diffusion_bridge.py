@@ -170,16 +170,22 @@ class DiffusionBridge(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal weights; modulations and the way out at zero, so that every layer begins as none.
+        """Draw the weights anew; modulations and the way out begin at zero.
 
-        Each layer then opens its gates as fast as it is of use.
+        So every layer begins as none, and opens its gates as fast as it is of use. What it then
+        lets through has to be of the size of its input: weights of one small size for all widths
+        leave a narrow bridge deaf to its text, since noised summaries alone say what they are soon
+        after the start of a flow.
         """
-        for name, parameter in self.named_parameters():
-            starts_closed = name.startswith(("time_out", "final_modulation", "summary_out"))
-            if starts_closed or name.endswith(("bias", "modulation_ME")):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, BridgeLayer):
+                nn.init.zeros_(module.modulation_ME)
+        for closed in (self.time_out, self.final_modulation, self.summary_out):
+            nn.init.zeros_(closed.weight)
+        nn.init.normal_(self.null_text.weight)
 
     def read_text(
         self, states_BLW: Tensor, mask_BL: Tensor, without_B: Tensor | None = None
