@@ -15,7 +15,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-faults test-torch lint format shard-data train generate bench gpu-report proof tensorboard
+.PHONY: help setup demo text-demo test test-all test-faults test-torch lint format shard-data train generate bench gpu-report proof tensorboard
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,11 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	$(INSTALL) '.[shards,remote,train]'
 	@touch $@
 
+# A text encoder that needs no hub.
+$(BIN)/.ready-text: $(BIN)/.ready
+	$(INSTALL) '.[shards,remote,train,bridge,minilm]'
+	@touch $@
+
 # What tests and lint want on top; and what the slow tests and the benches do.
 $(BIN)/.ready-dev: $(BIN)/.ready
 	$(INSTALL) '.[shards,remote,train,dev]'
@@ -41,6 +46,9 @@ $(BIN)/.ready-all: $(BIN)/.ready-dev
 
 demo: setup ## real scores to shards to a trained tiny model to MIDI, with every promise checked (10 minutes on 2 cores)
 	$(BIN)/python launch/tools/end_to_end.py $(ARGS)
+
+text-demo: $(BIN)/.ready-text ## captions to summaries to both bridges to music from a text (20 minutes on 2 cores)
+	$(BIN)/python launch/tools/text_demo.py $(ARGS)
 
 test: $(BIN)/.ready-dev ## all tests but the slow ones and those for a GPU (under 15 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(PYTEST) -m 'not slow and not gpu' --numprocesses $(TEST_WORKERS) --dist loadfile $(ARGS)

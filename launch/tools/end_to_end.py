@@ -8,8 +8,6 @@ python launch/tools/end_to_end.py --num_steps 40 --num_samples 4     # a quick l
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +20,12 @@ from meloformer.command_line import run_recipe
 from meloformer.errors import TrainingError
 from meloformer.evaluation.likelihood import nats_per_token, scoring_windows, without_summaries
 from meloformer.evaluation.ngram import InterpolatedNgram
+from meloformer.evaluation.recipes import run, start
 from meloformer.midi.read import read_midi
 from meloformer.model.weights import find_model_folder, load_model
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.vocabulary import VOCAB_SIZE
 
-LAUNCH = Path(__file__).resolve().parents[1]
 NGRAM_ORDER = 4
 MAX_NATS = 1.35
 MIN_LEAD = 0.4
@@ -200,20 +198,6 @@ def generate(config: EndToEndConfig, output: Path) -> list[Row]:
     if paths:
         rows += [Row("MIDI", str(paths[0])), Row("PNG", str(paths[0].with_suffix(".png")))]
     return rows
-
-
-def run(script: str, *arguments: object) -> None:
-    """Run a recipe to its end, its output on this terminal."""
-    status = start(script, *arguments).wait()
-    if status:
-        raise TrainingError(f"launch/{script} ended with status {status}; see its message above")
-
-
-def start(script: str, *arguments: object) -> "subprocess.Popen[bytes]":
-    """Start a recipe in a process group of its own."""
-    command = [sys.executable, str(LAUNCH / script), *map(str, arguments)]
-    console.print(f"[bold]python launch/{script} {' '.join(map(str, arguments))}")
-    return subprocess.Popen(command, start_new_session=True)
 
 
 if __name__ == "__main__":

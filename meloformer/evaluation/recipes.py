@@ -1,0 +1,33 @@
+"""Recipes run one after another, as somebody would type them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from meloformer.errors import TrainingError
+
+# Beside the package in a checkout, inside it in an installed wheel.
+_PACKAGE = Path(__file__).resolve().parents[1]
+LAUNCH = _PACKAGE / "launch" if (_PACKAGE / "launch").is_dir() else _PACKAGE.parent / "launch"
+
+console = Console()
+
+
+def run(script: str, *arguments: object) -> None:
+    """Run a recipe to its end, its output on this terminal.
+
+    Raises:
+        TrainingError: it ends with another status than 0.
+    """
+    status = start(script, *arguments).wait()
+    if status:
+        raise TrainingError(f"launch/{script} ended with status {status}; see its message above")
+
+
+def start(script: str, *arguments: object) -> "subprocess.Popen[bytes]":
+    """Start a recipe in a process group of its own."""
+    command = [sys.executable, str(LAUNCH / script), *map(str, arguments)]
+    console.print(f"[bold]python launch/{script} {' '.join(map(str, arguments))}")
+    return subprocess.Popen(command, start_new_session=True)
