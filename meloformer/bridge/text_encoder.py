@@ -27,8 +27,8 @@ from meloformer.errors import ConfigError
 
 # Padded tokens that go through the encoder at once: what a processor's cache, or a card, digests.
 _TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768}
-# Share of the letters of a text that an encoder may not know. Chinese in a vocabulary of English
-# loses a third to four fifths of them; an English text none, whatever signs stand in it.
+# Share of the letters of a text that an encoder may not know: a vocabulary of English loses more of
+# any Chinese caption, and none of an English one, whatever signs stand in it.
 _UNKNOWN_LETTERS_ALLOWED = 0.1
 _SHOWN_LETTERS = 40
 
