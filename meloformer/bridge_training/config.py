@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from meloformer.bridge.encoder_folder import DEFAULT_TEXT_ENCODER
 from meloformer.errors import ConfigError
@@ -32,6 +32,9 @@ class BridgeTrainConfig:
         allow_closed_base: take targets of a MuseFormer that never learned to follow summaries.
         languages: of the texts to train on, such as en zh; all if not given.
         output: run folder; runs/<kind>-<UTC time> if not given.
+        heads: train the small heads that hear tempo, key and other attributes in a text, before the
+            bridge, from --captions; generation writes into the prefix what they hear. off leaves
+            everything to the summaries.
         batch_size: rows per rank at the first start; later starts follow the number of ranks, so
             that an optimizer step keeps its rows.
         epochs: passes over the windows; each pass draws one text per window.
@@ -59,6 +62,7 @@ class BridgeTrainConfig:
     allow_closed_base: bool = False
     languages: tuple[str, ...] = ()
     output: Path | None = None
+    heads: Literal["on", "off"] = "on"
     batch_size: int = 32
     epochs: int = 30
     max_steps: int | None = None

@@ -4,6 +4,7 @@ import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import IO
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from meloformer.bridge.bridges import BridgeBatch
 from meloformer.bridge_training.engine import AccelerateEngine
+from meloformer.bridge_training.heads import train_attribute_heads
 from meloformer.bridge_training.journal import Journal
 from meloformer.bridge_training.pairs import Pairs, Row
 from meloformer.bridge_training.prepare import PreparedBridge
@@ -56,6 +58,9 @@ def train(prepared: PreparedBridge) -> int:
     try:
         for note in prepared.run.notes:
             journal.say(note)
+        if flags.heads == "on" and flags.captions is not None:
+            for line in ranks.on_first(partial(train_attribute_heads, prepared)):
+                journal.say(line)
         while (step := state.step + 1) <= num_steps and not stopping.is_agreed:
             step_began = time.monotonic()
             rate = learning_rate(step, num_steps, flags.schedule)

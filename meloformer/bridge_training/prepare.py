@@ -118,7 +118,7 @@ def prepare(
     ranks = start_ranks(flags.device)
     check_restart(flags.output)
 
-    states = open_states(flags, ranks)
+    states, notes = open_states(flags, ranks)
     tokens = None
     if kind.tokens_from is not None:
         shards_sum = targets.manifest["shards_manifest_sha256"]
@@ -220,7 +220,7 @@ def prepare(
             settings=run_settings,
             num_steps=num_steps,
             starts=[*known.starts, start],
-            notes=passed_over,
+            notes=notes + passed_over,
         ),
         num_steps=num_steps,
         checkpoint=checkpoint,

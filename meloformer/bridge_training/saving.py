@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from meloformer.bridge.bridge_folder import BridgeFacts, save_bridge
+from meloformer.bridge.bridge_folder import HEADS_NAME, BridgeFacts, save_bridge
 from meloformer.bridge_training.engine import AccelerateEngine
 from meloformer.bridge_training.objectives import BRIDGE
 from meloformer.errors import CheckpointError
@@ -49,10 +49,9 @@ def save_checkpoint(
             part.write(folder / PARTS_NAME / part_name(ranks.rank))
             if ranks.is_first:
                 of_step = facts.with_extra(step=state.step)
-                save_bridge(folder / MODEL_NAMES["raw"], of_step, _bridge_alone(host.weights))
+                _write(folder / MODEL_NAMES["raw"], of_step, host.weights, run)
                 if host.averaged:
-                    averaged = _bridge_alone(host.averaged)
-                    save_bridge(folder / MODEL_NAMES["ema"], of_step, averaged)
+                    _write(folder / MODEL_NAMES["ema"], of_step, host.averaged, run)
                 state.save(folder)
     except OSError as error:
         obstacle = f"{error.strerror} ({error.filename})"
@@ -104,7 +103,7 @@ def _export(folder: Path, facts: BridgeFacts, weights: dict[str, torch.Tensor]) 
     aside = folder.with_name(f".{folder.name}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        save_bridge(aside, facts, _bridge_alone(weights))
+        _write(aside, facts, weights, folder.parent)
         return put_in_place(aside)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -112,6 +111,19 @@ def _export(folder: Path, facts: BridgeFacts, weights: dict[str, torch.Tensor]) 
             f"{folder}: cannot be written ({error}); allowed: a disk with room; then write it with "
             "--resume auto"
         ) from error
+
+
+def _write(folder: Path, facts: BridgeFacts, weights: dict[str, torch.Tensor], run: Path) -> None:
+    """A bridge and, where the run has trained some, its attribute heads."""
+    save_bridge(folder, facts, _bridge_alone(weights))
+    heads = heads_folder(run) / HEADS_NAME
+    if heads.is_file():
+        shutil.copyfile(heads, folder / HEADS_NAME)
+
+
+def heads_folder(run: Path) -> Path:
+    """Where a run keeps the attribute heads that it trained before the bridge."""
+    return run / "heads"
 
 
 def _copied(weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

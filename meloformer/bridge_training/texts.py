@@ -1,12 +1,13 @@
 """The texts that a bridge is trained on, as states of a text encoder."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from meloformer.bridge.encoder_folder import DEFAULT_TEXT_ENCODER
 from meloformer.bridge_training.config import BridgeTrainConfig
 from meloformer.errors import ConfigError
 from meloformer.shards.manifest import sha256_of
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from meloformer.bridge.text_states import EncodedText, TextStatesFolder
 
 
-def open_states(flags: BridgeTrainConfig, ranks: Ranks) -> "TextStatesFolder":
+def open_states(flags: BridgeTrainConfig, ranks: Ranks) -> tuple["TextStatesFolder", list[str]]:
     """Text states of the captions: encoded once, by the first rank, and found again later.
+
+    Returns:
+        The states, and a line for what was left out.
 
     Raises:
         ConfigError: captions without a text, states of other captions or of another encoder, or an
@@ -27,11 +31,13 @@ def open_states(flags: BridgeTrainConfig, ranks: Ranks) -> "TextStatesFolder":
 
     if flags.captions is None:
         assert flags.states is not None
-        return TextStatesFolder.open(flags.states)
+        return TextStatesFolder.open(flags.states), []
     captions = flags.captions
     folder = flags.states or states_folder(captions, flags.text_encoder)
-    ranks.on_first(lambda: _encode(captions, folder, flags.text_encoder, ranks.device))
-    return TextStatesFolder.open(folder)
+    notes = ranks.on_first(
+        lambda: _encode(captions, folder, flags.text_encoder, ranks.device, flags.languages)
+    )
+    return TextStatesFolder.open(folder), notes
 
 
 def states_folder(captions: Path, text_encoder: str) -> Path:
@@ -40,8 +46,12 @@ def states_folder(captions: Path, text_encoder: str) -> Path:
     return captions.with_name(f"{captions.stem}-{encoder}")
 
 
-def caption_texts(captions: Path) -> Iterator["EncodedText"]:
+def caption_texts(captions: Path, languages: Sequence[str] = ()) -> Iterator["EncodedText"]:
     """Every caption of every window, in the order of the file.
+
+    Args:
+        captions: captions.jsonl.
+        languages: captions of others are left out; none are if none is given.
 
     Raises:
         ConfigError: see `read_captions`.
@@ -51,6 +61,8 @@ def caption_texts(captions: Path) -> Iterator["EncodedText"]:
 
     for window in read_captions(captions):
         for language, sentences in window.captions.items():
+            if languages and language not in languages:
+                continue
             for sentence in sentences:
                 yield EncodedText(
                     text=sentence,
@@ -62,7 +74,13 @@ def caption_texts(captions: Path) -> Iterator["EncodedText"]:
                 )
 
 
-def _encode(captions: Path, folder: Path, text_encoder: str, device: torch.device) -> None:
+def _encode(
+    captions: Path,
+    folder: Path,
+    text_encoder: str,
+    device: torch.device,
+    languages: Sequence[str],
+) -> list[str]:
     from meloformer.bridge.text_encoder import TextEncoder
     from meloformer.bridge.text_states import find_or_write_states
 
@@ -77,12 +95,22 @@ def _encode(captions: Path, folder: Path, text_encoder: str, device: torch.devic
             "training windows; make some with launch/caption.py"
         )
     encoder = TextEncoder.load(text_encoder, device)
+    # What is encoded depends on captions and encoder alone: other --languages find it again.
+    readable = ("en",) if encoder.settings.reads_english_only else ()
+    if readable and languages and not set(languages) & set(readable):
+        raise ConfigError(
+            f"--languages {' '.join(languages)} with --text_encoder {text_encoder}, which reads "
+            f"English alone; allowed: en, or --text_encoder {DEFAULT_TEXT_ENCODER}"
+        )
     find_or_write_states(
         encoder,
-        lambda: caption_texts(captions),
+        lambda: caption_texts(captions, readable),
         folder,
         captions_sha256=sha256_of(captions),
     )
     del encoder
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    if not readable:
+        return []
+    return [f"{text_encoder} reads English alone: captions in other languages are left out"]

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = (
     "--bridge_width 32 --bridge_layers 2 --bridge_heads 4 --bridge_ffn_width 64 --batch_size 8 "
-    f"--max_steps 6 --learning_rate 3e-3 --device cpu --config {ROOT}/ds_configs/zero2.json"
+    "--max_steps 6 --heads off --learning_rate 3e-3 --device cpu "
+    f"--config {ROOT}/ds_configs/zero2.json"
 ).split()
 
 

@@ -208,3 +208,16 @@ def test_a_loss_that_stays_not_finite_ends_the_run_with_a_message(
         train(prepared)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert {line["loss"] for line in lines} == {None}
+
+
+@pytest.mark.slow
+def test_attribute_heads_are_trained_once_and_stand_beside_the_bridge(
+    flags: Flags, tmp_path: Path
+) -> None:
+    run(flags(tmp_path / "run", heads="on", max_steps=4, save_every=2, ema=0.9))
+    before = (tmp_path / "run" / "heads" / "heads.safetensors").stat().st_mtime_ns
+    step = tmp_path / "run" / "checkpoints" / "step-2"
+    run(flags(tmp_path / "run", heads="on", max_steps=4, save_every=2, ema=0.9, resume=step))
+    assert (tmp_path / "run" / "heads" / "heads.safetensors").stat().st_mtime_ns == before
+    for path in (tmp_path / "run", tmp_path / "run" / "model_ema", step):
+        assert load_bridge(path).heads is not None
