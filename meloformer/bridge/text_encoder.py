@@ -264,15 +264,20 @@ class TextEncoder:
     def _encode_batch(
         self, indices: Sequence[int], ids: Sequence[list[int]]
     ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        lengths = [len(ids[index]) for index in indices]
-        ids_BL = torch.zeros(len(indices), max(lengths), dtype=torch.long)
+        length = max(len(ids[index]) for index in indices)
+        is_left = self.settings.padding_side == "left"
+        places = [
+            slice(length - len(ids[index]), length) if is_left else slice(0, len(ids[index]))
+            for index in indices
+        ]
+        ids_BL = torch.zeros(len(indices), length, dtype=torch.long)
         mask_BL = torch.zeros_like(ids_BL)
-        for row, index in enumerate(indices):
-            begin = ids_BL.shape[1] - lengths[row] if self.settings.padding_side == "left" else 0
-            ids_BL[row, begin : begin + lengths[row]] = torch.tensor(ids[index])
-            mask_BL[row, begin : begin + lengths[row]] = 1
-        states_BLW = self._forward(ids_BL.to(self.device), mask_BL.to(self.device))
-        pooled_BW = pool(states_BLW, mask_BL.to(self.device), self.settings.pooling)
+        for row, (index, place) in enumerate(zip(indices, places, strict=True)):
+            ids_BL[row, place] = torch.tensor(ids[index])
+            mask_BL[row, place] = 1
+        mask_BL = mask_BL.to(self.device)
+        states_BLW = self._forward(ids_BL.to(self.device), mask_BL)
+        pooled_BW = pool(states_BLW, mask_BL, self.settings.pooling)
         if not bool(pooled_BW.isfinite().all()):
             raise ConfigError(
                 f"the text encoder {self.name} answered with numbers that are not finite in "
@@ -280,8 +285,8 @@ class TextEncoder:
             )
         # Copies: a view would keep the states of the whole batch alive.
         return {
-            index: (states_BLW[row][mask_BL[row].bool().to(self.device)], pooled_BW[row].clone())
-            for row, index in enumerate(indices)
+            index: (states_BLW[row, place].clone(), pooled_BW[row].clone())
+            for row, (index, place) in enumerate(zip(indices, places, strict=True))
         }
 
     def _forward(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:

@@ -197,10 +197,10 @@ def test_texts_without_targets_are_refused() -> None:
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_random_sentences_speak_of_everything_and_come_again_with_their_seed(language: str) -> None:
-    sentences = list(random_sentences(400, language, seed=3))
-    assert sentences == list(random_sentences(400, language, seed=3))
+    sentences = list(random_sentences(300, language, seed=3))
+    assert sentences == list(random_sentences(300, language, seed=3))
     assert sentences[0] != next(random_sentences(1, language, seed=4))
-    assert len({sentence.text for sentence in sentences}) > 350
+    assert len({sentence.text for sentence in sentences}) > 260
     targets = HeadTargets.of(
         [sentence.attributes for sentence in sentences],
         [sentence.mentions or [] for sentence in sentences],
