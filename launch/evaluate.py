@@ -3,7 +3,7 @@
     python launch/evaluate.py --control --checkpoint runs/<name> --bridge runs/<bridge> \
         --data data_shards/<name> --captions captions.jsonl --output reports/control
     python launch/evaluate.py --control ... --language zh --sections --n 500 --bars 32
-    python launch/evaluate.py --control ... --captions midicaps.jsonl   (text2midi's protocol)
+    python launch/evaluate.py --control ... --captions midicaps.jsonl   (the protocol of text2midi)
 
 Unseen pieces in wordings that training never saw: rows text / shuffled / none / true, by summaries
 alone, with attributes told, and strictly kept; nats per note; the right piece among 100. Writes

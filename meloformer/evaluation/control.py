@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meloformer.bridge.flow import row_seed
 from meloformer.captions.caption_set import facts_path, read_captions, read_facts
 from meloformer.errors import ConfigError
 from meloformer.evaluation.control_generator import BridgeGenerator
@@ -156,7 +155,8 @@ def judge_control(
     sections = {}
     if config.sections:
         on_progress("sections", 0, len(pieces))
-        sections = _sections(pieces, generator, config.bars, seed)
+        half = max(config.bars // 2, 1)
+        sections = judge_sections(pieces, generator, section_bars=half, seed=seed)
     on_progress("likelihood", 0, len(pieces))
     texts = from_texts(generator, pieces, config.bars, seed)
     nats = _nats(generator, windows, own, texts, seed)
@@ -223,23 +223,9 @@ def from_texts(
 ) -> list[Tensor]:
     """(bars, D) that the bridge makes of each piece's text, in the base's own scale."""
     return [
-        generator.summaries(
-            [(piece.text, min(piece.num_bars, max_bars))], seed=row_seed(seed, number)
-        ).cpu()
+        generator.summaries([(piece.text, min(piece.num_bars, max_bars))], seed=seed + number)
         for number, piece in enumerate(pieces)
     ]
-
-
-def _sections(
-    pieces: Sequence[JudgedPiece], generator: BridgeGenerator, bars: int, seed: int
-) -> dict[str, Row]:
-    half = max(bars // 2, 1)
-    rows = {}
-    for name, crossed in (("its own text", False), ("the other part's text", True)):
-        parts = judge_sections(pieces, generator, section_bars=half, seed=seed, crossed=crossed)
-        for number, row in enumerate(parts, start=1):
-            rows[f"part {number} by {name}"] = row
-    return rows
 
 
 def _nats(

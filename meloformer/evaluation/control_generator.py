@@ -1,23 +1,25 @@
 """What the judge hears: a MuseFormer that writes through a bridge, from texts or from summaries."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from meloformer.bridge.attribute_heads import SaidAttributes
 from meloformer.bridge.bridge_folder import model_type_of
 from meloformer.bridge.bridges import BridgeWeights, LoadedBridge, load_bridge
 from meloformer.bridge.text_encoder import TextEncoder
-from meloformer.bridge.text_to_summaries import FlowConfig, encoder_of, summaries_of_texts
+from meloformer.bridge.text_to_summaries import FlowConfig, encoder_of
+from meloformer.errors import CheckpointError
 from meloformer.evaluation.control_rows import Generated, Request
-from meloformer.generation.controls import ControlConfig
+from meloformer.generation.controls import NOTHING, ControlConfig
 from meloformer.generation.generate import generate
 from meloformer.generation.sampling import SamplingConfig
-from meloformer.midi.grid import DRUMS, METRES, TEMPOS_BPM
+from meloformer.generation.steering import CROSSFADE_BARS, Section, section_weights
+from meloformer.generation.text import long_summaries, understood
 from meloformer.model.injection import Injection, Strategy
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import (
@@ -28,11 +30,7 @@ from meloformer.model.weights import (
     model_metadata,
 )
 from meloformer.tokens.attributes import Attributes
-from meloformer.tokens.vocabulary import (
-    DENSITY_BIN_NOTES_PER_QUARTER,
-    check_fingerprint,
-    key_name,
-)
+from meloformer.tokens.vocabulary import check_fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,30 +54,32 @@ class BridgeGenerator:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     strategy: Strategy = "blend"
     alpha: float = 0.7
+    # Of texts that have been asked for: rows share them.
+    _summaries: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, init=False)
+    _said: dict[str, Attributes] = field(default_factory=dict, init=False)
 
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
         """See `Generator`; requests of one kind are sampled as one batch."""
+        kinds: dict[object, list[int]] = {}
         told = [self._told(request) for request in requests]
-        controls = [
-            controls_of(said, request.num_bars)
-            for request, said in zip(requests, told, strict=True)
-        ]
-        batches: dict[object, list[int]] = {}
-        for number, (request, wishes) in enumerate(zip(requests, controls, strict=True)):
-            batches.setdefault((wishes, request.way, is_steered(request)), []).append(number)
+        for number, request in enumerate(requests):
+            kind = (request.num_bars, request.way, told[number], is_steered(request))
+            kinds.setdefault(kind, []).append(number)
         written: dict[int, Generated] = {}
-        for numbers in batches.values():
-            chosen = [requests[number] for number in numbers]
+        for numbers in kinds.values():
+            chosen, said = [requests[number] for number in numbers], told[numbers[0]]
+            controls = ControlConfig(bars=chosen[0].num_bars)
             pieces = generate(
                 self.model,
-                controls[numbers[0]],
+                controls.keeping(said) if chosen[0].way == "strict" else controls,
                 self.sampling,
                 num_samples=len(numbers),
                 seed=chosen[0].seed,
                 injection=self._injection(chosen),
+                told=said,
             )
             for number, ids in zip(numbers, pieces, strict=True):
-                written[number] = Generated(ids=ids, said=understood(told[number]))
+                written[number] = Generated(ids=ids, said=None if said == NOTHING else said)
         return [written[number] for number in range(len(requests))]
 
     def summaries(self, sections: Sequence[tuple[str, int]], *, seed: int) -> Tensor:
@@ -89,11 +89,23 @@ class BridgeGenerator:
             sections: a text and its bars each.
             seed: of the noise.
         """
+        ends = list(accumulate(bars for _, bars in sections))
         parts = [
-            summaries_of_texts(self.bridge, self.encoder, [text], bars, self.flow, seed=seed)[0]
-            for text, bars in sections
+            Section(end - bars, end, text) for end, (text, bars) in zip(ends, sections, strict=True)
         ]
-        return torch.cat(parts)
+        weights = section_weights(parts, CROSSFADE_BARS)
+        whole = [
+            weight_S[:, None] * self._of_text(part.text, ends[-1], seed)
+            for part, weight_S in zip(parts, weights, strict=True)
+        ]
+        return torch.stack(whole).sum(dim=0)
+
+    def _of_text(self, text: str, num_bars: int, seed: int) -> Tensor:
+        asked = (text, num_bars, seed)
+        if asked not in self._summaries:
+            made_BSD = long_summaries(self.bridge, self.encoder, text, num_bars, self.flow, [seed])
+            self._summaries[asked] = made_BSD[0].cpu()
+        return self._summaries[asked]
 
     def inject(self, summaries_BSD: Tensor, mask_BS: Tensor) -> Injection:
         """Summaries as this generator injects them."""
@@ -101,16 +113,19 @@ class BridgeGenerator:
             summaries_BSD=summaries_BSD, mask_BS=mask_BS, strategy=self.strategy, alpha=self.alpha
         )
 
-    def _told(self, request: Request) -> SaidAttributes | None:
+    def _told(self, request: Request) -> Attributes:
+        """What the prefix says; a text's attributes as they are understood."""
         if request.way == "summaries":
-            return None
+            return NOTHING
         if request.attributes is not None:
-            return SaidAttributes(request.attributes, are_all_instruments=True)
+            return request.attributes
         if not request.sections:
-            return None
-        states = self.encoder.encode([request.sections[0][0]])
-        said: list[SaidAttributes] = self.bridge.heads.predict(states)
-        return said[0]
+            return NOTHING
+        text = request.sections[0][0]
+        if text not in self._said:
+            (said,) = self.bridge.heads.predict(self.encoder.encode([text]))
+            self._said[text] = understood(said)
+        return self._said[text]
 
     def _injection(self, requests: Sequence[Request]) -> Injection | None:
         """What is injected into pieces of one kind; None where nobody says anything."""
@@ -179,8 +194,14 @@ def load_generator(
     check_fingerprint(model_metadata(folder).get("tokenizer", "none"), str(folder))
     loaded = load_bridge(bridge, device, bridge_weights)
     loaded.check_base(model_fingerprint(folder))
+    model = load_model(folder, device)
+    if model.config.open_summary_rate == 0:
+        raise CheckpointError(
+            f"{folder}: found a model that was trained with --open_summary_rate 0, which has never "
+            "read an injected summary; allowed: one trained with a rate above 0"
+        )
     return BridgeGenerator(
-        model=load_model(folder, device),
+        model=model,
         bridge=loaded,
         encoder=encoder_of(loaded, text_encoder, device),
         flow=flow or FlowConfig(),
@@ -193,41 +214,3 @@ def load_generator(
 def is_steered(request: Request) -> bool:
     """Whether summaries come from somewhere."""
     return request.summaries_SD is not None or bool(request.sections)
-
-
-def understood(said: SaidAttributes | None) -> Attributes | None:
-    """What a text is taken to ask for; instruments only where they are all that shall play."""
-    if said is None:
-        return None
-    if said.are_all_instruments:
-        return said.attributes
-    return replace(said.attributes, instruments=())
-
-
-def controls_of(said: SaidAttributes | None, num_bars: int) -> ControlConfig:
-    """Wishes of a piece as generation takes them."""
-    if said is None:
-        return ControlConfig(bars=num_bars)
-    attributes = said.attributes
-    instruments = attributes.instruments if said.are_all_instruments else ()
-    return ControlConfig(
-        bars=num_bars,
-        tempo=None if attributes.tempo is None else float(TEMPOS_BPM[attributes.tempo]),
-        time_signature=None
-        if attributes.metre is None
-        else "{}/{}".format(*METRES[attributes.metre]),
-        key=None if attributes.key is None else key_name(attributes.key),
-        instruments=tuple("drums" if i == DRUMS else str(i - 1) for i in instruments),
-        density=None if attributes.density is None else density_of_bin(attributes.density),
-    )
-
-
-def density_of_bin(index: int) -> float:
-    """Notes per quarter that fall into a bin.
-
-    >>> from meloformer.tokens.vocabulary import density_bin
-    >>> [density_bin(density_of_bin(index)) for index in (0, 7, 15)]
-    [0, 7, 15]
-    """
-    edges = DENSITY_BIN_NOTES_PER_QUARTER
-    return edges[index] if index < len(edges) else 2 * edges[-1]

@@ -117,7 +117,11 @@ def _retrieval_lines(findings: Findings) -> list[str]:
     rank = found.mean_rank
     body = [
         ["first", percent(found.first), f"{100 / found.group_size:.1f}"],
-        ["among the first five", percent(found.first_five), f"{500 / found.group_size:.1f}"],
+        [
+            "among the first five",
+            percent(found.first_five),
+            f"{min(500 / found.group_size, 100):.1f}",
+        ],
         [
             "mean rank",
             f"{rank.mean:.1f} [{rank.low:.1f}, {rank.high:.1f}] n {rank.n}",

@@ -209,20 +209,18 @@ def judge_sections(
     *,
     section_bars: int,
     seed: int,
-    crossed: bool = False,
-) -> list[Row]:
-    """Pieces of two texts, one after the other, each part scored against its own text.
+) -> dict[str, Row]:
+    """Pieces of two texts, one after the other, each part scored against both texts.
 
     Args:
-        pieces: in pairs, each with another as its second half.
+        pieces: at least two; each is the first half once, and once the second half of another.
         generator: what writes, from summaries alone: a prefix speaks of a whole piece.
         section_bars: bars of each of the two parts.
         seed: of pairs, noise and sampling.
-        crossed: score each part against the other part's text: what is heard of a text where it
-            does not hold.
 
     Returns:
-        The row of the first parts and that of the second ones.
+        Of each part a row by its own text (source `text`) and one by that of the other part
+        (`shuffled`): what is heard of a text where it does not hold.
     """
     others = [pieces[other] for other in derangement(len(pieces), seed)]
     requests = [
@@ -237,19 +235,21 @@ def judge_sections(
     written: list[Generated] = []
     for start in range(0, len(requests), _AT_ONCE):
         written += generator.generate(requests[start : start + _AT_ONCE])
-    rows = []
-    for part, described in enumerate((pieces, others)):
-        judges = (others, pieces)[part] if crossed else described
-        scores = [
-            score(
-                judge.wanted,
-                hear(decode(cut_window(made.ids, part * section_bars, (part + 1) * section_bars))),
+    rows = {}
+    by_both: tuple[tuple[Source, int, str], ...] = (
+        ("text", 0, "its own text"),
+        ("shuffled", 1, "the other part's text"),
+    )
+    for part in (0, 1):
+        first = part * section_bars
+        heard = [hear(decode(cut_window(one.ids, first, first + section_bars))) for one in written]
+        for source, which, words in by_both:
+            judges = (pieces, others)[(part + which) % 2]
+            scores = [score(by.wanted, one) for by, one in zip(judges, heard, strict=True)]
+            rows[f"part {part + 1} by {words}"] = Row(
+                source=source,
+                way="summaries",
+                scores=stack(scores, METRICS),
+                kept=dict.fromkeys(METRICS, np.full(len(pieces), np.nan)),
             )
-            for judge, made in zip(judges, written, strict=True)
-        ]
-        nothing = dict.fromkeys(METRICS, np.full(len(pieces), np.nan))
-        source: Source = "shuffled" if crossed else "text"
-        rows.append(
-            Row(source=source, way="summaries", scores=stack(scores, METRICS), kept=nothing)
-        )
     return rows

@@ -33,6 +33,8 @@ def signed(found: Interval, digits: int = 3) -> str:
     """
     if not found.n:
         return "-"
+    if found.low == found.high:  # nothing varies, so resampling knows no interval
+        return f"{found.mean:+.{digits}f} in every piece, n {found.n}"
     mean, low, high = (f"{value:+.{digits}f}" for value in (found.mean, found.low, found.high))
     return f"{mean} [{low}, {high}] n {found.n}"
 

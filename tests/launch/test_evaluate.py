@@ -4,64 +4,32 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from launch.evaluate import EvaluateConfig, main
-from meloformer.bridge.attribute_heads import AttributeHeads, AttributeHeadsConfig, save_heads
-from meloformer.bridge.bridge_folder import BridgeFacts, save_bridge
-from meloformer.bridge.qformer import QFormer, QFormerConfig
-from meloformer.bridge.text_encoder import TextEncoder
 from meloformer.captions.build import build_captions
 from meloformer.captions.settings import CaptionSettings
 from meloformer.command_line import run_recipe
 from meloformer.evaluation.control_report import JSON_NAME, MARKDOWN_NAME, PIECES_NAME
 from meloformer.evaluation.control_scores import METRICS
-from meloformer.model.museformer import MuseFormer
-from meloformer.model.weights import model_fingerprint, save_model
-from meloformer.tokens.vocabulary import EOS, OFFSET, Kind, fingerprint
-from tests.bridge.text_encoders import WIDTH, write_qwen3
-from tests.layouts import tiny_config
+from tests.evaluation.judged_models import write_base, write_models
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, chorale_shards: Path) -> Path:
-    """base/, bridge/ with heads, plain_bridge/ without, captions.jsonl."""
-    folder = tmp_path_factory.mktemp("judged")
-    torch.manual_seed(0)
-    model = MuseFormer(tiny_config(num_layers=4, width=32, ffn_width=32, num_heads=2))
-    save_model(
-        folder / "base/model", model.config, model.state_dict(), {"tokenizer": fingerprint()}
-    )
-    settings = write_qwen3(folder / "qwen") / "config.json"
-    # Its tokenizer knows few words: captions are many tokens.
-    longer = json.loads(settings.read_text()) | {"max_position_embeddings": 1024}
-    settings.write_text(json.dumps(longer))
-    encoder = TextEncoder.load(settings.parent, "cpu")
-    small = {"width": 32, "num_layers": 1, "num_heads": 2, "ffn_width": 32}
-    bridge = QFormer(QFormerConfig(text_width=WIDTH, summary_width=32, **small))
-    facts = BridgeFacts.of(
-        bridge,
-        base={"fingerprint": model_fingerprint(folder / "base/model"), "width": 32},
-        encoder=encoder.facts(),
-        mean_D=torch.zeros(32),
-        std_D=torch.ones(32),
-    )
-    for name in ("bridge", "plain_bridge"):
-        save_bridge(folder / name / "model", facts, bridge.state_dict())
-    heads = AttributeHeads(
-        AttributeHeadsConfig(text_width=WIDTH, encoder_fingerprint=encoder.fingerprint)
-    )
-    save_heads(folder / "bridge/model", heads)
+    """Models as `write_models` names them, and captions.jsonl."""
+    folder = write_models(tmp_path_factory.mktemp("judged"))
     build_captions(str(chorale_shards), folder / "captions.jsonl", CaptionSettings())
     return folder
 
 
-def evaluate(trained: Path, shards: Path, output: Path, *more: str, bridge: str = "bridge") -> int:
+def evaluate(
+    trained: Path, shards: Path, output: Path, *more: str, bridge: str = "bridge"
+) -> object:
     flags = f"--control --checkpoint {trained}/base --bridge {trained}/{bridge} --data {shards} "
     flags += f"--text_encoder {trained}/qwen --output {output} --device cpu --bars 1 --n 3"
     with pytest.raises(SystemExit) as ending:
         run_recipe(main, EvaluateConfig, [*flags.split(), *more])
-    return int(ending.value.code)
+    return ending.value.code
 
 
 def test_a_model_is_judged_from_flags_to_report(trained, chorale_shards, tmp_path, capsys) -> None:
@@ -90,6 +58,7 @@ def test_a_model_is_judged_from_flags_to_report(trained, chorale_shards, tmp_pat
     assert str(trained) not in (output / JSON_NAME).read_text(), "no path of this machine"
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_figures_and_no_heads_no_attributes(
     trained, chorale_shards, tmp_path, capsys
 ) -> None:
@@ -132,10 +101,7 @@ def test_a_users_captions_run_the_published_protocol(
 
 def test_bad_input_ends_in_one_line_and_code_2(trained, chorale_shards, tmp_path, capsys) -> None:
     own = ("--captions", str(trained / "captions.jsonl"))
-    other = trained / "other"
-    torch.manual_seed(1)
-    model = MuseFormer(tiny_config(num_layers=4, width=32, ffn_width=32, num_heads=2))
-    save_model(other, model.config, model.state_dict(), {"tokenizer": fingerprint()})
+    other = write_base(tmp_path / "other", seed=1)
     file = tmp_path / "file"
     file.write_text("")
     for flags, message in (

@@ -1,0 +1,90 @@
+"""What the judge hears is what was asked for: order, sections, told and kept attributes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from meloformer.bridge.text_to_summaries import FlowConfig, summaries_of_texts
+from meloformer.errors import CheckpointError
+from meloformer.evaluation.control_generator import BridgeGenerator, load_generator
+from meloformer.evaluation.control_rows import Request
+from meloformer.midi.grid import METRE_INDEX, TEMPOS_BPM
+from meloformer.tokens.attributes import Attributes, read_prefix
+from meloformer.tokens.hid import decode
+from meloformer.tokens.vocabulary import length_bin
+from tests.evaluation.judged_models import WIDTH, write_base, write_models
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def generator(folder: Path) -> BridgeGenerator:
+    return load_generator(
+        folder / "base", folder / "bridge", device="cpu", text_encoder=str(folder / "qwen")
+    )
+
+
+def ask(*sections: tuple[str, int], way="summaries", seed=1, **more) -> Request:
+    num_bars = sum(bars for _, bars in sections) or 2
+    return Request(sections=sections, num_bars=num_bars, way=way, seed=seed, **more)
+
+
+def test_pieces_come_back_in_the_order_of_their_requests(generator) -> None:
+    requests = [
+        ask(("calm", bars), way=way)
+        for bars, way in ((1, "summaries"), (3, "attributes"), (2, "summaries"), (1, "strict"))
+    ]
+    written = generator.generate([*requests, ask()])
+    assert [decode(one.ids).num_bars for one in written] == [1, 3, 2, 1, 2]
+    assert [one.said is None for one in written] == [True, False, True, False, True]
+
+
+def test_one_text_is_what_the_bridge_says_and_two_texts_each_hold_their_end(generator) -> None:
+    alone = generator.summaries([("calm", 16)], seed=3)
+    (direct_SD,) = summaries_of_texts(
+        generator.bridge, generator.encoder, ["calm"], 16, FlowConfig(), seed=3
+    )
+    assert torch.allclose(alone, direct_SD, atol=1e-6)
+    other = generator.summaries([("loud", 16)], seed=3)
+    both = generator.summaries([("calm", 8), ("loud", 8)], seed=3)
+    assert torch.allclose(both[:6], alone[:6], atol=1e-6)
+    assert torch.allclose(both[10:], other[10:], atol=1e-6)
+    assert not torch.allclose(both[7:9], alone[7:9], atol=1e-6)
+
+
+def test_strict_keeps_what_attributes_only_tell(generator) -> None:
+    tempo, metre = 12, METRE_INDEX[7, 8]
+    wished = Attributes(tempo=tempo, metre=metre, key=3, instruments=(5,))
+    told, kept = generator.generate(
+        [ask(("calm", 2), way=way, attributes=wished) for way in ("attributes", "strict")]
+    )
+    for one in (told, kept):
+        prefix = read_prefix(one.ids)
+        assert (prefix.tempo, prefix.metre, prefix.key) == (tempo, metre, 3)
+        assert prefix.length == length_bin(2) and one.said == wished
+    music = decode(kept.ids)
+    assert set(TEMPOS_BPM[music.bar_tempo]) == {TEMPOS_BPM[tempo]}
+    assert set(music.bar_metre) == {metre} and set(music.instrument) == {5}
+    # 65 tempos and 100 metres: a model of random weights does not hit them unforced.
+    free = decode(told.ids)
+    assert set(free.bar_metre) != {metre} or set(free.bar_tempo) != {tempo}
+
+
+def test_summaries_change_what_is_written_and_nobodys_are_none(generator) -> None:
+    loud = torch.full((2, WIDTH), 30.0)
+    loud[:, ::2] = -30.0
+    silent, steered = generator.generate([ask(), ask(summaries_SD=loud)])
+    again, _ = generator.generate([ask(), ask(summaries_SD=loud)])
+    assert silent.ids.tolist() == again.ids.tolist()
+    assert silent.ids.tolist() != steered.ids.tolist()
+    assert read_prefix(silent.ids).tempo is None
+
+
+def test_a_bridge_of_another_model_is_refused(folder, tmp_path) -> None:
+    other = write_base(tmp_path / "other", seed=1)
+    with pytest.raises(CheckpointError, match="trained on"):
+        load_generator(other, folder / "bridge", device="cpu", text_encoder=str(folder / "qwen"))
