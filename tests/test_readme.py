@@ -33,6 +33,8 @@ CONTRACT = {
     "instruments temperature top_k top_p",
     "launch/inference_diffusion_bridge.py": "checkpoint text num_chunks output steps solver "
     "guidance seed weights device",
+    "launch/inject_museformer.py": "checkpoint summaries strategy alpha output bars seed "
+    "num_samples weights tempo time_signature key instruments temperature top_k top_p",
     "launch/tools/inspect_shards.py": "verify with",
     "launch/tools/audit.py": "run data plant json",
 }

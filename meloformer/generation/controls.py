@@ -26,7 +26,8 @@ class ControlConfig:
     """Wishes for a new piece; what is not said is left to the model.
 
     Args:
-        bars: number of bars, exactly; 16 if not given, or what sections of text say.
+        bars: number of bars, exactly; if not given, what sections of text say, as many as there
+            are summaries to write from, or 16.
         tempo: beats (quarters) per minute; the nearest value of the grid holds throughout.
         time_signature: such as 3/4; holds throughout.
         key: such as "C major" or "F# minor"; the model is told, nothing is enforced.

@@ -15,7 +15,8 @@ from meloformer.errors import GenerationError
 from meloformer.tokens.attributes import Attributes
 
 CROSSFADE_BARS = 4
-_SECTION = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*[:：]\s*(.*\S)\s*", re.DOTALL)
+# Keyboards and writers have more than one dash and colon.
+_SECTION = re.compile(r"\s*(\d{1,6})\s*[-–—－]\s*(\d{1,6})\s*[:：](.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ def parse_texts(texts: Sequence[str], num_bars: int | None) -> list[list[Section
         The sections of each piece.
 
     Raises:
-        GenerationError: sections beside plain texts, sections with a gap, or another number of
-            bars than was asked for.
+        GenerationError: sections beside plain texts, sections with a gap or without a text, or
+            another number of bars than was asked for.
 
     >>> parse_texts(["0-3: calm", "4-7: loud"], None)
     [[Section(first=0, last=4, text='calm'), Section(first=4, last=8, text='loud')]]
@@ -59,14 +60,19 @@ def parse_texts(texts: Sequence[str], num_bars: int | None) -> list[list[Section
             f"--text {plain!r} beside sections: allowed: every text with its bars, such as "
             "'0-15: calm piano', or none of them"
         )
-    sections = [Section(int(m[1]), int(m[2]) + 1, m[3]) for m in found if m]
+    sections = [Section(int(m[1]), int(m[2]) + 1, m[3].strip()) for m in found if m]
     sections.sort(key=lambda section: section.first)
     expected = 0
     for section in sections:
         if section.first != expected or section.last <= section.first:
             raise GenerationError(
                 f"--text '{section.first}-{section.last - 1}: ...': allowed: sections that follow "
-                f"each other from bar 0 on; the next begins with bar {expected}"
+                f"each other from bar 0 on; this one begins with bar {expected} and ends no earlier"
+            )
+        if not section.text:
+            raise GenerationError(
+                f"--text '{section.first}-{section.last - 1}:': found an empty text; allowed: a "
+                "few words or more"
             )
         expected = section.last
     if num_bars is not None and num_bars != expected:

@@ -13,10 +13,10 @@ from meloformer.bridge.attribute_heads import SaidAttributes
 from meloformer.bridge.bridges import BridgeWeights, LoadedBridge, load_bridge
 from meloformer.bridge.flow import row_seed
 from meloformer.bridge.joined_windows import join_windows
-from meloformer.bridge.summarising import MAX_BARS, OVERLAP, summaries_of_piece
+from meloformer.bridge.summarising import OVERLAP, summaries_of_piece
 from meloformer.bridge.text_encoder import TextEncoder
 from meloformer.bridge.text_to_summaries import FlowConfig, encoder_of, summaries_of_texts
-from meloformer.errors import GenerationError
+from meloformer.errors import GenerationError, MidiError
 from meloformer.generation.controls import NOTHING, ControlConfig
 from meloformer.generation.steering import (
     CROSSFADE_BARS,
@@ -33,6 +33,41 @@ from meloformer.model.injection import Injection, Strategy
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.attributes import Attributes
 from meloformer.tokens.hid import encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class InjectingConfig:
+    """What summaries from elsewhere do to those that the model makes itself.
+
+    Args:
+        strategy: replace them, or blend with them.
+        alpha: weight of the injected ones in a blend; 1 replaces.
+    """
+
+    strategy: Strategy = "blend"
+    alpha: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.strategy == "adapter":
+            raise GenerationError(
+                "--strategy adapter: no bridge has one yet; allowed: replace, blend"
+            )
+        if not 0 <= self.alpha <= 1:
+            raise GenerationError(
+                f"--alpha {self.alpha:g}: allowed 0 to 1, the injected ones' weight"
+            )
+
+    def injection(self, summaries_BSD: Tensor) -> Injection:
+        """Every one of these summaries, in the base's own scale, as it is injected."""
+        everywhere_BS = torch.ones(
+            summaries_BSD.shape[:2], dtype=torch.bool, device=summaries_BSD.device
+        )
+        return Injection(
+            summaries_BSD=summaries_BSD,
+            mask_BS=everywhere_BS,
+            strategy=self.strategy,
+            alpha=self.alpha,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +88,7 @@ class TextConfig:
         summaries_from: MIDI file whose summaries the piece takes, in place of a text.
         mix: two MIDI files; the piece goes from the first one's summaries to the second one's.
         at: where it does: bar:share pairs, such as 0:0,64:1.
-        strategy: what injected summaries do to those that the model makes itself: replace them, or
-            blend with them.
-        alpha: weight of the injected ones in a blend.
+        injecting: what they do to the model's own.
         flow: how a Diffusion Bridge is asked.
     """
 
@@ -70,8 +103,7 @@ class TextConfig:
     summaries_from: Path | None = None
     mix: tuple[Path, ...] = ()
     at: str | None = None
-    strategy: Strategy = "blend"
-    alpha: float = 0.7
+    injecting: InjectingConfig = field(default_factory=InjectingConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
 
     def __post_init__(self) -> None:
@@ -89,6 +121,13 @@ class TextConfig:
                 "--text without --bridge: allowed: the run of a bridge that was trained for the "
                 "model; train one with launch/train_qformer.py"
             )
+        if self.bridge is not None and not (self.text or self.prompts):
+            raise GenerationError("--bridge without a text: allowed: --text or --prompts beside it")
+        if self.strict and not (self.attributes and self.bridge):
+            raise GenerationError(
+                "--strict with nothing to be strict about: allowed: beside a text whose attributes "
+                "are read, without --no_attributes"
+            )
         if any(not text.strip() for text in self.text):
             raise GenerationError("--text '': found an empty text; allowed: a few words or more")
         if self.mix and (len(self.mix) != 2 or self.at is None):
@@ -96,12 +135,12 @@ class TextConfig:
                 f"--mix with {len(self.mix)} files and --at {self.at}: allowed: two MIDI files and "
                 "where the piece goes from one to the other, such as --at 0:0,64:1"
             )
+        if self.at is not None and not self.mix:
+            raise GenerationError(
+                f"--at {self.at} without --mix: allowed: two MIDI files beside it"
+            )
         if self.crossfade < 0:
             raise GenerationError(f"--crossfade {self.crossfade}: allowed 0 or more bars")
-        if self.strategy == "adapter":
-            raise GenerationError(
-                "--strategy adapter: no bridge has one yet; allowed: replace, blend"
-            )
 
     @property
     def is_given(self) -> bool:
@@ -166,11 +205,7 @@ def orders_of(
     """
     if not config.is_given:
         return [Order(title=controls.describe(), controls=controls)]
-    if model.config.open_summary_rate == 0:
-        raise GenerationError(
-            "--checkpoint: found a model that was trained with --open_summary_rate 0, which has "
-            "never read an injected summary; allowed: one trained with a rate above 0"
-        )
+    check_reads_summaries(model)
     device = model.token_embedding.weight.device
     if not config.bridge or not (texts := config.texts()):
         return [_borrowed(config, controls, model)]
@@ -197,23 +232,34 @@ def _written(
     sections = [Section(part.first, part.last or num_bars, part.text) for part in sections]
     texts = [part.text for part in sections]
     weights = section_weights(sections, config.crossfade)
+    told = _told(config, bridge, encoder, texts)
     summaries_BSD = sum(
         weight_S[:, None].to(bridge.mean_D.device)
         * long_summaries(bridge, encoder, text, num_bars, config.flow, seeds)
         for text, weight_S in zip(texts, weights, strict=True)
     )
     assert isinstance(summaries_BSD, Tensor)
-    told = NOTHING
-    if config.attributes and bridge.heads is not None:
-        said = bridge.heads.predict(encoder.encode(texts))
-        told = agreed([understood(one) for one in said])
     own = replace(controls, bars=num_bars)
     return Order(
         title="; ".join(texts),
         controls=own.keeping(told) if config.strict else own,
         told=told,
-        injection=_injection(config, summaries_BSD),
+        injection=config.injecting.injection(summaries_BSD),
     )
+
+
+def _told(
+    config: TextConfig, bridge: LoadedBridge, encoder: TextEncoder, texts: Sequence[str]
+) -> Attributes:
+    """What the prefix says for texts, where it is to say anything and the bridge can read it."""
+    if config.strict and bridge.heads is None:
+        raise GenerationError(
+            f"--strict with --bridge {bridge.folder}: found no attribute heads, so nobody reads "
+            "what a text says; allowed: a bridge that was trained with them"
+        )
+    if not config.attributes or bridge.heads is None:
+        return NOTHING
+    return agreed([understood(said) for said in bridge.heads.predict(encoder.encode(texts))])
 
 
 def understood(said: SaidAttributes) -> Attributes:
@@ -235,14 +281,19 @@ def long_summaries(
 
     More bars than a bridge gives at once come as windows that overlap and are joined.
     """
-    spans, first = [(0, min(num_bars, MAX_BARS))], 0
+    most = bridge.model.config.num_queries
+    step = most - min(OVERLAP, most // 2)
+    spans = [(0, min(most, num_bars))]
     while spans[-1][1] < num_bars:
-        first += MAX_BARS - OVERLAP
-        spans.append((first, min(first + MAX_BARS, num_bars)))
-    windows = [
-        summaries_of_texts(bridge, encoder, [text] * len(seeds), end - first, flow, seed=seeds)
-        for first, end in spans
-    ]
+        first = spans[-1][0] + step
+        spans.append((first, min(first + most, num_bars)))
+    windows = []
+    for number, (first, end) in enumerate(spans):
+        # Another draw for each window, else a long piece would say the same over and over.
+        drawn = [row_seed(seed, number) for seed in seeds] if number else seeds
+        windows.append(
+            summaries_of_texts(bridge, encoder, [text] * len(seeds), end - first, flow, seed=drawn)
+        )
     return torch.stack(
         [
             join_windows([(*span, w[row]) for span, w in zip(spans, windows, strict=True)])
@@ -253,24 +304,61 @@ def long_summaries(
 
 def _borrowed(config: TextConfig, controls: ControlConfig, model: MuseFormer) -> Order:
     """A piece on the summaries of others."""
-    files = config.mix or tuple(filter(None, [config.summaries_from]))
-    lent = [summaries_of_piece(model, encode(quantise(read_midi(path)))) for path in files]
-    shortest = min(map(len, lent))
-    num_bars = shortest if controls.bars is None else controls.bars
-    if config.mix:
-        assert config.at is not None
-        summaries_SD = mixed(lent[0], lent[1], parse_course(config.at, num_bars))
-        title = f"from {files[0].name} to {files[1].name}"
-    else:
-        summaries_SD, title = lent[0][:num_bars], f"after {files[0].name}"
-    own = replace(controls, bars=num_bars)
-    return Order(title=title, controls=own, injection=_injection(config, summaries_SD[None]))
+    if config.summaries_from is not None:
+        lent_SD = _summaries_of_file(model, "--summaries_from", config.summaries_from)
+        title = f"after {config.summaries_from.name}"
+        return order_of_summaries(config.injecting, controls, lent_SD, title)
+    assert config.at is not None
+    first_SD, second_SD = (_summaries_of_file(model, "--mix", path) for path in config.mix)
+    num_bars = controls.bars or min(len(first_SD), len(second_SD))
+    between_SD = mixed(first_SD, second_SD, parse_course(config.at, num_bars))
+    title = f"from {config.mix[0].name} to {config.mix[1].name}"
+    return order_of_summaries(config.injecting, controls, between_SD, title)
 
 
-def _injection(config: TextConfig, summaries_BSD: Tensor) -> Injection:
-    return Injection(
-        summaries_BSD=summaries_BSD,
-        mask_BS=torch.ones(summaries_BSD.shape[:2], dtype=torch.bool, device=summaries_BSD.device),
-        strategy=config.strategy,
-        alpha=config.alpha,
+def _summaries_of_file(model: MuseFormer, flag: str, path: Path) -> Tensor:
+    try:
+        ids = encode(quantise(read_midi(path)))
+    except MidiError as error:
+        raise GenerationError(f"{flag} {path}: {error}; allowed: a MIDI file") from error
+    return summaries_of_piece(model, ids)
+
+
+def order_of_summaries(
+    injecting: InjectingConfig, controls: ControlConfig, summaries_SD: Tensor, title: str
+) -> Order:
+    """A piece on summaries that are there already.
+
+    Args:
+        injecting: what they do.
+        controls: the user's own wishes; as many bars as there are summaries if they name none.
+        summaries_SD: one a bar, in the base's own scale.
+        title: of the piece.
+
+    Raises:
+        GenerationError: more bars than summaries.
+    """
+    if controls.bars is not None and controls.bars > len(summaries_SD):
+        raise GenerationError(
+            f"--bars {controls.bars}: found summaries of {len(summaries_SD)} bars; allowed: up to "
+            "that"
+        )
+    num_bars = controls.bars or len(summaries_SD)
+    return Order(
+        title=title,
+        controls=replace(controls, bars=num_bars),
+        injection=injecting.injection(summaries_SD[None, :num_bars]),
     )
+
+
+def check_reads_summaries(model: MuseFormer) -> None:
+    """Refuse a model to which an injected summary would say nothing.
+
+    Raises:
+        GenerationError: it was trained without open summaries.
+    """
+    if model.config.open_summary_rate == 0:
+        raise GenerationError(
+            "--checkpoint: found a model that was trained with --open_summary_rate 0, which has "
+            "never read an injected summary; allowed: one trained with a rate above 0"
+        )

@@ -62,7 +62,8 @@ def save_piano_roll(quantised: QuantisedPiece, path: Path | str, *, title: str =
     octaves = [pitch for pitch in range(0, 128, 12) if lowest - 2 <= pitch <= highest + 2]
     axes.set_yticks(octaves, [f"C{pitch // 12 - 1}" for pitch in octaves])
     axes.set_xlabel("bar")
-    axes.set_title(title)
+    # Words of users are no formulas.
+    axes.set_title(title, wrap=True, parse_math=False)
     if handles:
         columns = -(-len(handles) // _MAX_LEGEND_ROWS)
         figure.legend(handles=handles, loc="outside right upper", fontsize="small", ncols=columns)

@@ -12,13 +12,16 @@ SUMMARY_WIDTH = 8
 BASE = {"fingerprint": "b" * 64, "width": SUMMARY_WIDTH}
 
 
-def write_bridge(folder: Path, model: Any, encoder: TextEncoder) -> Path:
+def write_bridge(
+    folder: Path, model: Any, encoder: TextEncoder, base: dict[str, Any] = BASE
+) -> Path:
     """A run folder's model/, for states of an encoder.
 
     Args:
         folder: of the model itself.
         model: its weights are drawn anew, so that every part has a say.
         encoder: whose states it reads.
+        base: facts of the model that it makes summaries for.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -26,10 +29,10 @@ def write_bridge(folder: Path, model: Any, encoder: TextEncoder) -> Path:
             parameter.normal_(std=0.15, generator=generator)
     facts = BridgeFacts.of(
         model,
-        base=BASE,
+        base=base,
         encoder=encoder.facts(),
-        mean_D=torch.linspace(-3, 3, SUMMARY_WIDTH),
-        std_D=torch.linspace(0.5, 2, SUMMARY_WIDTH),
+        mean_D=torch.linspace(-3, 3, base["width"]),
+        std_D=torch.linspace(0.5, 2, base["width"]),
     )
     save_bridge(folder, facts, model.state_dict())
     return folder

@@ -1,0 +1,151 @@
+"""Pieces that were asked for, sampled and written as MIDI and as piano-roll pictures."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+from meloformer.errors import GenerationError
+from meloformer.generation.controls import ControlConfig
+from meloformer.generation.generate import beyond_training, generate
+from meloformer.generation.sampling import SamplingConfig
+from meloformer.generation.text import Order
+from meloformer.midi.piano_roll import save_piano_roll
+from meloformer.midi.render import to_piece
+from meloformer.midi.write import write_midi
+from meloformer.model.device import DeviceName, choose_device
+from meloformer.model.museformer import MuseFormer
+from meloformer.model.weights import (
+    Weights,
+    find_model_folder,
+    load_model,
+    model_metadata,
+    newest_run,
+)
+from meloformer.tokens.hid import decode
+from meloformer.tokens.vocabulary import check_fingerprint
+
+_MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingConfig:
+    """Flags of every recipe that writes new pieces.
+
+    Args:
+        checkpoint: run folder, step folder or model folder; the newest run if not given.
+        weights: those of the last step, or the moving average of a run trained with --ema.
+        output: the MIDI file; several samples are numbered. The picture takes the same name.
+        num_samples: pieces, of each text; sampled as one batch.
+        seed: the same seed gives the same pieces on the same device.
+        device: where the model runs.
+        controls: wishes for the piece.
+        sampling: how bold the choice of a token is.
+    """
+
+    checkpoint: Path | None = None
+    weights: Weights = "raw"
+    output: Path = Path("out.mid")
+    num_samples: int = 1
+    seed: int = 0
+    device: DeviceName = "auto"
+    controls: ControlConfig = field(default_factory=ControlConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise GenerationError(f"--num_samples {self.num_samples}: allowed are 1 and above")
+        if not 0 <= self.seed <= _MAX_SEED:
+            raise GenerationError(f"--seed {self.seed}: allowed are 0 to {_MAX_SEED}")
+        if self.output.is_dir():
+            raise GenerationError(f"--output {self.output}: found a folder, allowed a file name")
+        if self.output.suffix.lower() not in (".mid", ".midi"):
+            raise GenerationError(f"--output {self.output}: allowed are names that end in .mid")
+
+
+def load_writer(config: WritingConfig) -> tuple[MuseFormer, Path]:
+    """The model in evaluation mode on its device, and the folder that it comes from.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        TokenError: it knows another vocabulary.
+    """
+    folder = find_model_folder(config.checkpoint or newest_run(), config.weights)
+    check_fingerprint(model_metadata(folder).get("tokenizer", "none"), str(folder))
+    return load_model(folder, choose_device(config.device)), folder
+
+
+def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Order]) -> None:
+    """Sample and write every piece, and say what was written and how fast.
+
+    Args:
+        config: where to, how many of each.
+        model: in evaluation mode.
+        orders: what to write; their files are numbered through.
+
+    Raises:
+        GenerationError: the folder of the files cannot be made.
+    """
+    try:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GenerationError(f"--output {config.output}: cannot be written ({error})") from error
+    started = time.perf_counter()
+    paths = numbered(config.output, len(orders) * config.num_samples)
+    # Words of users and names of files are no markup.
+    console = Console(markup=False)
+    num_tokens = sum(_write_order(config, model, order, paths, console) for order in orders)
+    seconds = time.perf_counter() - started
+    console.print(f"{num_tokens / seconds:.0f} tokens/s, {seconds:.1f} s in all")
+
+
+def numbered(path: Path, count: int) -> Iterator[Path]:
+    """Names of so many files: the one that was asked for, or that with numbers.
+
+    >>> [str(name) for name in numbered(Path("a.mid"), 2)]
+    ['a-0.mid', 'a-1.mid']
+    """
+    digits = len(str(count - 1))
+    for index in range(count):
+        yield path.with_stem(f"{path.stem}-{index:0{digits}}") if count > 1 else path
+
+
+def _write_order(
+    config: WritingConfig,
+    model: MuseFormer,
+    order: Order,
+    paths: Iterator[Path],
+    console: Console,
+) -> int:
+    """Sample the pieces of an order and write each; the number of their tokens."""
+    if length_warning := beyond_training(model.config, order.controls.num_bars):
+        console.print(length_warning)
+    # Titled by its wishes, a piece is not described twice.
+    wishes = order.controls.describe()
+    described = wishes if order.title == wishes else f"{order.title}: {wishes}"
+    console.print(f"{described}, {config.num_samples} to sample")
+    columns = (TextColumn("{task.completed} tokens"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("sampling", total=None)
+        pieces = generate(
+            model,
+            order.controls,
+            config.sampling,
+            num_samples=config.num_samples,
+            seed=config.seed,
+            injection=order.injection,
+            told=order.told,
+            on_token=lambda count: progress.update(task, completed=count),
+        )
+    for ids, midi_path in zip(pieces, paths, strict=False):
+        piece = decode(ids)
+        write_midi(to_piece(piece), midi_path)
+        save_piano_roll(piece, midi_path.with_suffix(".png"), title=order.title)
+        console.print(
+            f"{midi_path} and .png: {piece.num_bars} bars, {piece.num_notes} notes, "
+            f"{len(ids)} tokens"
+        )
+    return sum(map(len, pieces))
