@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from meloformer.batches.batch import Batch  # noqa: E402
 from meloformer.batches.phases import BatchShape  # noqa: E402
 from meloformer.model.attention import build_plan  # noqa: E402
+from meloformer.model.injection import NoisedOwn  # noqa: E402
 from meloformer.model.masks import rule_of  # noqa: E402
 from meloformer.model.museformer import MuseFormer  # noqa: E402
 from meloformer.training import compile_ahead  # noqa: E402
@@ -44,7 +45,7 @@ def main(folder: str, device: str, backend: str, modes: list[str]) -> None:
     use_compile_cache(Path(folder), ranks.device)
     # More layers than the processes have, in the order in which a session goes about it.
     spec = CompileSpec(
-        model=tiny_config(num_layers=5, rule="museformer"),
+        model=tiny_config(num_layers=7, rule="museformer", open_summary_rate=0.3),
         device=ranks.device,
         backend=backend,  # type: ignore[arg-type]
         is_bf16=True,
@@ -66,6 +67,7 @@ def main(folder: str, device: str, backend: str, modes: list[str]) -> None:
             batch.ids_BT,
             batch.layout,
             build_plan(batch.layout, rule, spec.backend, batch.blocks),
+            NoisedOwn.of(batch.open_seeds),
         )
 
     compile_ahead.FEW_GRAPHS = 0
@@ -74,7 +76,7 @@ def main(folder: str, device: str, backend: str, modes: list[str]) -> None:
     ahead = CompileAhead(spec, len(SHAPES), 0, say=said.append)
     ahead.compile(shapes)
     blocks_rule = rule if backend == "flex" else None
-    warm_up(engine, predict, shapes, blocks_rule, fuse=spec.fuse)
+    warm_up(engine, predict, shapes, blocks_rule, opened=True, fuse=spec.fuse)
     ahead.note_compiled(shapes)
     said_when_warm: list[str] = []
     CompileAhead(spec, len(SHAPES), 0, say=said_when_warm.append).compile(shapes)
