@@ -30,6 +30,7 @@ from meloformer.tokens.hid import decode, encode
 from tests.midi.pieces import canonical_piece
 
 METRES = (METRE_INDEX[4, 4], METRE_INDEX[3, 4])
+NUM_PIECES = 16
 TEMPOS = (8, 24, 40, 56)  # an octave apart: 30, 60, 120, 240
 
 
@@ -51,7 +52,7 @@ def music_of(number: int, num_bars: int) -> QuantisedPiece:
 @pytest.fixture(scope="module")
 def pieces() -> list[JudgedPiece]:
     made = []
-    for number in range(24):
+    for number in range(NUM_PIECES):
         music = music_of(number, 8)
         heard = hear(music)
         attributes = {
@@ -108,7 +109,7 @@ class Deaf(Perfect):
     """Writes any piece at all, whatever it is told."""
 
     def write(self, request: Request) -> Generated:
-        number = int(np.random.default_rng(request.seed).integers(24))
+        number = int(np.random.default_rng(request.seed).integers(NUM_PIECES))
         return super().write(
             dataclasses.replace(request, sections=((f"piece {number}", request.num_bars),))
         )
@@ -207,7 +208,9 @@ def test_tables_hold_pieces_and_interval_of_every_share(pieces) -> None:
     rows = [judged(pieces, Perfect()), judged(pieces, Perfect(), "shuffled")]
     lines = score_tables(rows)
     cells = [cell for line in lines if "text" in line for cell in line.split("|")[2:-1]]
-    assert cells and all(("[" in cell and "n 24" in cell) or "-" in cell for cell in cells)
+    assert cells and all(
+        ("[" in cell and f"n {NUM_PIECES}" in cell) or "-" in cell for cell in cells
+    )
     assert len({len(line) for line in comparison_table(comparisons(rows))}) == 1
 
 
