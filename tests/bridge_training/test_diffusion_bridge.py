@@ -84,7 +84,7 @@ def test_its_own_flags_decide_and_a_resumed_run_keeps_them(
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_ranks_have_the_losses_of_one_process(stage: str, words: Words, tmp_path: Path) -> None:
+def test_two_ranks_have_the_losses_of_one_process(words: Words, tmp_path: Path) -> None:
     """Noise, times and drops belong to rows, wherever they are computed."""
     config = "ds_configs/zero3.json"  # it gathers weights as modules are called
     for command, name, rows in ((python(), "one", 8), (torchrun(2), "two", 4)):
