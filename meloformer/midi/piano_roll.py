@@ -63,7 +63,7 @@ def save_piano_roll(quantised: QuantisedPiece, path: Path | str, *, title: str =
     axes.set_yticks(octaves, [f"C{pitch // 12 - 1}" for pitch in octaves])
     axes.set_xlabel("bar")
     # Words of users are no formulas.
-    axes.set_title(title, wrap=True, parse_math=False)
+    axes.set_title(title.replace("$", r"\$"), wrap=True)
     if handles:
         columns = -(-len(handles) // _MAX_LEGEND_ROWS)
         figure.legend(handles=handles, loc="outside right upper", fontsize="small", ncols=columns)
