@@ -23,9 +23,9 @@ from meloformer.training.optimizer import (
 from meloformer.training.partitions import WEIGHT, Fragment
 from meloformer.training.ranks import start_ranks
 from tests.training.checkpoint_worker import (
-    LEARNING_RATE,
     MUON_PARTITIONINGS,
     NUM_STEPS,
+    RECIPE_RATE,
     build_engine,
     through,
     train,
@@ -186,7 +186,7 @@ def test_the_engine_moves_weights_as_the_optimizer_alone_does(tmp_path: Path) ->
             parameter.grad = gradients[name]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE
+            group["lr"] = RECIPE_RATE
         optimizer.step()
         optimizer.zero_grad()
     saved = whole(tmp_path / "one" / "zero2 fp32")
