@@ -200,7 +200,7 @@ def load_bridge(
     if folder is None and which == "ema" and (other := find_bridge_folder(path, "raw")):
         raise CheckpointError(
             f"{path}: found no averaged weights ({MODEL_NAMES['ema']}/) beside {other}; allowed: "
-            "--weights raw, or a bridge that was trained with --ema 0.999"
+            "the raw weights, or a bridge that was trained with --ema 0.999"
         )
     if folder is None:
         found = "no such folder" if not path.is_dir() else "no bridge in it"
@@ -219,7 +219,7 @@ def load_bridge(
         std_D=std_D.to(device),
         base=config["base"],
         encoder=config["encoder"],
-        heads=_load_heads(folder, device),
+        heads=_load_heads(folder, device, config["encoder"]["fingerprint"]),
         weights=which,
         folder=folder,
     )
@@ -283,7 +283,8 @@ def _statistic(
     return value.float()
 
 
-def _load_heads(folder: Path, device: torch.device | str) -> Any:
+def _load_heads(folder: Path, device: torch.device | str, encoder_fingerprint: str) -> Any:
     if not (folder / HEADS_NAME).is_file():
         return None
-    return import_module("meloformer.bridge.attribute_heads").load_heads(folder, device)
+    load_heads = import_module("meloformer.bridge.attribute_heads").load_heads
+    return load_heads(folder, device, encoder_fingerprint=encoder_fingerprint)
