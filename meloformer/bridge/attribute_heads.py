@@ -186,7 +186,7 @@ class AttributeHeads(nn.Module):
 def most_likely(name: str, logits_BV: torch.Tensor) -> torch.Tensor:
     """(B,) the value to take: the middle of the spread of a number, else the likeliest.
 
-    >>> logits = torch.tensor([[0.30, 0.20, 0.21, 0.29]]).log()
+    >>> logits = torch.tensor([[0.32, 0.25, 0.20, 0.23]]).log()
     >>> most_likely("tempo", logits).tolist(), most_likely("key", logits).tolist()
     ([1], [0])
     """

@@ -17,6 +17,8 @@ DOING_NAME = "doing.json"
 SECONDS_BETWEEN_BEATS = 5.0
 # A file that is older tells of a process that is gone: network disks show what is new late.
 _MOST_SECONDS_BETWEEN_BEATS = 90.0
+# What a thread may take to end, of a process that ends.
+_MOST_SECONDS_TO_END = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,10 @@ class DoingWriter:
     def close(self) -> None:
         """Stop, and take the file away: nothing is done any more."""
         self._is_over.set()
-        self._thread.join(SECONDS_BETWEEN_BEATS)
+        # It ends at once, unless it is writing to a disk that does not answer.
+        self._thread.join(_MOST_SECONDS_TO_END)
         with suppress(OSError):
+            self._path.with_suffix(".tmp").unlink(missing_ok=True)
             self._path.unlink(missing_ok=True)
 
     def _beat(self) -> None:

@@ -9,6 +9,7 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +196,8 @@ def test_a_forked_process_takes_no_connection_from_its_parent(server: FaultyServ
     server.faults.bytes_per_second = NUM_BYTES // 2  # longer than the child takes to let go
     server.sent_bytes = 0
     arrived: list[bytes] = []
-    thread = threading.Thread(target=lambda: arrived.append(download(server)))
+    patient = replace(QUICK, request_seconds=60)  # a busy machine is slower than the server
+    thread = threading.Thread(target=lambda: arrived.append(download(server, patient)))
     thread.start()
     while not server.sent_bytes:
         time.sleep(0.001)
