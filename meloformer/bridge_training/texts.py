@@ -111,6 +111,8 @@ def _encode(
     del encoder
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    if not readable:
+    # Not said where nobody wanted any other, or there is none.
+    wanted = caption_texts(captions, languages) if readable else iter(())
+    if all(text.language in readable for text in wanted):
         return []
     return [f"{text_encoder} reads English alone: captions in other languages are left out"]

@@ -15,7 +15,7 @@ from meloformer.batches.collate import collate_rows
 from meloformer.bridge.summarising import bare_window, count_bars, row_length
 from meloformer.bridge.targets import TargetWindow
 from meloformer.errors import ConfigError
-from meloformer.model.attention import build_plan
+from meloformer.model.attention import Backend, build_plan
 from meloformer.model.injection import Injection
 from meloformer.model.masks import num_summaries, rule_of
 from meloformer.model.museformer import MuseFormer
@@ -66,7 +66,7 @@ class TokenLoss:
         self._model = model.eval().requires_grad_(False)
         device = model.token_embedding.weight.device
         self._mean_D, self._std_D = mean_D.to(device), std_D.to(device)
-        self._backend = "flex" if device.type == "cuda" else "dense"
+        self._backend: Backend = "flex" if device.type == "cuda" else "dense"
 
     def __call__(
         self, predicted_BSD: torch.Tensor, tokens: Sequence[np.ndarray], world_size: int
@@ -106,7 +106,7 @@ class TokenLoss:
         injection = Injection(
             summaries_BSD=injected_BSD[:, : num_summaries(length)], mask_BS=is_open_BS
         )
-        plan = build_plan(batch.layout, rule, self._backend, batch.blocks)  # type: ignore[arg-type]
+        plan = build_plan(batch.layout, rule, self._backend, batch.blocks)
         logits_BTV = model(batch.ids_BT, batch.layout, plan, injection)
         nats = token_nats(logits_BTV, batch.targets_BT).sum()
         num_targets = torch.tensor(float(batch.num_targets), device=device)
