@@ -15,8 +15,6 @@ from meloformer.bridge.text_encoder import TextEncoder
 from meloformer.errors import ConfigError
 from tests.bridge.text_encoders import write_qwen3
 
-TOLERANCE = 1e-5
-
 
 @pytest.fixture(scope="module")
 def qwen3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
