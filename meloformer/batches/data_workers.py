@@ -4,6 +4,7 @@ A worker that dies or hangs costs the run nothing but time. What a batch holds f
 alone, so new workers make again what was under way, bit for bit, and nothing is lost or repeated.
 """
 
+import contextlib
 import logging
 import resource
 import signal
@@ -42,6 +43,8 @@ _CLOSE_SECONDS = 2.0
 _END_SECONDS = 5.0
 _IDLE = -1
 _PIECES_NAMED = 3
+# Where torch makes shared memory on Linux, as torch_<pid>_<random>_<number>.
+_SHARED_MEMORY = Path("/dev/shm")
 
 _WELL = "is running"
 _STATES = {
@@ -223,6 +226,7 @@ class _Workers:
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGCHLD, handler)
         self._processes: list[BaseProcess] = self._iterator._workers
+        self._started = time.time()
         self.remedy = ""
         self._timeout_seconds = timeout_seconds
         self._late = ""
@@ -268,6 +272,8 @@ class _Workers:
         self._iterator._shutdown_workers()
         late.cancel()
         self._kill()
+        for process in self._processes:
+            _free_shared_memory(process.pid, self._started)
 
     def _kill(self) -> None:
         for process in self._processes:
@@ -336,6 +342,22 @@ class _Workers:
         pieces = [self._collator.index.key(window.piece) for row in spec.rows for window in row]
         more = f" and {len(pieces) - _PIECES_NAMED} more" if len(pieces) > _PIECES_NAMED else ""
         return f"over a batch of piece {', '.join(pieces[:_PIECES_NAMED])}{more}"
+
+
+def _free_shared_memory(pid: int | None, since: float) -> None:
+    """Give back what a process that was killed has made and not named free yet.
+
+    torch takes the name of a segment away as soon as it is open. A worker that dies between the
+    two leaves memory that nobody would ever free.
+
+    Args:
+        pid: of a process that has ended.
+        since: seconds since the epoch; what is older belongs to an earlier process of that number.
+    """
+    for path in _SHARED_MEMORY.glob(f"torch_{pid}_*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime >= since:
+                path.unlink()
 
 
 def process_state(pid: int | None) -> str:

@@ -47,8 +47,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_left_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
     get_temp_dir()  # of this process, which keeps it
+    tmp_path_factory.getbasetemp()  # pytest's own is made outside too
     # A short path, for sockets, where no other process of this machine makes files.
     own = tempfile.mkdtemp()
     monkeypatch.setattr(tempfile, "tempdir", own)
@@ -106,6 +109,39 @@ def test_batches_are_the_same_when_a_worker_is_struck_in_the_middle(
     said = "was ended by SIGKILL" if how == signal.SIGKILL else "is stopped"
     assert f"(pid {struck}) {said}, " in line
     assert line.endswith("all 2 data workers are started anew at the batch that was due")
+
+
+class Leaving:
+    """Dies once between making shared memory and taking its name away, as any worker may."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __call__(self, spec):
+        if not self.mark.exists():
+            Path(f"/dev/shm/torch_{os.getpid()}_1_0").write_bytes(bytes(8))
+            self.mark.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return spec
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="shared memory has no names here")
+def test_memory_that_a_worker_leaves_is_given_back_and_that_of_others_is_not(
+    simulated: Callable, tmp_path: Path
+) -> None:
+    index = simulated(1, 8, 1, 6.0, 4.0)
+    steps = iterate_steps(index, PlanConfig(max_seq_len=64, global_batch=2))
+    specs = [spec for step in steps for spec in micro_batches(step, 0, 1, 1)]
+    collator = Leaving(tmp_path / "died")
+    collator.index = index  # type: ignore[attr-defined]
+    other = Path(f"/dev/shm/torch_{os.getpid()}_other_0")
+    other.write_bytes(bytes(8))
+    try:
+        assert list(load(specs, collator, 1, False)) == specs  # type: ignore[arg-type]
+        assert other.exists()
+    finally:
+        other.unlink()
+    assert not glob.glob(f"/dev/shm/torch_{collator.mark.read_text()}_*")
 
 
 def test_a_worker_that_dies_does_not_raise_in_the_middle_of_other_work(specs_and_collator) -> None:
