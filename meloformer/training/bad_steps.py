@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from meloformer.batches.batch import Batch
+from meloformer.command_line import check_at_least
 from meloformer.errors import ConfigError
 from meloformer.training.ranks import Ranks
 
@@ -38,9 +39,7 @@ class BadStepConfig:
     spike_window: int = 128
 
     def __post_init__(self) -> None:
-        for name, lowest in (("max_skipped_steps", 1), ("spike_window", 2)):
-            if getattr(self, name) < lowest:
-                raise ConfigError(f"--{name} {getattr(self, name)}: allowed: {lowest} or more")
+        check_at_least(self, {"max_skipped_steps": 1, "spike_window": 2})
         if not 0 <= self.spike_sigma < math.inf:
             raise ConfigError(f"--spike_sigma {self.spike_sigma:g}: allowed: 0 or more")
 

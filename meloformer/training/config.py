@@ -8,6 +8,7 @@ from meloformer.batches.augmentation import Augmentation
 from meloformer.batches.mixture import check_weights
 from meloformer.batches.phases import PhaseEnds
 from meloformer.batches.plan import Collate
+from meloformer.command_line import check_at_least
 from meloformer.errors import ConfigError
 from meloformer.midi import grid
 from meloformer.model.attention import Backend
@@ -21,6 +22,7 @@ from meloformer.shards.reader import SHARD_CACHE
 from meloformer.tokens.vocabulary import VOCAB_SIZE
 from meloformer.training.bad_steps import BadStepConfig
 from meloformer.training.ds_config import DEFAULT_DS_CONFIG
+from meloformer.training.ema import check_decay
 from meloformer.training.lora import AdapterConfig, check_peft
 from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.schedule import ScheduleConfig
@@ -186,10 +188,7 @@ class TrainConfig:
             "keep_last": 0,
             "keep_every": 0,
         }
-        for name, allowed in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < allowed:
-                raise ConfigError(f"--{name} {value}: allowed: {allowed} or more")
+        check_at_least(self, lowest)
         if not 0 < self.memory_headroom <= 1:
             raise ConfigError(
                 f"--memory_headroom {self.memory_headroom:g}: allowed: above 0, up to 1"
@@ -204,10 +203,7 @@ class TrainConfig:
                 f"--freeze {' '.join(self.freeze)} with --lora {self.adapters.lora}: all but the "
                 "adapters is frozen; allowed: one of the two; --lora_targets says where they are"
             )
-        if not 0 <= self.ema < 1:
-            raise ConfigError(
-                f"--ema {self.ema:g}: allowed: 0 for none, up to below 1, such as 0.999"
-            )
+        check_decay(self.ema)
         if not 0 <= self.open_summary_rate <= 1:
             raise ConfigError(
                 f"--open_summary_rate {self.open_summary_rate:g}: allowed: 0 to 1, a share of rows"

@@ -19,6 +19,16 @@ AVERAGED_SCORES = "ema_"
 _CHUNK_ELEMENTS = 1 << 22
 
 
+def check_decay(decay: float) -> None:
+    """Refuse a decay that keeps no average.
+
+    Raises:
+        ConfigError: below 0, or 1 and above.
+    """
+    if not 0 <= decay < 1:
+        raise ConfigError(f"--ema {decay:g}: allowed: 0 for none, up to below 1, such as 0.999")
+
+
 def check_same_average(asked: float, known: float) -> None:
     """Refuse to go on with another average than the run was started with.
 

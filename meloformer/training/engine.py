@@ -52,7 +52,6 @@ class Engine:
     ) -> None:
         prepare_deepspeed(ranks)
         import deepspeed
-        from pydantic import ValidationError
 
         self.ranks = ranks
         self.stage: int = ds_config["zero_optimization"]["stage"]
@@ -60,23 +59,21 @@ class Engine:
         check_stage(optimizer, self.stage)
         model = model.to(ranks.device)
         client = build_optimizer(model, optimizer)
-        try:
+        with refusing_values():
             self._deepspeed, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=client,
                 config=ds_config,
                 dist_init_required=False,
             )
-        except ValidationError as error:
-            wrong = error.errors()[0]
-            raise ConfigError(
-                f"--config: found {'.'.join(map(str, wrong['loc']))} = {wrong['input']!r}; "
-                f"allowed: what DeepSpeed takes there ({wrong['msg']})"
-            ) from error
         self._gradients = take_over(self._deepspeed, self.stage)
-        self._partitions = find_partitions(self._deepspeed, self.stage, ranks.rank)
+        self._hold_partitions(client, ema)
+
+    def _hold_partitions(self, client: torch.optim.Optimizer, ema: float) -> None:
+        """Find what DeepSpeed has made of model and optimizer, and begin the average of weights."""
+        self._partitions = find_partitions(self._deepspeed, self.stage, self.ranks.rank)
         if isinstance(client, Muon):
-            client.follow(self._partitions.all(), ranks)
+            client.follow(self._partitions.all(), self.ranks)
         if ema:
             self._partitions.average = WeightAverage(self._partitions.trained_weights(), ema)
         self._is_averaged = False
@@ -259,6 +256,25 @@ def prepare_deepspeed(ranks: Ranks) -> None:
     # It goes by the class alone, and would warn of one that it does not know.
     if Muon not in ZERO_SUPPORTED_OPTIMIZERS:
         ZERO_SUPPORTED_OPTIMIZERS.append(Muon)
+
+
+@contextmanager
+def refusing_values() -> Iterator[None]:
+    """Held while DeepSpeed reads its settings.
+
+    Raises:
+        ConfigError: it refuses a value.
+    """
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ConfigError(
+            f"--config: found {'.'.join(map(str, wrong['loc']))} = {wrong['input']!r}; "
+            f"allowed: what DeepSpeed takes there ({wrong['msg']})"
+        ) from error
 
 
 def _num_moments(partition: Partition) -> int:

@@ -77,10 +77,9 @@ def check_loss(run: RunReader) -> Finding:
     change, level = slope * len(part), float(np.median(part))
     found = f"{level:.4f}, {change:+.4f} over the last {len(part)} steps"
     if deviations > _SIGNIFICANT and change > _LEAST_RISE * level:
-        remedy = (
-            "it rises: lower --learning_rate and go on from a checkpoint before the rise, or drop "
-            "spikes with --spike_sigma 6"
-        )
+        remedy = "it rises: lower --learning_rate and go on from a checkpoint before the rise"
+        if not run.is_bridge:
+            remedy += ", or drop spikes with --spike_sigma 6"
         return Finding(name="loss", is_ok=False, found=found, remedy=remedy)
     start = float(np.median(loss[: max(len(part) // 10, 3)]))
     if len(loss) >= 100 and level >= start:
@@ -183,11 +182,14 @@ def check_data_wait(run: RunReader) -> Finding:
     if not len(wait):
         return Finding(name="data wait", is_ok=True, found="no step yet")
     is_ok = bool(wait.mean() <= MOST_DATA_WAIT)
+    remedy = "more --num_workers; launch/bench/stream.py says what one brings"
+    if run.is_bridge:
+        remedy = "a faster disk for the folders of --states and --targets"
     return Finding(
         name="data wait",
         is_ok=is_ok,
         found=f"{wait.mean():.1%} of a step",
-        remedy="" if is_ok else "more --num_workers; launch/bench/stream.py says what one brings",
+        remedy="" if is_ok else remedy,
     )
 
 
@@ -219,7 +221,8 @@ def check_pace(run: RunReader, now: float) -> Finding:
             found=f"step {run.last_step} of {run.run.num_steps}, silent for {duration(silence)}",
             remedy="it stands still or has ended: see the end of train.log; --resume auto goes on",
         )
-    rate = _last_part(run, "tokens_per_second")
+    counted = "rows" if run.is_bridge else "tokens"
+    rate = _last_part(run, f"{counted}_per_second")
     if not len(rate):
         return Finding(name="ETA", is_ok=True, found="no step yet")
     lately = float(np.median(rate[-max(len(rate) // 10, 3) :]))
@@ -229,7 +232,7 @@ def check_pace(run: RunReader, now: float) -> Finding:
     return Finding(
         name="ETA",
         is_ok=is_ok,
-        found=f"{duration(eta)}, {lately:,.0f} tokens/s ({lately / usual:.0%} of the usual)",
+        found=f"{duration(eta)}, {lately:,.0f} {counted}/s ({lately / usual:.0%} of the usual)",
         remedy=""
         if is_ok
         else "it has become slower: see data wait, slowest rank, other processes",

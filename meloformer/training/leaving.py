@@ -18,7 +18,10 @@ import torch.distributed as dist
 from meloformer.command_line import EXIT_REFUSED
 from meloformer.errors import MeloFormerError, TrainingError
 from meloformer.interrupts import asked_to_stop
+from meloformer.training.processes import Processes
 
+# Of a rank that ends because it was left alone: launchers start a run anew after it.
+EXIT_DESERTED = 1
 GRACE_SECONDS = 2.0  # for the other ranks to refuse too
 # Without the store no rank can say why it ends; a process that goes on so long waits for nobody.
 ORPHAN_SECONDS = 60.0
@@ -26,6 +29,11 @@ ORPHAN_SECONDS = 60.0
 TOLD_ORPHAN_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 _REFUSED = "meloformer/refused"
+_DESERTED = "meloformer/deserted"
+_FIRST_HAS_ENDED = (
+    "the first rank has ended; its own message says why, unless it was killed: go on with "
+    "--resume auto"
+)
 
 _is_refusing = False
 _watcher: threading.Thread | None = None
@@ -66,6 +74,7 @@ def leave_together() -> Iterator[None]:
         # What a collective raises when the process at the other end has gone.
         if not _is_alone():
             _end_if_others_refused(error)
+            _end_if_others_have_ended(error)
         raise
 
 
@@ -92,7 +101,7 @@ def _end_after_others(store: dist.Store) -> None:
             orphaned_at = orphaned_at or time.monotonic()
             limit = TOLD_ORPHAN_SECONDS if asked_to_stop() else ORPHAN_SECONDS
             if time.monotonic() - orphaned_at > limit:
-                sys.stderr.write("error: the first rank has ended; its own message says why\n")
+                sys.stderr.write(f"error: {_FIRST_HAS_ENDED}\n")
                 _end(store)
             continue
         # This rank may have a message too, or be about to end by itself.
@@ -157,9 +166,34 @@ def _end_if_others_refused(error: RuntimeError) -> None:
         has_refused = _store().add(_REFUSED, 0) > 0
     except RuntimeError:
         _is_refusing = True
-        raise TrainingError("the first rank has ended; its own message says why") from error
+        raise TrainingError(_FIRST_HAS_ENDED) from error
     if has_refused:
         _end()
+
+
+def _end_if_others_have_ended(error: RuntimeError) -> None:
+    """Name the ranks of this host that are gone: what was killed says nothing, and who waited for
+    it in a collective knows of a lost connection at most.
+    """
+    try:
+        store = _store()
+        gone = Processes(store).ended(range(dist.get_world_size()))
+        if not gone:
+            return
+        who = f"rank {', '.join(map(str, gone))}"
+        is_said = store.add(f"{_DESERTED}/{who}", 1) > 1
+    except RuntimeError:
+        return
+    if not is_said:
+        sys.stderr.write(
+            f"error: {who} has ended, killed perhaps (by the system, for want of memory?) if it "
+            f"said nothing above; go on with --resume auto. Noticed by rank {dist.get_rank()}: "
+            f"{str(error).splitlines()[0][:200]}\n"
+        )
+    if dist.get_rank() == 0:
+        # It may hold the store, in which the others look too.
+        time.sleep(GRACE_SECONDS / 4)
+    end_at_once(EXIT_DESERTED)
 
 
 def _end(store: dist.Store | None = None) -> None:

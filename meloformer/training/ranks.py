@@ -7,9 +7,11 @@ the same variables for a world of one, so nothing after this module asks how it 
 import atexit
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import TypeVar
 
 import torch
@@ -23,6 +25,9 @@ from meloformer.training.meeting import meet
 Result = TypeVar("Result")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a first step may compile for minutes on one rank
+_POLL_SECONDS = 0.2
+# Of `Ranks.on_first`, in the same order on every rank.
+_calls = count()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +77,12 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier()
 
-    def on_first(self, function: Callable[[], Result]) -> Result:
+    def on_first(self, function: Callable[[], Result], *, is_long: bool = False) -> Result:
         """Run a function on the first rank; every rank gets its result, or its failure.
+
+        Args:
+            function: called on the first rank alone.
+            is_long: it may take longer than a collective waits; the others wait in the store.
 
         Raises:
             MeloFormerError: what the function raised, on all ranks.
@@ -83,6 +92,8 @@ class Ranks:
             return function()
         outcome: list = [None, None]
         failure: Exception | None = None
+        store = dist.distributed_c10d._get_default_store()
+        is_done = f"meloformer/is_done/{next(_calls)}"
         if self.is_first:
             try:
                 outcome[0] = function()
@@ -92,6 +103,10 @@ class Ranks:
                 # Told to the others first: a rank that dies silently leaves them waiting.
                 outcome[1] = FirstRankError(f"the first rank failed: {error!r}")
                 failure = error
+            if is_long:
+                store.set(is_done, "")
+        while is_long and not store.check([is_done]):
+            time.sleep(_POLL_SECONDS)
         dist.broadcast_object_list(outcome, src=0, device=self.totals_device)
         if outcome[1] is not None:
             raise failure or outcome[1]

@@ -25,7 +25,7 @@ from meloformer.interrupts import (
     ask_to_stop,
     asked_to_stop,
 )
-from meloformer.training.leaving import end_at_once
+from meloformer.training.leaving import EXIT_DESERTED, end_at_once
 from meloformer.training.processes import Processes
 from meloformer.training.ranks import Ranks
 
@@ -33,7 +33,6 @@ from meloformer.training.ranks import Ranks
 STATUS_VARIABLE = "MELOFORMER_STOPPED_STATUS"
 # Until a rank that lives has answered; launchers wait half a minute before they kill.
 ANSWER_SECONDS = 15.0
-EXIT_DESERTED = 1
 _POLL_SECONDS = 0.5
 _SIGNALS = tuple(STOP_NAMES)
 

@@ -32,6 +32,8 @@ def stop_holder_of_the_store(drill: Drill) -> FaultRow:
     with drill.start(2, *WATCHED, launcher=deepspeed(2, free_port())) as run:
         struck = _stop_rank(drill, run, 0)
         detected, complaints = _named(run, struck, 0, "and with it the store of the ranks")
+        # Resumed before, the first rank would go on with the other one until that ends.
+        run.wait_until(lambda: 1 not in run.ranks(), "end of the second rank")
         # Whether this launcher ends a process that is stopped is its own affair.
         for process in run.ranks().values():
             process.resume()

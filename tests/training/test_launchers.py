@@ -33,6 +33,29 @@ def test_accelerate_launch_runs_the_same_recipe(chorale_shards: Path, tmp_path: 
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
+@pytest.mark.distributed
+def test_two_ranks_of_accelerate_share_the_rows_of_one_process(
+    chorale_shards: Path, tmp_path: Path
+) -> None:
+    small = ("--model_size", "tiny", "--max_seq_len", "512")
+    # As people with several cards start it; two ranks take half the micro-steps each.
+    one_node = [str(ROOT / "launch/cluster/one_node.sh")]
+    several = flags(chorale_shards, tmp_path / "a", *small)[1:]
+    several[several.index("--gradient_accumulation_steps") + 1] = "1"
+    done = run([*one_node, *several], LAUNCHER="accelerate", GPUS="2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = run([*python(), *flags(chorale_shards, tmp_path / "b", *small)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    (start,) = json.loads((tmp_path / "a/run.json").read_text())["starts"]
+    assert start["world_size"] == 2
+    assert losses(tmp_path / "a") == pytest.approx(losses(tmp_path / "b"), abs=1e-4)
+    tokens = [
+        [json.loads(line)["tokens"] for line in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("a", "b")
+    ]
+    assert tokens[0] == tokens[1]
+
+
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_the_large_sizes_take_two_steps_under_zero_2(
     size: str, chorale_shards: Path, tmp_path: Path

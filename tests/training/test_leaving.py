@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,16 @@ def test_a_rank_that_waits_where_no_broken_connection_wakes_it_ends_with_the_oth
     assert codes == [2, 2], said
     assert "".join(said).count("error: found one thing, allowed another\n") == 1, said
     assert not any("Traceback" in text for text in said), said
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_killed_rank_is_named_by_the_other_one() -> None:
+    codes, said = two_ranks("--who", "1", "--how", "killed")
+    assert codes == [1, -signal.SIGKILL], said
+    assert "error: rank 1 has ended, killed perhaps" in said[0], said
+    assert not any("Traceback" in text for text in said), said
+    # The first rank holds the store, and nobody can look anything up any more.
+    codes, said = two_ranks("--who", "0", "--how", "killed")
+    assert codes[0] == -signal.SIGKILL and codes[1] != 0, said
+    assert "error: the first rank has ended" in said[1], said
