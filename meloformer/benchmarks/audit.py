@@ -16,7 +16,7 @@ import torch
 import tyro
 from rich.table import Table
 
-from meloformer.command_line import check_output_file
+from meloformer.command_line import check_at_least, check_output_file
 from meloformer.errors import CheckpointError, ConfigError
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.museformer import MuseFormer
@@ -86,9 +86,7 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         lowest = {"seed": 0, "num_windows": 2, "num_pieces": 1, "bars": 1, "num_steps": 2}
-        for name, allowed in lowest.items():
-            if getattr(self, name) < allowed:
-                raise ConfigError(f"--{name} {getattr(self, name)}: allowed: {allowed} or more")
+        check_at_least(self, lowest)
         if not self.data:
             raise ConfigError("--data: found none; allowed: the folders that the run trained on")
         for said in self.licence:

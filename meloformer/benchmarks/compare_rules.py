@@ -28,6 +28,7 @@ from meloformer.benchmarks.rule_candidates import (
     find_candidates,
 )
 from meloformer.benchmarks.rule_curves import EMPTY_CURVE, Comparison, Curve
+from meloformer.command_line import check_at_least
 from meloformer.errors import ConfigError
 from meloformer.model.attention import build_plan
 from meloformer.model.config import SIZES, MuseFormerConfig
@@ -101,10 +102,7 @@ class CompareRulesConfig:
             "validate_every": 1,
             "validation_rows": 1,
         }
-        for name, allowed in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < allowed:
-                raise ConfigError(f"--{name} {value}: allowed: {allowed} or more")
+        check_at_least(self, lowest)
         if not 0 < self.minutes < math.inf:
             raise ConfigError(f"--minutes {self.minutes}: allowed: above 0")
         if self.block_size not in BLOCK_SIZES:

@@ -10,7 +10,7 @@ import numpy as np
 
 from meloformer.batches.batch import Batch
 from meloformer.batches.collate import collate_rows
-from meloformer.errors import ConfigError
+from meloformer.command_line import check_at_least
 from meloformer.midi import grid
 from meloformer.model.config import SIZES, MuseFormerConfig
 from meloformer.model.masks import Rule
@@ -49,9 +49,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         lowest = {"pieces": 1, "epochs": 1, "tokens_per_piece": _TOKENS_PER_BAR, "max_seq_len": 128}
-        for name, allowed in lowest.items():
-            if getattr(self, name) < allowed:
-                raise ConfigError(f"--{name} {getattr(self, name)}: allowed: {allowed} or more")
+        check_at_least(self, lowest)
         load_rule(self.attention)
 
     @property

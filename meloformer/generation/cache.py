@@ -13,7 +13,7 @@ from torch import Tensor
 
 from meloformer.model import masks
 from meloformer.model.attention import AttentionPlan, CallPlan
-from meloformer.model.injection import INJECTION_LAYER, Injection
+from meloformer.model.injection import Injection
 from meloformer.model.masks import Label
 from meloformer.model.museformer import Layer, MuseFormer
 
@@ -70,6 +70,7 @@ class DecodeCache:
             for _ in range(config.num_layers)
         ]
         self.injection = injection
+        self._num_closed_layers = len(self.layers) if injection is None else injection.layer
         self._open_BI = torch.zeros((num_rows, 0), dtype=torch.bool, device=self.device)
         if injection is not None:
             injection.check_width(config.width)
@@ -115,7 +116,7 @@ class DecodeCache:
             cache.token[:, :, :, start:stop] = torch.stack(layer.keys_values(normed_BND, angles))
             summaries = [cache.coarse[:, :, :, : self.num_slots], cache.opened]
             k, v = torch.cat([*summaries, cache.token[:, :, :, :stop]], dim=3)
-            mask = mask_BHNN if index < INJECTION_LAYER else opened_BHNN
+            mask = mask_BHNN if index < self._num_closed_layers else opened_BHNN
             read = _attend(layer.queries(normed_BND, angles), k, v, mask)
             x_BND = layer.add_ffn(layer.add_attention(x_BND, read))
         return self.model.unembed(x_BND[:, -1:])[:, 0]
@@ -146,7 +147,7 @@ class DecodeCache:
         s_R1D = self.model.summary_start.expand(len(rows_R), 1, -1)
         for index, (layer, cache) in enumerate(zip(self.model.layers, self.layers, strict=True)):
             assert isinstance(layer, Layer)
-            if index == INJECTION_LAYER and self.injection is not None:
+            if self.injection is not None and index == self.injection.layer:
                 s_R1D = self._closed(self.injection, s_R1D, rows_R, bar_R)
             normed_R1D = layer.attention_norm(s_R1D)
             own = torch.stack(layer.keys_values(normed_R1D, angles))
@@ -184,7 +185,7 @@ class DecodeCache:
         with torch.no_grad():
             _, o_BID = injection.streams(none_BID, self._open_BI[..., None])
             layers = list(zip(self.model.layers, self.layers, strict=True))
-            for layer, cache in layers[INJECTION_LAYER:]:
+            for layer, cache in layers[injection.layer :]:
                 assert isinstance(layer, Layer)
                 o_BID = layer.open_summarize(o_BID, angles, plan)
                 cache.opened = torch.stack(layer.coarse_keys_values(o_BID, angles))

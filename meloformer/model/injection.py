@@ -1,15 +1,18 @@
-"""Injection: summaries from elsewhere enter after layer 3, and the layers above write from them.
+"""Injection: summaries from elsewhere enter after a layer, and the layers above write from them.
 
-Above `INJECTION_LAYER` there are two summaries a bar. The *open* one begins as the injected one and
-reads open summaries of its piece up to its own bar, nothing else: no token, no prefix. So tokens
-of its own bar may read it before that bar is written, and so may the prefix, which is how a text
-sets the tempo. The *closed* one begins as the model's own, as the injected one or as something
-between, reads what SUMMARIZE allows and is read by later bars alone.
+Above it there are two summaries a bar. The *open* one begins as the injected one and reads open
+summaries of its piece up to its own bar, nothing else: no token, no prefix. So tokens of its own
+bar may read it before that bar is written, and so may the prefix, which is how a text sets the
+tempo. The *closed* one begins as the model's own, as the injected one or as something between,
+reads what SUMMARIZE allows and is read by later bars alone.
+
+A base learns to read open summaries after `INJECTION_LAYER`. What enters after layer 0, at the
+input, is a soft prompt of one vector a bar, under the same rules.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +20,20 @@ from torch import Tensor, nn
 from meloformer.errors import ConfigError
 from meloformer.model.masks import Layout
 
-# Layers count from 1: this one and those before it are without injection.
+# Layers count from 1: this one and those before it are without injection, unless told otherwise.
 INJECTION_LAYER = 3
+_LEAST_VARIANCE = 1e-6
 
 Strategy = Literal["replace", "blend", "adapter"]
 
 
 class Start(Protocol):
     """Where the two summary streams begin above the injection layer."""
+
+    @property
+    def layer(self) -> int:
+        """The layer after which they begin, counted from 1; 0 is the input."""
+        ...
 
     def streams(self, s_BSD: Tensor, is_open_BS1: Tensor) -> tuple[Tensor, Tensor]:
         """Closed and open stream, each (B, S, D).
@@ -41,12 +50,15 @@ class Injection:
     """Summaries from elsewhere, and what they do to the closed ones.
 
     Args:
-        summaries_BSD: in the scale of the model's own after layer 3 (not normalised).
+        summaries_BSD: in the scale of the model's own after that layer (not normalised).
         mask_BS: bool, the bars that have one; the others go on without.
         strategy: the closed summaries begin as the injected ones (`replace`), as the weighted mean
             of both (`blend`) or as `adapter(own, injected)`.
         alpha: weight of the injected ones in `blend`; 1 replaces.
         adapter: (B, S, D) own and injected to (B, S, D).
+        layer: after which they enter; 0 before layer 1, where a model's own are all alike.
+            Attention plans do not depend on it; the graphs and operations that the training of a
+            base declares are those of `INJECTION_LAYER`.
     """
 
     summaries_BSD: Tensor
@@ -54,15 +66,21 @@ class Injection:
     strategy: Strategy = "blend"
     alpha: float = 0.7
     adapter: nn.Module | None = None
+    layer: int = INJECTION_LAYER
 
     def __post_init__(self) -> None:
+        if self.layer < 0:
+            raise ConfigError(
+                f"injection after layer {self.layer}: allowed: 0, the input, or a layer from 1"
+            )
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"--alpha {self.alpha:g}: allowed 0 to 1, the injected ones' weight")
         if (self.strategy == "adapter") != (self.adapter is not None):
             has = "no adapter" if self.adapter is None else "an adapter"
             raise ConfigError(
                 f"--strategy {self.strategy} with {has}: allowed: an adapter with strategy adapter "
-                "and with no other; take blend or replace, or a bridge that was trained with one"
+                "and with no other; take blend or replace, or --adapter, a run of "
+                "launch/train_adapter.py"
             )
         if self.summaries_BSD.shape[:2] != self.mask_BS.shape:
             raise ConfigError(
@@ -123,14 +141,16 @@ class NoisedOwn:
     """What a base trains with: its own summaries, noised, so that it learns to read open ones.
 
     The noise of a row follows from its seed alone, however rows are shared out: its level is drawn
-    between none and as much as the summaries themselves vary. No gradient goes through them, else
-    summaries would learn to say what the next layers are asked to guess.
+    between none and as much as the summaries themselves vary. The gradient goes through them, and
+    through how much they vary: summaries learn to say what the layers above read in them, against
+    noise that grows with them.
 
     Args:
         seeds: of each row's noise; None where a row has no open summaries.
     """
 
     seeds: Sequence[int | None]
+    layer: ClassVar[int] = INJECTION_LAYER
 
     @classmethod
     def of(cls, seeds: Sequence[int | None]) -> "NoisedOwn | None":
@@ -139,14 +159,15 @@ class NoisedOwn:
 
     def streams(self, s_BSD: Tensor, is_open_BS1: Tensor) -> tuple[Tensor, Tensor]:
         """See `Start`."""
-        own_BSD = s_BSD.detach()
         # Row by row: what a row is made of must not depend on what it lies beside.
-        weight_BS1 = is_open_BS1.to(own_BSD)
+        weight_BS1 = is_open_BS1.to(s_BSD)
         count_B11 = weight_BS1.sum(1, keepdim=True).clamp(min=1)
-        mean_B1D = (own_BSD * weight_BS1).sum(1, keepdim=True) / count_B11
-        spread_B1D = ((own_BSD - mean_B1D).square() * weight_BS1).sum(1, keepdim=True) / count_B11
+        mean_B1D = (s_BSD * weight_BS1).sum(1, keepdim=True) / count_B11
+        variance_B1D = ((s_BSD - mean_B1D).square() * weight_BS1).sum(1, keepdim=True) / count_B11
+        # A root has no slope at 0, which is the variance of a single bar.
+        spread_B1D = (variance_B1D + _LEAST_VARIANCE).sqrt()
         noise_BSD = torch.stack([_noise(seed, s_BSD.shape[1:]) for seed in self.seeds])
-        noised_BSD = own_BSD + noise_BSD.to(own_BSD, non_blocking=True) * spread_B1D.sqrt()
+        noised_BSD = s_BSD + noise_BSD.to(s_BSD, non_blocking=True) * spread_B1D
         return s_BSD, torch.where(is_open_BS1, noised_BSD, 0)
 
 

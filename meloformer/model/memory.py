@@ -59,6 +59,9 @@ def kept_bytes(config: MuseFormerConfig, size: BatchSize) -> Counter[str]:
         kept["rotations"] += _FP32 * size.rows * (size.tokens + slots) * config.head_width // 2
     kept["norms"] += _norm(size, num_tokens, config.width, input_width=config.width)
     kept["norms"] += e * num_tokens * config.width
+    if config.num_open_layers:
+        # How far open summaries begin from their mean, and the noise that is scaled by it.
+        kept["open summaries"] += 2 * e * size.rows * size.summaries * config.width
     # Onsets and instruments as indices; the ids are the batch's own.
     kept["embeddings"] += 2 * _INT64 * num_tokens
     kept["loss"] += (e if size.is_compiled else _FP32) * num_tokens * config.vocab_size

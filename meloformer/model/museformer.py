@@ -245,7 +245,7 @@ class MuseFormer(nn.Module):
                 something is injected (`Injection.layout`).
             plan: `attention.build_plan(layout, rule, ...)`; without summaries, of
                 `layout.without_summaries()`.
-            start: what is injected after layer 3, for a layout with open summaries.
+            start: what is injected, and after which layer, for a layout with open summaries.
         """
         return self.unembed(self._streams(ids_BT, layout, plan, start)[0])
 
@@ -291,7 +291,7 @@ class MuseFormer(nn.Module):
         summary_angles = self.angles(layout.bar_BS, torch.zeros_like(layout.bar_BS))
         again = self.checkpointing == "layer" and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers[:num_layers]):
-            if index == INJECTION_LAYER and start is not None:
+            if start is not None and index == start.layer:
                 assert s_BSD is not None
                 s_BSD, o_BSD = start.streams(s_BSD, (layout.open_BS >= 0)[..., None])
             if index < self.num_frozen_layers:

@@ -79,9 +79,21 @@ def test_a_batch_step_by_step_equals_each_piece_in_parallel(rule, num_kv_heads) 
         assert torch.allclose(found, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("strategy", ["replace", "blend"])
-@pytest.mark.parametrize("rule", RULES)
-def test_with_injected_summaries_step_by_step_equals_each_piece_in_parallel(rule, strategy) -> None:
+@pytest.mark.parametrize(
+    ("rule", "strategy", "layer"),
+    [
+        *((rule, strategy, 3) for rule in RULES for strategy in ("replace", "blend")),
+        ("halves", "blend", 0),
+        *(
+            pytest.param(rule, strategy, layer, marks=pytest.mark.slow)
+            for rule in RULES
+            for strategy, layer in (("replace", 0), ("replace", 1), ("blend", 1))
+        ),
+    ],
+)
+def test_with_injected_summaries_step_by_step_equals_each_piece_in_parallel(
+    rule, strategy, layer
+) -> None:
     model = a_model(rule, num_layers=5)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
@@ -93,6 +105,7 @@ def test_with_injected_summaries_step_by_step_equals_each_piece_in_parallel(rule
         summaries_BSD=torch.randn(3, 6, model.config.width).double(),
         mask_BS=mask,
         strategy=strategy,
+        layer=layer,
     )
     for row, found in enumerate(step_by_step(model, pieces, injection)):
         layout = layout_of(pieces[row])
@@ -100,6 +113,7 @@ def test_with_injected_summaries_step_by_step_equals_each_piece_in_parallel(rule
             summaries_BSD=F.pad(injection.summaries_BSD[row : row + 1], (0, 0, 0, num_slots - 6)),
             mask_BS=F.pad(mask[row : row + 1], (0, num_slots - 6)),
             strategy=strategy,
+            layer=layer,
         )
         layout = alone.layout(layout)
         with torch.no_grad():
