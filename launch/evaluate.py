@@ -3,6 +3,7 @@
     python launch/evaluate.py --control --checkpoint runs/<name> --bridge runs/<bridge> \
         --data data_shards/<name> --captions captions.jsonl --output reports/control
     python launch/evaluate.py --control ... --language zh --sections --n 500 --bars 32
+    python launch/evaluate.py --control ... --strategy adapter --adapter runs/<adapter>
     python launch/evaluate.py --control ... --captions midicaps.jsonl   (the protocol of text2midi)
 
 Unseen pieces in wordings that training never saw: rows text / shuffled / none / true, by summaries
@@ -12,7 +13,7 @@ control.md, control.json and pieces.jsonl. Captions: launch/caption.py writes th
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -24,6 +25,7 @@ from meloformer.errors import ConfigError
 from meloformer.evaluation.control import ControlJudgeConfig, judge_control
 from meloformer.evaluation.control_generator import load_generator
 from meloformer.evaluation.control_report import check_output, report_lines, save_report
+from meloformer.generation.injecting import InjectingConfig
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.weights import Weights
@@ -43,11 +45,10 @@ class EvaluateConfig:
         text_encoder: another place of the bridge's encoder, such as a folder.
         data: shards that the captions were written for.
         output: folder of the report.
-        strategy: what injected summaries do to the closed ones.
-        alpha: weight of the injected ones in blend; 1 replaces.
         seed: of draws, noise, sampling and intervals.
         device: where the models run.
         judge: what is judged.
+        injecting: what injected summaries do to the model's own.
         flow: how a Diffusion Bridge is asked.
         sampling: how bold the choice of a token is.
     """
@@ -60,11 +61,10 @@ class EvaluateConfig:
     text_encoder: str | None = None
     data: str | None = None
     output: Path = Path("reports/control")
-    strategy: Literal["replace", "blend"] = "blend"
-    alpha: float = 0.7
     seed: int = 0
     device: DeviceName = "auto"
     judge: ControlJudgeConfig = field(default_factory=ControlJudgeConfig)
+    injecting: InjectingConfig = field(default_factory=InjectingConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -90,8 +90,7 @@ def main(config: EvaluateConfig) -> None:
         text_encoder=config.text_encoder,
         flow=config.flow,
         sampling=config.sampling,
-        strategy=config.strategy,
-        alpha=config.alpha,
+        injecting=config.injecting,
     )
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

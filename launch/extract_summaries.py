@@ -15,7 +15,7 @@ if __name__ == "__main__":
     end_at_signals()
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,59 +23,32 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from meloformer.bridge.extraction import WindowSettings, base_facts, check_base, extract
+from meloformer.bridge.base_and_shards import SummarisingConfig
+from meloformer.bridge.extraction import base_facts, check_base, extract
 from meloformer.bridge.targets import SummaryTargets
 from meloformer.command_line import run_recipe
-from meloformer.errors import ConfigError
-from meloformer.model.device import DeviceName, choose_device
-from meloformer.model.weights import (
-    Weights,
-    find_model_folder,
-    load_model,
-    model_fingerprint,
-    model_metadata,
-    newest_run,
-)
-from meloformer.shards.disk_cache import CacheConfig
-from meloformer.shards.reader import ShardFolder
-from meloformer.tokens.vocabulary import check_fingerprint
+from meloformer.model.weights import model_fingerprint
 
 _BYTES_PER_MB = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
-    """Flags of launch/extract_summaries.py."""
+class ExtractConfig(SummarisingConfig):
+    """Flags of launch/extract_summaries.py.
 
-    data: str
-    """Shard folder, or its URL."""
+    Args:
+        output: folder to be made.
+        allow_closed_base: take a base that was trained at --open_summary_rate 0.
+    """
+
     output: Path
-    """Folder to be made."""
-    checkpoint: Path | None = None
-    """The base: run folder, step folder or model folder; the newest run if not given."""
-    weights: Weights = "raw"
-    """Those of the last step, or the moving average of a run trained with --ema."""
-    windows: WindowSettings = field(default_factory=WindowSettings)
-    batch_size: int = 8
-    """Rows that are computed together; no number depends on it."""
-    device: DeviceName = "auto"
-    """Where the model runs."""
     allow_closed_base: bool = False
-    """Take a base that was trained at --open_summary_rate 0."""
-    cache: CacheConfig = field(default_factory=CacheConfig)
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"--batch_size {self.batch_size}: allowed 1 or more")
 
 
 def main(config: ExtractConfig) -> None:
     """Load, extract, report."""
     console = Console()
-    folder = find_model_folder(config.checkpoint or newest_run(), config.weights)
-    check_fingerprint(model_metadata(folder).get("tokenizer", "none"), str(folder))
-    shards = ShardFolder.open(config.data, config.cache)
-    model = load_model(folder, choose_device(config.device))
+    model, folder, shards = config.load()
     check_base(model, allow_closed=config.allow_closed_base)
 
     started = time.perf_counter()

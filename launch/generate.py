@@ -10,6 +10,9 @@ python launch/generate.py --bridge runs/<bridge> --text "a fast piece in E minor
 
 python launch/generate.py --bridge runs/<bridge> --text "0-15: calm piano" --text "16-47: rock band"
 
+python launch/generate.py --bridge runs/<bridge> --text "calm piano" --strategy adapter
+--adapter runs/<adapter>
+
 python launch/generate.py --checkpoint runs/<name> --mix a.mid b.mid --at 0:0,64:1
 """
 
@@ -42,7 +45,7 @@ def main(config: GenerateConfig) -> None:
         config.steering,
         writing.controls,
         model,
-        model_fingerprint(folder) if config.steering.bridge else "",
+        model_fingerprint(folder) if config.steering.is_given else "",
         num_samples=writing.num_samples,
         seed=writing.seed,
     )

@@ -23,27 +23,15 @@ if __name__ == "__main__":
 
     listen()  # what follows imports for seconds
 
-from rich.console import Console
-
 from meloformer.bridge_training.diffusion_bridge import DiffusionBridgeTrainConfig
-from meloformer.bridge_training.loop import train
-from meloformer.bridge_training.outlook import outlook
 from meloformer.bridge_training.prepare import prepare
+from meloformer.bridge_training.recipe import prepare_and_train
 from meloformer.command_line import run_recipe
-from meloformer.training.leaving import leave_together
-
-console = Console()
 
 
 def main(flags: DiffusionBridgeTrainConfig) -> int:
     """Prepare, say what will be done, train."""
-    with leave_together():
-        prepared = prepare(flags, flags.kind)
-        if prepared.ranks.is_first:
-            console.print(outlook(prepared))
-        if flags.dry_run or prepared.is_done:
-            return 0
-        return train(prepared)
+    return prepare_and_train(lambda: prepare(flags, flags.kind))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,15 @@ without a launcher:
 
     accelerate launch launch/train_qformer.py --targets targets/<name> --captions captions.jsonl
 
+A soft prompt at the base's input in place of summaries after layer 3, trained by the base's own
+token loss; and layer 3 by that loss alone, to compare:
+    python launch/train_qformer.py --inject_after 0 --checkpoint runs/<base>
+    --data data_shards/<name> --targets targets/<name> --captions captions.jsonl
+
+    python launch/train_qformer.py --regression_weight 0 --token_loss_weight 1
+    --checkpoint runs/<base> --data data_shards/<name> --targets targets/<name>
+    --captions captions.jsonl
+
 Go on with a run that has stopped, with the flags of its start:
     python launch/train_qformer.py ... --output runs/qformer --resume auto
 """
@@ -23,27 +32,15 @@ if __name__ == "__main__":
 
     listen()  # what follows imports for seconds
 
-from rich.console import Console
-
-from meloformer.bridge_training.loop import train
-from meloformer.bridge_training.outlook import outlook
 from meloformer.bridge_training.prepare import prepare
 from meloformer.bridge_training.qformer import QFormerTrainConfig
+from meloformer.bridge_training.recipe import prepare_and_train
 from meloformer.command_line import run_recipe
-from meloformer.training.leaving import leave_together
-
-console = Console()
 
 
 def main(flags: QFormerTrainConfig) -> int:
     """Prepare, say what will be done, train."""
-    with leave_together():
-        prepared = prepare(flags, flags.kind)
-        if prepared.ranks.is_first:
-            console.print(outlook(prepared))
-        if flags.dry_run or prepared.is_done:
-            return 0
-        return train(prepared)
+    return prepare_and_train(lambda: prepare(flags, flags.kind))
 
 
 if __name__ == "__main__":

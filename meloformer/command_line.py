@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,6 +90,22 @@ _PLAINLY = (
     ),
     (r"[ .]* For full helptext, (?:run|see) (.*)$", r"; all flags: \1"),
 )
+
+
+def check_at_least(flags: object, lowest: Mapping[str, int]) -> None:
+    """Refuse numbers that are too small; what was not given is left alone.
+
+    Args:
+        flags: a dataclass of them.
+        lowest: the least that each of some may be.
+
+    Raises:
+        ConfigError: names the first that is less.
+    """
+    for name, allowed in lowest.items():
+        value = getattr(flags, name)
+        if value is not None and value < allowed:
+            raise ConfigError(f"--{name} {value}: allowed: {allowed} or more")
 
 
 def check_output_file(flag: str, path: Path | None) -> None:

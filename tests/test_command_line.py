@@ -1,9 +1,10 @@
+from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 
-from meloformer.command_line import parse_flags, run_recipe
+from meloformer.command_line import check_at_least, parse_flags, run_recipe
 from meloformer.errors import ConfigError
 
 
@@ -57,6 +58,13 @@ def test_a_wrong_value_is_said_with_what_is_allowed(
     with pytest.raises(SystemExit):
         parse_flags(Flags, arguments)
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_the_first_number_that_is_too_small_is_refused_and_none_that_was_not_given() -> None:
+    flags = Namespace(rows=3, steps=None, seed=-1)
+    check_at_least(flags, {"rows": 3, "steps": 1})
+    with pytest.raises(ConfigError, match="--seed -1: allowed: 0 or more"):
+        check_at_least(flags, {"steps": 1, "seed": 0, "rows": 9})
 
 
 def test_a_refusal_is_one_line_on_stderr_and_exit_code_2(

@@ -25,62 +25,38 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from meloformer.bridge.extraction import WindowSettings
+from meloformer.bridge.base_and_shards import SummarisingConfig
 from meloformer.command_line import check_output_file, run_recipe
-from meloformer.errors import ConfigError
 from meloformer.evaluation.bar_facts import QUESTIONS
 from meloformer.evaluation.probe_scores import Score
 from meloformer.evaluation.probes import ProbeSettings, ProbeTable, num_pieces, probe
-from meloformer.model.device import DeviceName, choose_device
-from meloformer.model.weights import (
-    Weights,
-    find_model_folder,
-    load_model,
-    model_fingerprint,
-    model_metadata,
-    newest_run,
-)
-from meloformer.shards.disk_cache import CacheConfig
-from meloformer.shards.reader import ShardFolder
-from meloformer.tokens.vocabulary import check_fingerprint
+from meloformer.model.weights import model_fingerprint
 
 # Of a table in a file or a pipe, where nobody's terminal says how wide it may be.
 _TABLE_WIDTH = 120
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
-    """Flags of launch/tools/probe_summaries.py."""
+class ProbeConfig(SummarisingConfig):
+    """Flags of launch/tools/probe_summaries.py.
 
-    data: str
-    """Shard folder, or its URL."""
-    checkpoint: Path | None = None
-    """Run folder, step folder or model folder; the newest run if not given."""
-    weights: Weights = "raw"
-    """Those of the last step, or the moving average of a run trained with --ema."""
-    windows: WindowSettings = field(default_factory=WindowSettings)
+    Args:
+        probes: what is learned from, and how.
+        json: file for the figures.
+    """
+
     probes: ProbeSettings = field(default_factory=ProbeSettings)
-    batch_size: int = 8
-    """Rows that are computed together."""
-    device: DeviceName = "auto"
-    """Where the model runs."""
     json: Path | None = None
-    """File for the figures."""
-    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_output_file("--json", self.json)
-        if self.batch_size < 1:
-            raise ConfigError(f"--batch_size {self.batch_size}: allowed 1 or more")
 
 
 def main(config: ProbeConfig) -> None:
     """Load, probe, report."""
     console = Console(width=None if sys.stdout.isatty() else _TABLE_WIDTH)
-    folder = find_model_folder(config.checkpoint or newest_run(), config.weights)
-    check_fingerprint(model_metadata(folder).get("tokenizer", "none"), str(folder))
-    shards = ShardFolder.open(config.data, config.cache)
-    model = load_model(folder, choose_device(config.device))
+    model, folder, shards = config.load()
     started = time.perf_counter()
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("reading pieces", total=num_pieces(shards, config.probes))

@@ -1,4 +1,6 @@
-"""Watch a run in the terminal, beside it or from another host; it need not run any more.
+"""Watch a run, of a MuseFormer or a bridge, in the terminal, beside it or from another host.
+
+It need not run any more.
 
     python launch/tools/watch.py --run runs/<name>
     python launch/tools/watch.py --run runs/<name> --once

@@ -1,12 +1,15 @@
-"""The folder of a trained bridge.
+"""The folder of a trained bridge, or of an adapter between a bridge and its base.
 
-config.json               model_type, its settings, the base it was trained for, its encoder
+config.json               model_type, its settings, the base it was trained for, its encoder; and of
+                          an adapter the bridge
 model.safetensors         weights
-statistics.safetensors    mean and deviation of the base's summaries: what undoes normalising
+statistics.safetensors    mean and deviation that undo normalising: those of the base's summaries
+                          after the layer that the bridge speaks after, or those of its input
 heads.safetensors         heads that predict attributes from the text, where there are some
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from meloformer.errors import CheckpointError
+from meloformer.model.injection import INJECTION_LAYER
 from meloformer.model.tensor_file import FileSum, write_tensors
 from meloformer.model.weights import MODEL_NAMES, WEIGHTS_NAME, step_of
 
@@ -30,12 +34,13 @@ MODELS = {
         "DiffusionBridgeConfig",
     ),
 }
+ADAPTERS = {"adapter": ("meloformer.bridge.adapter", "SummaryAdapter", "SummaryAdapterConfig")}
 
 
 def model_type_of(model: object) -> str:
-    """The word for a bridge's class in config.json."""
-    name = type(model).__name__
-    return next(word for word, (_, model_name, _) in MODELS.items() if model_name == name)
+    """The word for the class of a bridge or an adapter in config.json."""
+    name, known = type(model).__name__, {**MODELS, **ADAPTERS}
+    return next(word for word, (_, model_name, _) in known.items() if model_name == name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,7 @@ class BridgeFacts:
         encoder: see `bridges.LoadedBridge`.
         mean_D: see `bridges.LoadedBridge`.
         std_D: see `bridges.LoadedBridge`.
+        layer: see `bridges.LoadedBridge`.
         extra: further plain data for config.json, such as the step.
     """
 
@@ -58,6 +64,7 @@ class BridgeFacts:
     encoder: dict[str, Any]
     mean_D: torch.Tensor
     std_D: torch.Tensor
+    layer: int = INJECTION_LAYER
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -69,6 +76,7 @@ class BridgeFacts:
         encoder: dict[str, Any],
         mean_D: torch.Tensor,
         std_D: torch.Tensor,
+        layer: int = INJECTION_LAYER,
     ) -> "BridgeFacts":
         """Facts of a model that is about to be trained."""
         return cls(
@@ -78,6 +86,7 @@ class BridgeFacts:
             encoder=encoder,
             mean_D=mean_D,
             std_D=std_D,
+            layer=layer,
         )
 
     def with_extra(self, **extra: Any) -> "BridgeFacts":
@@ -108,6 +117,7 @@ def save_bridge(
         **facts.config,
         "base": facts.base,
         "encoder": facts.encoder,
+        "layer": facts.layer,
         **facts.extra,
     }
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -140,11 +150,15 @@ def find_bridge_folder(path: Path, weights: Literal["raw", "ema"] = "raw") -> Pa
     return None
 
 
-def read_bridge_config(folder: Path) -> dict[str, Any]:
-    """config.json of a bridge's folder.
+def read_bridge_config(folder: Path, models: Mapping[str, Any] = MODELS) -> dict[str, Any]:
+    """config.json of a bridge's folder; its `layer` is filled in where a folder is older than that.
+
+    Args:
+        folder: of the model itself.
+        models: kinds that are allowed, such as `ADAPTERS`.
 
     Raises:
-        CheckpointError: no such file, damaged, of another format, or no bridge's.
+        CheckpointError: no such file, damaged, of another format, or of no such kind.
     """
     path = folder / CONFIG_NAME
     try:
@@ -154,10 +168,11 @@ def read_bridge_config(folder: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({error}); expected the settings of a bridge"
         ) from error
     found = config.get("model_type") if isinstance(config, dict) else None
-    if found not in MODELS:
+    if found not in models:
+        recipes = " or ".join(f"launch/train_{name}.py" for name in models)
         raise CheckpointError(
-            f"{path}: found model_type {found!r}; allowed: {', '.join(MODELS)}; give the run of "
-            "launch/train_qformer.py or launch/train_diffusion_bridge.py"
+            f"{path}: found model_type {found!r}; allowed: {', '.join(models)}; give the run of "
+            f"{recipes}"
         )
     if config.get("format") != FORMAT_VERSION:
         raise CheckpointError(
@@ -170,4 +185,10 @@ def read_bridge_config(folder: Path) -> dict[str, Any]:
                 f"{path}: {key}: found no fingerprint, expected that of the {key} it was trained "
                 "for; train the bridge again"
             )
+    layer = config.setdefault("layer", INJECTION_LAYER)
+    if type(layer) is not int or layer < 0:
+        raise CheckpointError(
+            f"{path}: layer: found {layer!r}, expected the layer after which its summaries enter, "
+            "0 for the input; train the bridge again"
+        )
     return config

@@ -3,7 +3,7 @@
 A bridge speaks of normalised summaries; `LoadedBridge` returns them in the base's own scale.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +25,7 @@ from meloformer.bridge.bridge_folder import (
 )
 from meloformer.bridge.flow import Solver
 from meloformer.errors import CheckpointError
+from meloformer.model.injection import INJECTION_LAYER
 from meloformer.model.weights import MODEL_NAMES, WEIGHTS_NAME
 
 if TYPE_CHECKING:  # the encoders import transformers, which takes seconds
@@ -57,6 +58,11 @@ class BridgeBatch:
     pieces: Sequence[int] = ()
     tokens: Sequence[np.ndarray] = ()
     num_bars: float | None = None
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens of the B windows that a base foretells: all but the first of each."""
+        return sum(len(ids) - 1 for ids in self.tokens)
 
     def mean_over_bars(self, loss_BS: torch.Tensor) -> torch.Tensor:
         """Mean of one number per bar over the real bars, however the global batch is cut.
@@ -98,8 +104,13 @@ class Bridge(Protocol):
         steps: int = 10,
         guidance: float = 1.0,
         solver: Solver = "euler",
+        mask_BS: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Normalised summaries (B, S, D); a row does not depend on the others of its batch."""
+        """Normalised summaries (B, S, D); a row does not depend on the others of its batch.
+
+        `mask_BS` is True at the bars that each row wants, which come first; all S if not given. The
+        others change nothing of these.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +119,14 @@ class LoadedBridge:
 
     Args:
         model: a `Bridge`, in evaluation mode.
-        mean_D: of the base's summaries.
-        std_D: their deviation.
+        mean_D: of the base's summaries, or 0 where the layer is another than theirs.
+        std_D: their deviation, or that of the base's input.
         base: facts of the MuseFormer whose summaries it makes, as in the targets' manifest.
         encoder: facts of the text encoder, as in the manifest of the states.
         heads: attribute heads; None where the folder holds none.
         weights: which ones these are.
         folder: where they come from.
+        layer: of the base, after which the answers enter; 0 is the input.
     """
 
     model: Bridge
@@ -125,6 +137,7 @@ class LoadedBridge:
     heads: Any
     weights: Literal["raw", "ema"]
     folder: Path
+    layer: int = INJECTION_LAYER
 
     @torch.no_grad()
     def summaries(
@@ -209,10 +222,9 @@ def load_bridge(
             f"launch/train_diffusion_bridge.py, or its {MODEL_NAMES['raw']}/ folder"
         )
     config = read_bridge_config(folder)
-    model = _build(folder, config)
-    _load_state(model, _read(folder / WEIGHTS_NAME), folder)
-    statistics = _read(folder / STATISTICS_NAME)
-    mean_D, std_D = (_statistic(statistics, key, config, folder) for key in ("mean", "std"))
+    model = build_model(folder, config, MODELS)
+    load_state(model, folder)
+    mean_D, std_D = load_statistics(folder, config)
     return LoadedBridge(
         model=cast(Bridge, model.to(device).float().eval().requires_grad_(False)),
         mean_D=mean_D.to(device),
@@ -222,11 +234,25 @@ def load_bridge(
         heads=_load_heads(folder, device, config["encoder"]["fingerprint"]),
         weights=which,
         folder=folder,
+        layer=config["layer"],
     )
 
 
-def _build(folder: Path, config: dict[str, Any]) -> nn.Module:
-    module_name, model_name, config_name = MODELS[config["model_type"]]
+def build_model(
+    folder: Path, config: dict[str, Any], models: Mapping[str, tuple[str, str, str]], *more: Any
+) -> nn.Module:
+    """The model that config.json speaks of, without weights.
+
+    Args:
+        folder: of the model, for messages.
+        config: what `read_bridge_config` has read.
+        models: where each kind lives.
+        more: what its constructor takes besides the settings.
+
+    Raises:
+        CheckpointError: settings that it does not have.
+    """
+    module_name, model_name, config_name = models[config["model_type"]]
     module = import_module(module_name)
     config_class = getattr(module, config_name)
     known = {key: config[key] for key in config_class.__dataclass_fields__ if key in config}
@@ -238,10 +264,16 @@ def _build(folder: Path, config: dict[str, Any]) -> nn.Module:
             "release that wrote it"
         ) from error
     with torch.device("meta"):
-        return getattr(module, model_name)(settings)
+        return getattr(module, model_name)(settings, *more)
 
 
-def _load_state(model: nn.Module, state: dict[str, torch.Tensor], folder: Path) -> None:
+def load_state(model: nn.Module, folder: Path) -> None:
+    """Fill a model of `build_model` with the weights of its folder.
+
+    Raises:
+        CheckpointError: they cannot be read, or are of another model.
+    """
+    state = _read(folder / WEIGHTS_NAME)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     for name in sorted(expected.keys() | found.keys()):
@@ -261,6 +293,17 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: cannot be read ({error}); expected tensors of a bridge; take another "
             "checkpoint"
         ) from error
+
+
+def load_statistics(folder: Path, config: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation, (D,) float32, that undo normalising.
+
+    Raises:
+        CheckpointError: they cannot be read, or undoing anything with them would be nonsense.
+    """
+    statistics = _read(folder / STATISTICS_NAME)
+    mean_D, std_D = (_statistic(statistics, key, config, folder) for key in ("mean", "std"))
+    return mean_D, std_D
 
 
 def _statistic(

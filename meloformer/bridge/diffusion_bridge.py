@@ -267,6 +267,7 @@ class DiffusionBridge(nn.Module):
         steps: int = 10,
         guidance: float = 1.0,
         solver: Solver = "euler",
+        mask_BS: Tensor | None = None,
     ) -> Tensor:
         """Normalised summaries (B, S, D) of texts.
 
@@ -277,6 +278,7 @@ class DiffusionBridge(nn.Module):
             steps: of the solver.
             guidance: 1 is the answer to the text, more exaggerates what the text changes.
             solver: `heun` asks the network twice a step.
+            mask_BS: True at the bars that each row wants; all S if not given.
 
         Raises:
             ConfigError: more bars than the bridge has, as many seeds as there are no rows.
@@ -297,7 +299,9 @@ class DiffusionBridge(nn.Module):
         copies = 1 if guidance == 1 else 2
         without_B = torch.arange(copies * num_rows, device=device) >= num_rows
         text = self.read_text(states_BLW.repeat(copies, 1, 1), mask_BL.repeat(copies, 1), without_B)
-        mask_BS = without_B.new_ones(copies * num_rows, num_bars)
+        if mask_BS is None:
+            mask_BS = without_B.new_ones(num_rows, num_bars)
+        mask_BS = mask_BS.to(device).repeat(copies, 1)
 
         def velocity(x_BSD: Tensor, t: float) -> Tensor:
             t_B = torch.full((copies * num_rows,), t, device=device)

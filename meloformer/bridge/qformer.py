@@ -131,6 +131,7 @@ class QFormer(nn.Module):
         steps: int = 10,
         guidance: float = 1.0,
         solver: Solver = "euler",
+        mask_BS: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Normalised summaries (B, S, D): the one answer, whatever seed, steps and solver say.
 
@@ -142,9 +143,8 @@ class QFormer(nn.Module):
                 f"--guidance {guidance:g} with a Q-Former, which has no unconditional answer to go "
                 "away from; allowed: 1, or a Diffusion Bridge"
             )
-        mask_BS = torch.ones(
-            states.states_BLW.shape[0], num_bars, dtype=torch.bool, device=states.states_BLW.device
-        )
+        if mask_BS is None:
+            mask_BS = states.mask_BL.new_ones(len(states.states_BLW), num_bars)
         return self(states.states_BLW, states.mask_BL, mask_BS)
 
 

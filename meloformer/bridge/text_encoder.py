@@ -4,7 +4,7 @@ Shape suffixes as in meloformer.model, with L tokens of a text and W the encoder
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,8 +179,14 @@ class TextEncoder:
         return TextStates.of_rows(self.encode_each(texts))
 
     @torch.no_grad()
-    def encode_each(self, texts: Sequence[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def encode_each(
+        self, texts: Sequence[str], tell: Callable[[int], None] = lambda done: None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Per text its states (L, W) and its pooled vector (W), in the order of the texts.
+
+        Args:
+            texts: any number of them.
+            tell: called with the number of texts done after each batch.
 
         Raises:
             ConfigError: see `encode`.
@@ -188,15 +194,16 @@ class TextEncoder:
         ids = self.token_ids(texts)
         by_length = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         limit = _TOKENS_PER_BATCH.get(self.device.type, _TOKENS_PER_BATCH["cpu"])
-        rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        batch: list[int] = []
+        batches: list[list[int]] = []
         for index in by_length:
-            if batch and (len(batch) + 1) * len(ids[index]) > limit:
-                rows |= self._encode_batch(batch, ids)
-                batch = []
-            batch.append(index)
-        if batch:
+            if not batches or (len(batches[-1]) + 1) * len(ids[index]) > limit:
+                batches.append([])
+            batches[-1].append(index)
+        rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        # The longest first: whoever waits is not told of an end that moves away.
+        for batch in reversed(batches):
             rows |= self._encode_batch(batch, ids)
+            tell(len(rows))
         return [rows[index] for index in range(len(texts))]
 
     def can_read(self, text: str) -> bool:

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def write_states(
     *,
     captions_sha256: str | None = None,
     texts_per_shard: int = _TEXTS_PER_SHARD,
-    tell: Callable[[int], None] | None = None,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> "TextStatesFolder":
     """Encode texts into a folder; no more than one file of states is held in memory.
 
@@ -81,7 +82,7 @@ def write_states(
         folder: made here; absent or empty before.
         captions_sha256: of the file that the texts come from; that of the texts if not given.
         texts_per_shard: texts of a file of states.
-        tell: called with the number of texts done after each file.
+        tell: called with the number of texts done, now and then.
 
     Raises:
         ConfigError: the folder is taken, another process writes it, or a text is refused.
@@ -107,7 +108,7 @@ def find_or_write_states(
     folder: Path,
     *,
     captions_sha256: str,
-    tell: Callable[[int], None] | None = None,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> "TextStatesFolder":
     """The states of a caption set: those that lie in the folder, else written now.
 
@@ -201,6 +202,17 @@ class TextStatesFolder:
                     found.setdefault((s, k, f, l), []).append(index)
         return found
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64 tokens of each text.
+
+        Raises:
+            ConfigError: a file has been damaged since.
+        """
+        return np.concatenate(
+            [np.diff(self._file(number)[2]) for number in range(len(self._shards))]
+        )
+
     def batch(self, indices: Sequence[int]) -> TextStates:
         """States of texts, on the CPU, in the dtype in which they were stored.
 
@@ -227,22 +239,31 @@ class TextStatesFolder:
             raise IndexError(f"text {index} of {len(self)}")
         number = int(np.searchsorted(self._edges, index, side="right")) - 1
         within = index - int(self._edges[number])
-        path = self.path / self._shards[number]["file"]
+        states, pooled, offsets, _ = self._file(number)
         try:
-            if number not in self._files:
-                file = safe_open(path, framework="pt")
+            # Copies: what comes from the file is a view of all that stands there.
+            states_LW = states[offsets[within] : offsets[within + 1]].clone()
+            return states_LW, pooled[within : within + 1][0].clone()
+        except (OSError, SafetensorError, IndexError) as error:
+            raise _damaged(self._path_of(number), str(error)) from error
+
+    def _path_of(self, number: int) -> Path:
+        return self.path / self._shards[number]["file"]
+
+    def _file(self, number: int) -> tuple[Any, Any, list[int], Any]:
+        """States, pooled vectors and offsets of a file of states, and the file; opened once."""
+        if number not in self._files:
+            try:
+                file = safe_open(self._path_of(number), framework="pt")
                 self._files[number] = (
                     file.get_slice("states"),
                     file.get_slice("pooled"),
                     file.get_tensor("offsets").tolist(),
                     file,
                 )
-            states, pooled, offsets, _ = self._files[number]
-            # Copies: what comes from the file is a view of all that stands there.
-            states_LW = states[offsets[within] : offsets[within + 1]].clone()
-            return states_LW, pooled[within : within + 1][0].clone()
-        except (OSError, SafetensorError, IndexError) as error:
-            raise _damaged(path, str(error)) from error
+            except (OSError, SafetensorError) as error:
+                raise _damaged(self._path_of(number), str(error)) from error
+        return self._files[number]
 
 
 def _write_files(
@@ -250,7 +271,7 @@ def _write_files(
     texts: Iterator[EncodedText | str],
     building: Path,
     texts_per_shard: int,
-    tell: Callable[[int], None] | None,
+    tell: Callable[[int], None],
 ) -> dict[str, Any]:
     """All but the manifest, which is returned."""
     shards: list[dict[str, Any]] = []
@@ -260,10 +281,9 @@ def _write_files(
             chunk = [EncodedText(text=text) if isinstance(text, str) else text for text in some]
             lines = "".join(f"{json.dumps(t.to_json(), ensure_ascii=False)}\n" for t in chunk)
             file.write(lines)
-            shards.append(_write_shard(encoder, chunk, lines, building, len(shards)))
+            behind = partial(_tell_behind, num_texts, tell)
+            shards.append(_write_shard(encoder, chunk, lines, building, len(shards), behind))
             num_texts += len(chunk)
-            if tell is not None:
-                tell(num_texts)
     if not shards:
         raise ConfigError("found no text to encode; allowed: one or more")
     for path in building.glob("states-*.safetensors"):  # of a longer set that was killed
@@ -277,8 +297,17 @@ def _write_files(
     }
 
 
+def _tell_behind(num_before: int, tell: Callable[[int], None], done: int) -> None:
+    tell(num_before + done)
+
+
 def _write_shard(
-    encoder: TextEncoder, chunk: Sequence[EncodedText], lines: str, building: Path, number: int
+    encoder: TextEncoder,
+    chunk: Sequence[EncodedText],
+    lines: str,
+    building: Path,
+    number: int,
+    tell: Callable[[int], None],
 ) -> dict[str, Any]:
     """A file of states, unless a killed run has written it for the same texts."""
     path = building / f"states-{number:05d}.safetensors"
@@ -287,8 +316,9 @@ def _write_shard(
     note = read_note(note_path)
     is_written = note is not None and note["lines_sha256"] == lines_sha256 and path.is_file()
     if is_written and sha256_of(path) == note["shard"]["sha256"]:
+        tell(len(chunk))
         return note["shard"]
-    rows = encoder.encode_each([text.text for text in chunk])
+    rows = encoder.encode_each([text.text for text in chunk], tell)
     lengths = [len(states_LW) for states_LW, _ in rows]
     size = write_tensors(
         path,

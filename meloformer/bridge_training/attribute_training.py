@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -31,6 +32,8 @@ _FIELDS = {
     "drums": "has_drums",
 }
 NOT_SAID = -1
+# Batches whose texts are drawn together, before they are shared out by length.
+_BATCHES_SHARED_OUT = 16
 # Of a hundred and more instruments a text names few, and each of its tokens one at most.
 _NAMING_START = -6.0
 
@@ -39,6 +42,10 @@ class StatesSource(Protocol):
     """States of N texts, on the disk or in memory."""
 
     def __len__(self) -> int: ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) tokens of each."""
 
     def batch(self, indices: Sequence[int]) -> TextStates:
         """States of some of them."""
@@ -126,7 +133,7 @@ def train_heads(
     training: HeadTraining | None = None,
     *,
     device: torch.device | str = "cpu",
-    tell: Callable[[int, float], None] | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> AttributeHeads:
     """Train heads; the same seed gives the same ones.
 
@@ -136,7 +143,7 @@ def train_heads(
         config: of the heads.
         training: how; the defaults if not given.
         device: where.
-        tell: called after each epoch with its number, from 1, and its mean loss.
+        tell: called after each step with the number of steps done and in all.
 
     Returns:
         The heads, in evaluation mode.
@@ -159,11 +166,12 @@ def train_heads(
         optimizer = torch.optim.AdamW(
             heads.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
         )
+        lengths_N = torch.from_numpy(states.lengths)
         num_steps = training.epochs * math.ceil(len(states) / training.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+        num_done = 0
         for epoch in range(1, training.epochs + 1):
-            total = 0.0
-            for indices in torch.randperm(len(states)).split(training.batch_size):
+            for indices in shuffled_batches(lengths_N, training.batch_size):
                 batch = states.batch(indices.tolist()).to(device)
                 loss = heads_loss(heads(batch), targets.rows(indices, device))
                 if not bool(loss.isfinite()):
@@ -176,10 +184,29 @@ def train_heads(
                 torch.nn.utils.clip_grad_norm_(heads.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
-                total += loss.item() * len(indices)
-            if tell is not None:
-                tell(epoch, total / len(states))
+                num_done += 1
+                tell(num_done, num_steps)
     return heads.eval().requires_grad_(False)
+
+
+def shuffled_batches(lengths_N: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+    """Every text once, in batches of like length, by torch's own generator.
+
+    A few texts are several times as long as most: in batches drawn freely, padding is what takes
+    the time. So some batches are drawn together and shared out by length.
+
+    Args:
+        lengths_N: tokens of each text.
+        batch_size: texts of a batch; one has what is left over.
+
+    Returns:
+        Indices of the texts of each batch.
+    """
+    batches: list[torch.Tensor] = []
+    for some in torch.randperm(len(lengths_N)).split(batch_size * _BATCHES_SHARED_OUT):
+        by_length = some[lengths_N[some].argsort(stable=True)]
+        batches += by_length.split(batch_size)
+    return [batches[index] for index in torch.randperm(len(batches)).tolist()]
 
 
 def heads_loss(logits: HeadLogits, targets: HeadTargets) -> torch.Tensor:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from meloformer.bridge.encoder_folder import DEFAULT_TEXT_ENCODER
+from meloformer.command_line import check_at_least
 from meloformer.errors import ConfigError
 from meloformer.model.device import DeviceName
 from meloformer.training.ds_config import DEFAULT_DS_CONFIG
+from meloformer.training.ema import check_decay
 from meloformer.training.optimizer import OptimizerConfig
 from meloformer.training.schedule import ScheduleConfig
 
@@ -33,8 +35,9 @@ class BridgeTrainConfig:
         languages: of the texts to train on, such as en zh; all if not given.
         output: run folder; runs/<kind>-<UTC time> if not given.
         heads: train the small heads that hear tempo, key and other attributes in a text, before the
-            bridge, from --captions; generation writes into the prefix what they hear. off leaves
-            everything to the summaries.
+            bridge, from --captions; generation writes into the prefix what they hear. They are kept
+            beside the text states, for other bridges on the same captions. off leaves everything to
+            the summaries.
         batch_size: rows per rank at the first start; later starts follow the number of ranks, so
             that an optimizer step keeps its rows.
         epochs: passes over the windows; each pass draws one text per window.
@@ -87,14 +90,8 @@ class BridgeTrainConfig:
             "validate_every": 0,
             "keep_last": 0,
         }
-        for name, allowed in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < allowed:
-                raise ConfigError(f"--{name} {value}: allowed: {allowed} or more")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(
-                f"--ema {self.ema:g}: allowed: 0 for none, up to below 1, such as 0.999"
-            )
+        check_at_least(self, lowest)
+        check_decay(self.ema)
         if self.captions is None and self.states is None:
             raise ConfigError(
                 "found neither --captions nor --states; allowed: captions.jsonl of "

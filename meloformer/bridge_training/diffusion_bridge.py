@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from meloformer.bridge.bridges import Bridge
 from meloformer.bridge.diffusion_bridge import DiffusionBridge, DiffusionBridgeConfig
 from meloformer.bridge.flow import Times
 from meloformer.bridge_training.config import BridgeTrainConfig
-from meloformer.bridge_training.objectives import OwnLoss
+from meloformer.bridge_training.objectives import Objective, OwnLoss
 from meloformer.bridge_training.prepare import BridgeKind
 from meloformer.errors import ConfigError
 from meloformer.training.ranks import Ranks
@@ -64,7 +62,7 @@ class DiffusionBridgeTrainConfig(BridgeTrainConfig):
         def build(text_width: int, summary_width: int) -> Bridge:
             return DiffusionBridge(self.model_config(text_width, summary_width))
 
-        def objective(bridge: Bridge, ranks: Ranks) -> nn.Module:
+        def objective(bridge: Bridge, ranks: Ranks) -> Objective:
             return OwnLoss(bridge)
 
         return BridgeKind(build=build, objective=objective, objective_settings={})

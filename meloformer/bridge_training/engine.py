@@ -14,11 +14,8 @@ import torch
 from torch import nn
 
 from meloformer.errors import ConfigError
-from meloformer.training.ema import WeightAverage
-from meloformer.training.engine import Engine, prepare_deepspeed
-from meloformer.training.muon import Muon
+from meloformer.training.engine import Engine, prepare_deepspeed, refusing_values
 from meloformer.training.optimizer import OptimizerConfig, build_optimizer, check_stage
-from meloformer.training.partitions import find_partitions
 from meloformer.training.ranks import Ranks
 
 
@@ -62,8 +59,6 @@ class AccelerateEngine(Engine):
                 f"found no Accelerate ({error}); allowed: the extra bridge: "
                 "pip install 'meloformer[train,bridge]'"
             ) from error
-        from pydantic import ValidationError
-
         # It remembers the first run of a process, and would give its settings to the second.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
@@ -77,20 +72,9 @@ class AccelerateEngine(Engine):
             ],
         )
         client = build_optimizer(model.to(ranks.device), optimizer)
-        try:
+        with refusing_values():
             self._deepspeed, self._optimizer = self.accelerator.prepare(model, client)
-        except ValidationError as error:
-            wrong = error.errors()[0]
-            raise ConfigError(
-                f"--config: found {'.'.join(map(str, wrong['loc']))} = {wrong['input']!r}; "
-                f"allowed: what DeepSpeed takes there ({wrong['msg']})"
-            ) from error
-        self._partitions = find_partitions(self._deepspeed, self.stage, ranks.rank)
-        if isinstance(client, Muon):
-            client.follow(self._partitions.all(), ranks)
-        if ema:
-            self._partitions.average = WeightAverage(self._partitions.trained_weights(), ema)
-        self._is_averaged = False
+        self._hold_partitions(client, ema)
 
     def step(self, loss: torch.Tensor) -> float:
         """Backward, clip, step, share the new weights, clear the gradients; collective.

@@ -2,10 +2,12 @@
 
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import IO
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +20,10 @@ from meloformer.bridge_training.pairs import Pairs, Row
 from meloformer.bridge_training.prepare import PreparedBridge
 from meloformer.bridge_training.saving import export_bridge, restore, save_checkpoint
 from meloformer.errors import TrainingError
+from meloformer.interrupts import begin_work
 from meloformer.training.checkpoint import TrainingState
 from meloformer.training.ema import AVERAGED_SCORES
+from meloformer.training.metrics import device_memory, finite, host_memory
 from meloformer.training.run_folder import lock_run
 from meloformer.training.schedule import learning_rate
 from meloformer.training.stopping import Stopping
@@ -39,33 +43,39 @@ def train(prepared: PreparedBridge) -> int:
         CheckpointError: on all ranks, when the disk refuses a checkpoint.
     """
     flags, ranks, num_steps = prepared.flags, prepared.ranks, prepared.num_steps
-    locks: list[IO[bytes]] = []
-    ranks.on_first(lambda: locks.append(lock_run(prepared.output)))
-    ranks.on_first(lambda: prepared.run.save(prepared.output))
-    engine = AccelerateEngine(
-        prepared.objective, ranks, prepared.ds_config, flags.optimizer, ema=flags.ema
-    )
-    state = prepared.state
-    if state is not None and prepared.checkpoint is not None:
-        restore(engine, prepared.output, prepared.checkpoint, state)
-    state = state or _first_state(prepared)
-    journal = Journal(
-        prepared.output, start_step=state.step, num_steps=num_steps, is_first=ranks.is_first
-    )
-    stopping = Stopping(ranks)
-    batches = _Batches(prepared, state.step + 1)
-    skipped_in_a_row, began, start_step = 0, time.monotonic(), state.step
-    try:
+    with ExitStack() as at_end:
+        ranks.on_first(lambda: _hold_folder(prepared.output, at_end))
+        ranks.on_first(lambda: prepared.run.save(prepared.output))
+        engine = AccelerateEngine(
+            prepared.objective, ranks, prepared.ds_config, flags.optimizer, ema=flags.ema
+        )
+        state = prepared.state
+        if state is not None and prepared.checkpoint is not None:
+            restore(engine, prepared.output, prepared.checkpoint, state)
+        state = state or _first_state(prepared)
+        journal = Journal(
+            prepared.output, start_step=state.step, num_steps=num_steps, is_first=ranks.is_first
+        )
+        at_end.callback(journal.close)
         for note in prepared.run.notes:
             journal.say(note)
         if flags.heads == "on" and flags.captions is not None:
-            for line in ranks.on_first(partial(train_attribute_heads, prepared)):
-                journal.say(line)
+            with journal.during("training attribute heads"):
+                heads = partial(train_attribute_heads, prepared)
+                for line in ranks.on_first(heads, is_long=True):
+                    journal.say(line)
+        begin_work()
+        stopping = Stopping(ranks)
+        at_end.callback(stopping.close)
+        batches = _Batches(prepared, state.step + 1)
+        at_end.callback(batches.close)
+        skipped_in_a_row, began, start_step = 0, time.monotonic(), state.step
         while (step := state.step + 1) <= num_steps and not stopping.is_agreed:
             step_began = time.monotonic()
             rate = learning_rate(step, num_steps, flags.schedule)
             engine.set_learning_rate(rate)
             batch, num_bars = batches.take(step)
+            waited_seconds = time.monotonic() - step_began
 
             # Of the step and the rank: a resumed run drops out what the run before would have.
             _seed_dropout(flags.seed, step, ranks.rank)
@@ -95,16 +105,21 @@ def train(prepared: PreparedBridge) -> int:
                 skipped_steps=state.skipped_steps + (not is_finite),
             )
             now = time.monotonic()
+            seconds = now - step_began
             journal.step(
                 {
                     "step": step,
                     "epoch": step * prepared.run.global_batch / len(prepared.train),
-                    **{k: v if math.isfinite(v) else None for k, v in means.items()},
-                    "learning_rate": rate,
-                    "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+                    **{name: finite(value) for name, value in means.items()},
+                    "lr": rate,
+                    "grad_norm": finite(grad_norm),
                     "bars": num_bars,
                     "padding": float(1 - batch.mask_BS.float().mean()),
-                    "rows_per_second": prepared.run.global_batch / (now - step_began),
+                    "step_seconds": seconds,
+                    "rows_per_second": prepared.run.global_batch / seconds,
+                    "data_wait": waited_seconds / seconds,
+                    "memory": device_memory(ranks.device),
+                    "memory_host": host_memory(),
                     "skipped": state.skipped_steps,
                     "eta_seconds": (now - began) / (step - start_step) * (num_steps - step),
                 }
@@ -113,9 +128,10 @@ def train(prepared: PreparedBridge) -> int:
             if _is_due(step, flags.validate_every, is_last) and not stopping.is_agreed:
                 validate(prepared, engine, journal, step)
             if _is_due(step, flags.save_every, is_last) or stopping.is_agreed:
-                save_checkpoint(
-                    engine, prepared.output, prepared.facts, state, keep_last=flags.keep_last
-                )
+                with journal.during("saving"):
+                    save_checkpoint(
+                        engine, prepared.output, prepared.facts, state, keep_last=flags.keep_last
+                    )
         if stopping.is_agreed:
             journal.say(
                 f"stopped by {stopping.name} after step {state.step}; go on with --resume auto"
@@ -124,51 +140,64 @@ def train(prepared: PreparedBridge) -> int:
         folder = export_bridge(engine, prepared.output, prepared.facts, num_steps)
         journal.say(f"wrote {folder}")
         return 0
-    finally:
-        batches.close()
-        stopping.close()
-        journal.close()
-        for lock in locks:
-            lock.close()
+
+
+def _hold_folder(output: Path, at_end: ExitStack) -> None:
+    at_end.enter_context(lock_run(output))
 
 
 def validate(
     prepared: PreparedBridge, engine: AccelerateEngine, journal: Journal, step: int
 ) -> dict[str, float]:
-    """Means over all bars of the validation split, of the weights and of their average; collective.
+    """Means over the whole validation split, of the weights and of their average; collective.
 
     Every rank runs the same number of batches, which some partitionings need; what is too much
     counts for nothing.
     """
     if not len(prepared.valid):
         return {}
-    scores = _scores(prepared, engine)
-    if engine.has_average:
-        with engine.averaged_weights():
-            averaged = _scores(prepared, engine)
+    rounds = 1 + engine.has_average
+    with (
+        journal.during("validating"),
+        journal.watch_validation(step, rounds * _num_batches(prepared)) as advance,
+    ):
+        scores = _scores(prepared, engine, advance)
+        averaged = {}
+        if engine.has_average:
+            with engine.averaged_weights():
+                averaged = _scores(prepared, engine, advance)
         scores |= {f"{AVERAGED_SCORES}{name}": value for name, value in averaged.items()}
     journal.validation(step, scores)
     return scores
 
 
-def _scores(prepared: PreparedBridge, engine: AccelerateEngine) -> dict[str, float]:
+def _num_batches(prepared: PreparedBridge) -> int:
+    """Batches of each rank in a validation."""
+    rows_of_all = prepared.rows_per_rank * prepared.ranks.world_size
+    return -(-len(prepared.valid) // rows_of_all)
+
+
+def _scores(
+    prepared: PreparedBridge, engine: AccelerateEngine, advance: Callable[[], None]
+) -> dict[str, float]:
     ranks, pairs, size = prepared.ranks, prepared.valid, prepared.rows_per_rank
     rows = pairs.rows_in_order()
-    num_batches = -(-len(rows) // (size * ranks.world_size))
     totals: dict[str, float] = {}
-    total_bars = 0.0
+    weights: dict[str, float] = {}
     with engine.evaluating():
-        for number in range(num_batches):
+        for number in range(_num_batches(prepared)):
             begin = (number * ranks.world_size + ranks.rank) * size
             own = rows[begin : begin + size]
             batch = on_device(pairs.batch(own or rows[:1]), prepared)
             loss, metrics = engine(batch)
-            num_bars = float(pairs.num_bars(own)) if own else 0.0
-            total_bars += num_bars
+            num_bars, num_targets = (pairs.num_bars(own), batch.num_targets) if own else (0, 0)
             for name, value in {"loss": loss, **metrics}.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * num_bars
-    sums = ranks.sum([total_bars, *totals.values()])
-    return {name: total / sums[0] for name, total in zip(totals, sums[1:], strict=True)}
+                weight = num_targets if name in prepared.objective.over_tokens else num_bars
+                totals[name] = totals.get(name, 0.0) + float(value) * weight
+                weights[name] = weights.get(name, 0.0) + weight
+            advance()
+    sums = ranks.sum([*totals.values(), *weights.values()])
+    return {name: sums[i] / sums[len(totals) + i] for i, name in enumerate(totals)}
 
 
 def on_device(batch: BridgeBatch, prepared: PreparedBridge) -> BridgeBatch:

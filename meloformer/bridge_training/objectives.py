@@ -1,4 +1,4 @@
-"""What a bridge is trained for: its own loss, and a contrastive term over the global batch."""
+"""What a bridge is trained for: its own loss, a contrastive term, and the loss of its base."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,28 @@ from meloformer.bridge.bridges import Bridge, BridgeBatch
 from meloformer.bridge.qformer import QFormer, regression
 from meloformer.bridge_training.token_loss import TokenLoss
 from meloformer.errors import ConfigError
+from meloformer.model.injection import INJECTION_LAYER, Injection
 
 Metrics = dict[str, torch.Tensor]
+# Of the contrastive term beside a regression.
+_CONTRASTIVE_WEIGHT = 0.1
 # Name of the bridge within an objective: what a checkpoint's model/ is made of begins with it.
 BRIDGE = "bridge."
+NATS = "nats_per_token"
 
 
-class OwnLoss(nn.Module):
+class Objective(nn.Module):
+    """A bridge within its loss; forward takes a `BridgeBatch` and returns loss and metrics.
+
+    Attributes:
+        over_tokens: what of loss and metrics is, in validation, a mean over the batch's tokens; all
+            else is one over its bars.
+    """
+
+    over_tokens: frozenset[str] = frozenset()
+
+
+class OwnLoss(Objective):
     """The loss that a bridge has by itself.
 
     Args:
@@ -39,34 +54,71 @@ class ContrastiveConfig:
     """The term against collapse: a piece's summaries are nearer to its own text than to others'.
 
     Args:
-        contrastive_weight: of the term beside the regression; 0 leaves it out.
+        contrastive_weight: of the term; 0 leaves it out. If not given, 0.1 beside the regression
+            and 0 without.
         temperature: by which cosines are divided.
     """
 
-    contrastive_weight: float = 0.1
+    contrastive_weight: float | None = None
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
-        if not 0 <= self.contrastive_weight < float("inf"):
-            raise ConfigError(
-                f"--contrastive_weight {self.contrastive_weight:g}: allowed: 0 or more"
-            )
+        check_weight("contrastive_weight", self.contrastive_weight)
         if not 0 < self.temperature < float("inf"):
             raise ConfigError(f"--temperature {self.temperature:g}: allowed: above 0")
 
+    def weight_beside(self, regression_weight: float) -> float:
+        """Weight of the term beside a regression of some weight."""
+        if self.contrastive_weight is not None:
+            return self.contrastive_weight
+        return _CONTRASTIVE_WEIGHT if regression_weight else 0.0
 
-class QFormerObjective(nn.Module):
+
+def check_weight(name: str, weight: float | None) -> None:
+    """Refuse the weight of a term that is none.
+
+    Raises:
+        ConfigError: it is below 0, or not finite.
+    """
+    if weight is not None and not 0 <= weight < float("inf"):
+        raise ConfigError(f"--{name} {weight:g}: allowed: 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTerm:
+    """The frozen base's own loss, with the answers injected.
+
+    Args:
+        loss: of the base.
+        weight: of its nats per token.
+        layer: of the base, after which the answers enter; 0 is the input.
+    """
+
+    loss: TokenLoss
+    weight: float
+    layer: int = INJECTION_LAYER
+
+    def inject(self, summaries_BSD: torch.Tensor, mask_BS: torch.Tensor) -> Injection:
+        """Answers as they enter."""
+        return Injection(summaries_BSD=summaries_BSD, mask_BS=mask_BS, layer=self.layer)
+
+
+class QFormerObjective(Objective):
     """Masked regression, and the contrastive term between what is said and what is.
 
     Regression alone answers every text with the mean of all pieces where a text says little; the
     mean is as near to every piece as to any other.
 
+    The base's own loss stands beside them or alone: answers that enter at its input have nothing to
+    be regressed to, since all its own summaries begin as one vector there.
+
     Args:
         bridge: to be trained.
-        config: of the term.
+        config: of the contrastive term.
+        regression_weight: of the regression; 0 leaves it out.
         world_size: ranks that share the global batch.
         rank: this one.
-        token_loss: the base's own loss, and its weight; None leaves it out.
+        token_term: the base's own loss; None leaves it out.
     """
 
     def __init__(
@@ -74,45 +126,57 @@ class QFormerObjective(nn.Module):
         bridge: QFormer,
         config: ContrastiveConfig,
         *,
+        regression_weight: float = 1.0,
         world_size: int = 1,
         rank: int = 0,
-        token_loss: tuple[TokenLoss, float] | None = None,
+        token_term: TokenTerm | None = None,
     ) -> None:
         super().__init__()
+        assert regression_weight or token_term is not None, "nothing to validate by"
         # No module of this one: the base is neither trained nor part of a checkpoint.
-        self._token_loss = token_loss
+        self._token_term = token_term
         self.bridge, self.config = bridge, config
+        self.regression_weight = regression_weight
+        self.contrastive_weight = config.weight_beside(regression_weight)
         self.world_size, self.rank = world_size, rank
+        self.over_tokens = frozenset({NATS} if regression_weight else {NATS, "loss"})
 
     def forward(self, batch: BridgeBatch) -> tuple[torch.Tensor, Metrics]:
         """Loss of this rank's rows; the mean of the regression over ranks is the global one's.
+
+        In validation the loss is the regression, or the nats per token of these rows where there is
+        no regression: it does not depend on the weights of the terms.
 
         The contrastive term is computed whole on every rank, and weighs world_size times as much in
         the returned loss: a rank has the gradient of its own rows only, and ranks are averaged.
         """
         states = batch.states
         predicted_BSD = self.bridge(states.states_BLW, states.mask_BL, batch.mask_BS)
-        loss = regression(predicted_BSD, batch)
-        metrics = {"regression": loss.detach()}
+        loss = torch.zeros((), device=predicted_BSD.device)
+        metrics: Metrics = {}
+        if self.regression_weight:
+            error = regression(predicted_BSD, batch)
+            loss, metrics["regression"] = self.regression_weight * error, error.detach()
+        if (term := self._token_term) is not None:
+            # In validation each rank says its own rows' mean: some of them count for nothing.
+            world_size = self.world_size if self.training else 1
+            nats, said = term.loss(predicted_BSD, batch.tokens, world_size, term.inject)
+            loss, metrics[NATS] = loss + term.weight * nats, said
         if not self.training:
+            return metrics["regression" if self.regression_weight else NATS], metrics
+        if not self.contrastive_weight:
             return loss, metrics
-        if self._token_loss is not None:
-            token_loss, weight = self._token_loss
-            nats, said = token_loss(predicted_BSD, batch.tokens, self.world_size)
-            loss, metrics["nats_per_token"] = loss + weight * nats, said
-        if not self.config.contrastive_weight:
-            return loss, metrics
-        term, accuracy = contrastive(
+        contrast, accuracy = contrastive(
             *self._gathered(
                 pooled(predicted_BSD, batch.mask_BS), pooled(batch.summaries_BSD, batch.mask_BS)
             ),
             self._pieces(batch, loss.device),
             self.config.temperature,
         )
-        metrics |= {"contrastive": term.detach(), "retrieved": accuracy}
+        metrics |= {"contrastive": contrast.detach(), "retrieved": accuracy}
         # The value stays the global one, the gradient becomes that of the sum over ranks.
-        scaled = term + (self.world_size - 1) * (term - term.detach())
-        return loss + self.config.contrastive_weight * scaled, metrics
+        scaled = contrast + (self.world_size - 1) * (contrast - contrast.detach())
+        return loss + self.contrastive_weight * scaled, metrics
 
     def _gathered(
         self, predicted_BD: torch.Tensor, summaries_BD: torch.Tensor

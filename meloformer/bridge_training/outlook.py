@@ -10,6 +10,7 @@ from meloformer.training.schedule import resolve_warmup_steps
 def outlook(prepared: PreparedBridge) -> Table:
     """Data, model and steps of a run."""
     flags, base, encoder = prepared.flags, prepared.facts.base, prepared.facts.encoder
+    layer = prepared.facts.layer
     assert isinstance(prepared.bridge, nn.Module)
     counts = {
         name: sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -18,12 +19,15 @@ def outlook(prepared: PreparedBridge) -> Table:
     total = sum(p.numel() for p in prepared.bridge.parameters() if p.requires_grad)
     projection = counts.get("projection", 0)
     warmup_steps = resolve_warmup_steps(prepared.num_steps, flags.schedule)
+    bridge = prepared.facts.extra.get("bridge")
     rows = {
-        "bridge": prepared.facts.model_type,
+        "to train": prepared.facts.model_type
+        + (f", for the {bridge['model_type']} {bridge['fingerprint'][:12]}" if bridge else ""),
         "parameters to train": f"{total - projection:,}"
         + (f" and {projection:,} of the projection" if projection else ""),
         "text encoder": f"{encoder['name']}, width {encoder['width']}",
         "base": f"{base['fingerprint'][:12]}, width {base['width']}, {base['num_layers']} layers",
+        "answers enter": f"after layer {layer}" if layer else "at the input, a soft prompt",
         "training windows": f"{len(prepared.train):,} of {len(prepared.train.targets):,}, with "
         f"{prepared.train.num_texts:,} texts",
         "validation windows": f"{len(prepared.valid):,} of {len(prepared.valid.targets):,}",

@@ -5,7 +5,7 @@ Which rows form a step is a pure function of the seed: any number of ranks share
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -64,6 +64,18 @@ class Pairs:
     def num_texts(self) -> int:
         """Texts of all windows."""
         return sum(map(len, self.texts))
+
+    def some(self, most_windows: int | None) -> "Pairs":
+        """At most so many windows, evenly spread over all; all if None."""
+        if most_windows is None or most_windows >= len(self):
+            return self
+        chosen = [number * len(self) // most_windows for number in range(most_windows)]
+        return replace(
+            self,
+            windows=[self.windows[pair] for pair in chosen],
+            texts=[self.texts[pair] for pair in chosen],
+            _orders={},
+        )
 
     def rows_of_step(self, step: int, num_rows: int) -> list[Row]:
         """Rows of an optimizer step: epochs follow one another without a gap.

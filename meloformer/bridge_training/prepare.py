@@ -4,22 +4,25 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from meloformer.bridge.adapter import SummaryAdapter
 from meloformer.bridge.bridge_folder import BridgeFacts, model_type_of, read_bridge_config
 from meloformer.bridge.bridges import Bridge
 from meloformer.bridge.targets import SummaryTargets
 from meloformer.bridge_training.config import BridgeTrainConfig, check_same_settings
+from meloformer.bridge_training.objectives import Objective
 from meloformer.bridge_training.pairs import Pairs, check_matched, join
 from meloformer.bridge_training.texts import open_states
 from meloformer.bridge_training.token_loss import WindowTokens
 from meloformer.errors import CheckpointError, ConfigError
+from meloformer.model.injection import INJECTION_LAYER
 from meloformer.model.weights import MODEL_NAMES, find_model_folder, model_fingerprint
 from meloformer.training.checkpoint import TrainingState, check_owner
 from meloformer.training.commit import commit_of
@@ -38,23 +41,34 @@ from meloformer.training.run_folder import (
 from meloformer.training.schedule import resolve_warmup_steps
 
 
+def of_targets(targets: SummaryTargets) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the summaries that a bridge is to foretell."""
+    return targets.mean, targets.std
+
+
 @dataclass(frozen=True, kw_only=True)
 class BridgeKind:
     """What tells the training of one kind of bridge from another's.
 
     Args:
         build: a new bridge for a width of text states and a width of summaries.
-        objective: wraps it, as attribute `bridge`, in a module whose forward takes a `BridgeBatch`
-            and returns loss and metrics.
+        objective: wraps it, as attribute `bridge`.
         objective_settings: plain data that a resumed run has to share.
-        tokens_from: shards to read the windows of the training split from, for an objective that
-            asks for their tokens.
+        tokens_from: shards to read the windows from, for an objective that asks for their tokens.
+        layer: of the base, after which the answers enter.
+        statistics: mean and deviation, (D,) float32, that undo normalising the answers.
+        most_valid: validation windows that are looked at, evenly spread; all if not given.
+        extra: further plain data for config.json.
     """
 
-    build: Callable[[int, int], Bridge]
-    objective: Callable[[Bridge, Ranks], nn.Module]
+    build: Callable[[int, int], Bridge | SummaryAdapter]
+    objective: Callable[[Any, Ranks], Objective]
     objective_settings: dict[str, Any]
     tokens_from: str | None = None
+    layer: int = INJECTION_LAYER
+    statistics: Callable[[SummaryTargets], tuple[Tensor, Tensor]] = of_targets
+    most_valid: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +96,8 @@ class PreparedBridge:
     ranks: Ranks
     train: Pairs
     valid: Pairs
-    bridge: Bridge
-    objective: nn.Module
+    bridge: Bridge | SummaryAdapter
+    objective: Objective
     facts: BridgeFacts
     ds_config: dict[str, Any]
     run: Run
@@ -118,11 +132,13 @@ def prepare(
     ranks = start_ranks(flags.device)
     check_restart(flags.output)
 
-    states, notes = open_states(flags, ranks)
-    tokens = None
+    mean_D, std_D = kind.statistics(targets)
+    tokens = {}
     if kind.tokens_from is not None:
         shards_sum = targets.manifest["shards_manifest_sha256"]
-        tokens = WindowTokens(kind.tokens_from, shards_sum, "train")
+        for split in ("train", "valid"):
+            tokens[split] = WindowTokens(kind.tokens_from, shards_sum, split)
+    states, notes = open_states(flags, ranks)
     train, valid = (
         join(
             split,
@@ -130,10 +146,11 @@ def prepare(
             targets.split(split),
             seed=flags.seed,
             languages=flags.languages,
-            tokens=tokens if split == "train" else None,
+            tokens=tokens.get(split),
         )
         for split in ("train", "valid")
     )
+    valid = valid.some(kind.most_valid)
     texts = f"--captions {flags.captions}" if flags.captions else f"--states {flags.states}"
     check_matched(train, texts, str(flags.targets), flags.languages)
 
@@ -172,8 +189,13 @@ def prepare(
         "objective": kind.objective_settings,
     }
     facts = BridgeFacts.of(
-        bridge, base=targets.base, encoder=states.encoder, mean_D=targets.mean, std_D=targets.std
-    )
+        bridge,
+        base=targets.base,
+        encoder=states.encoder,
+        mean_D=mean_D,
+        std_D=std_D,
+        layer=kind.layer,
+    ).with_extra(**kind.extra)
     data_sum = hashlib.sha256(
         f"{targets.fingerprint} {states.encoder['fingerprint']} {states.captions_sha256}".encode()
     ).hexdigest()
@@ -225,7 +247,8 @@ def prepare(
         num_steps=num_steps,
         checkpoint=checkpoint,
         state=state,
-        is_done=ranks.on_first(lambda: _is_exported(output, num_steps)) and start_step == num_steps,
+        is_done=ranks.on_first(lambda: _is_exported(output, facts.model_type, num_steps))
+        and start_step == num_steps,
     )
 
 
@@ -275,8 +298,9 @@ def _read_state(
     return state
 
 
-def _is_exported(output: Path, step: int) -> bool:
+def _is_exported(output: Path, model_type: str, step: int) -> bool:
     try:
-        return bool(read_bridge_config(output / MODEL_NAMES["raw"]).get("step") == step)
+        config = read_bridge_config(output / MODEL_NAMES["raw"], {model_type: None})
+        return bool(config.get("step") == step)
     except CheckpointError:
         return False

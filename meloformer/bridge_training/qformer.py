@@ -1,19 +1,28 @@
 """The Q-Former's own flags, and what they make of its training."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor
 
 from meloformer.bridge.bridges import Bridge
 from meloformer.bridge.qformer import QFormer, QFormerConfig
 from meloformer.bridge.targets import SummaryTargets
 from meloformer.bridge_training.config import BridgeTrainConfig
-from meloformer.bridge_training.objectives import ContrastiveConfig, QFormerObjective
-from meloformer.bridge_training.prepare import BridgeKind
+from meloformer.bridge_training.objectives import (
+    ContrastiveConfig,
+    Objective,
+    QFormerObjective,
+    TokenTerm,
+    check_weight,
+)
+from meloformer.bridge_training.prepare import BridgeKind, of_targets
 from meloformer.bridge_training.token_loss import TokenLoss
 from meloformer.errors import ConfigError
-from meloformer.model.weights import find_model_folder, load_model
+from meloformer.model.injection import INJECTION_LAYER
+from meloformer.model.weights import find_model_folder, load_model, load_weights
 from meloformer.training.ranks import Ranks
 
 
@@ -27,11 +36,17 @@ class QFormerTrainConfig(BridgeTrainConfig):
         bridge_heads: of its attentions.
         bridge_ffn_width: of its feed-forward networks.
         dropout: share of each sublayer's output that training leaves out.
-        token_loss_weight: of the frozen base's own nats per token, with the answers injected,
-            beside the regression; 0 leaves it out. Needs --checkpoint and --data, and the time of a
-            forward and a backward pass of the base.
-        data: shards that the targets were extracted from, for --token_loss_weight.
-        contrastive: the term against collapse.
+        inject_after: layer of the base after which the answers enter: 3, whose summaries the
+            targets are, or 0, the input: a soft prompt of one vector a bar. There the base's own
+            summaries are all alike, so that there is nothing to regress to, and the base's token
+            loss trains the bridge alone.
+        regression_weight: of the squared error to the targets; 0 leaves it out. 1 if not given,
+            and 0 at the input.
+        token_loss_weight: of the frozen base's own nats per token, with the answers injected; 0
+            leaves it out. 0 if not given, and 1 at the input. Needs --checkpoint and --data, and
+            the time of a forward and a backward pass of the base.
+        data: shards that the targets were extracted from, for the token loss.
+        contrastive: the term against collapse; it compares answers with the targets too.
     """
 
     bridge_width: int = QFormerConfig.width
@@ -39,7 +54,9 @@ class QFormerTrainConfig(BridgeTrainConfig):
     bridge_heads: int = QFormerConfig.num_heads
     bridge_ffn_width: int = QFormerConfig.ffn_width
     dropout: float = QFormerConfig.dropout
-    token_loss_weight: float = 0.0
+    inject_after: int = INJECTION_LAYER
+    regression_weight: float | None = None
+    token_loss_weight: float | None = None
     data: str | None = None
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
@@ -48,15 +65,55 @@ class QFormerTrainConfig(BridgeTrainConfig):
         for name in ("bridge_width", "bridge_layers", "bridge_heads", "bridge_ffn_width"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: allowed: 1 or more")
-        if not 0 <= self.token_loss_weight < float("inf"):
-            raise ConfigError(f"--token_loss_weight {self.token_loss_weight:g}: allowed: 0 or more")
-        if self.token_loss_weight and (self.checkpoint is None or self.data is None):
+        check_weight("regression_weight", self.regression_weight)
+        check_weight("token_loss_weight", self.token_loss_weight)
+        self._check_terms()
+        self.model_config(text_width=1, summary_width=1)
+
+    def _check_terms(self) -> None:
+        """Refuse losses that nothing could be learned from, or that need what is not given."""
+        if self.inject_after not in (INJECTION_LAYER, 0):
             raise ConfigError(
-                f"--token_loss_weight {self.token_loss_weight:g} without "
+                f"--inject_after {self.inject_after}: allowed: {INJECTION_LAYER}, whose summaries "
+                "the targets are, or 0, the input"
+            )
+        if not self.inject_after:
+            weights = {
+                "regression_weight": self.regression_weight,
+                "contrastive_weight": self.contrastive.contrastive_weight,
+            }
+            for name, weight in weights.items():
+                if weight:
+                    raise ConfigError(
+                        f"--{name} {weight:g} with --inject_after 0: found no summaries at the "
+                        "input to compare answers with; allowed: the base's token loss alone"
+                    )
+        if not (self.regression or self.token_loss):
+            raise ConfigError(
+                "--token_loss_weight 0 with nothing beside it to learn from (--inject_after "
+                f"{self.inject_after}, --regression_weight 0); allowed: above 0"
+            )
+        if self.token_loss and (self.checkpoint is None or self.data is None):
+            raise ConfigError(
+                f"a token loss (--inject_after {self.inject_after}, --token_loss_weight "
+                f"{self.token_loss:g}) without "
                 f"{'--checkpoint' if self.checkpoint is None else '--data'}; allowed: with the "
                 "base's run and the shards that the targets were extracted from"
             )
-        self.model_config(text_width=1, summary_width=1)
+
+    @property
+    def regression(self) -> float:
+        """Weight of the regression."""
+        if self.regression_weight is not None:
+            return self.regression_weight
+        return 1.0 if self.inject_after else 0.0
+
+    @property
+    def token_loss(self) -> float:
+        """Weight of the base's token loss."""
+        if self.token_loss_weight is not None:
+            return self.token_loss_weight
+        return 0.0 if self.inject_after else 1.0
 
     def model_config(self, text_width: int, summary_width: int) -> QFormerConfig:
         """Shape of the Q-Former between two widths."""
@@ -77,13 +134,14 @@ class QFormerTrainConfig(BridgeTrainConfig):
         def build(text_width: int, summary_width: int) -> Bridge:
             return QFormer(self.model_config(text_width, summary_width))
 
-        def objective(bridge: Bridge, ranks: Ranks) -> nn.Module:
+        def objective(bridge: Bridge, ranks: Ranks) -> Objective:
             return QFormerObjective(
                 cast(QFormer, bridge),
                 self.contrastive,
+                regression_weight=self.regression,
                 world_size=ranks.world_size,
                 rank=ranks.rank,
-                token_loss=self._token_loss(ranks),
+                token_term=self._token_term(ranks),
             )
 
         return BridgeKind(
@@ -91,17 +149,48 @@ class QFormerTrainConfig(BridgeTrainConfig):
             objective=objective,
             objective_settings={
                 **asdict(self.contrastive),
-                "token_loss_weight": self.token_loss_weight,
+                "contrastive_weight": self.contrastive.weight_beside(self.regression),
+                "token_loss_weight": self.token_loss,
+                "regression_weight": self.regression,
+                "inject_after": self.inject_after,
             },
-            tokens_from=self.data if self.token_loss_weight else None,
+            tokens_from=self.data if self.token_loss else None,
+            layer=self.inject_after,
+            statistics=self._statistics,
         )
 
-    def _token_loss(self, ranks: Ranks) -> tuple[TokenLoss, float] | None:
-        if not self.token_loss_weight:
+    def _statistics(self, targets: SummaryTargets) -> tuple[Tensor, Tensor]:
+        """What answers are normalised by: the targets, or what the base has at its input."""
+        if self.inject_after:
+            return of_targets(targets)
+        assert self.checkpoint is not None
+        return statistics_of_input(find_model_folder(self.checkpoint))
+
+    def _token_term(self, ranks: Ranks) -> TokenTerm | None:
+        if not self.token_loss:
             return None
         assert self.checkpoint is not None
-        targets = SummaryTargets.open(self.targets)
+        mean_D, std_D = self._statistics(SummaryTargets.open(self.targets))
         model = load_model(find_model_folder(self.checkpoint), str(ranks.device))
         if ranks.device.type == "cuda":
             model = model.bfloat16()
-        return TokenLoss(model, targets.mean, targets.std), self.token_loss_weight
+        return TokenTerm(
+            loss=TokenLoss(model, mean_D, std_D), weight=self.token_loss, layer=self.inject_after
+        )
+
+
+def statistics_of_input(model_folder: Path) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, (D,) float32, of answers that enter at a base's input.
+
+    The mean is 0, and the deviation of every dimension that of the vector which all summaries begin
+    as there. Norms take the scale out again; what it decides is how soon the layers' own sums
+    outweigh what has entered.
+
+    Args:
+        model_folder: of the base.
+
+    Raises:
+        CheckpointError: the weights are missing or damaged.
+    """
+    start_D = load_weights(model_folder)["summary_start"].float()
+    return torch.zeros_like(start_D), start_D.square().mean().sqrt().expand_as(start_D).clone()

@@ -9,6 +9,7 @@ import torch
 
 from meloformer.bridge.encoder_folder import DEFAULT_TEXT_ENCODER
 from meloformer.bridge_training.config import BridgeTrainConfig
+from meloformer.bridge_training.progress import shown
 from meloformer.errors import ConfigError
 from meloformer.shards.manifest import sha256_of
 from meloformer.training.ranks import Ranks
@@ -35,7 +36,8 @@ def open_states(flags: BridgeTrainConfig, ranks: Ranks) -> tuple["TextStatesFold
     captions = flags.captions
     folder = flags.states or states_folder(captions, flags.text_encoder)
     notes = ranks.on_first(
-        lambda: _encode(captions, folder, flags.text_encoder, ranks.device, flags.languages)
+        lambda: _encode(captions, folder, flags.text_encoder, ranks.device, flags.languages),
+        is_long=True,
     )
     return TextStatesFolder.open(folder), notes
 
@@ -102,12 +104,21 @@ def _encode(
             f"--languages {' '.join(languages)} with --text_encoder {text_encoder}, which reads "
             f"English alone; allowed: en, or --text_encoder {DEFAULT_TEXT_ENCODER}"
         )
-    find_or_write_states(
-        encoder,
-        lambda: caption_texts(captions, readable),
-        folder,
-        captions_sha256=sha256_of(captions),
-    )
+    with shown(f"encoding captions with {encoder.name}", "texts") as tell:
+        total = 0
+
+        def texts() -> Iterator["EncodedText"]:
+            nonlocal total
+            total = sum(1 for _ in caption_texts(captions, readable))
+            yield from caption_texts(captions, readable)
+
+        find_or_write_states(
+            encoder,
+            texts,
+            folder,
+            captions_sha256=sha256_of(captions),
+            tell=lambda done: tell(done, total),
+        )
     del encoder
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -41,6 +41,11 @@ from meloformer.evaluation.control_rows import (
 )
 from meloformer.shards.reader import ShardFolder
 
+_NO_TRUE_SUMMARIES = (
+    "rows of true summaries, their likelihood and retrieval not run: the bridge's answers enter at "
+    "the input, where a piece has no summaries of its own"
+)
+
 # Told of the part that runs, and of its pieces done and in all.
 OnProgress = Callable[[str, int, int], None]
 
@@ -87,7 +92,7 @@ class Findings:
         sections: rows of parts; empty where none were asked for.
         nats: nats per note with each kind of summaries, piece by piece.
         differences: of these from those without summaries.
-        retrieval: None where it was not looked for.
+        retrieval: None where no piece has summaries to be found by.
         protocol: numbers of text2midi's protocol, by row; empty of a caption set of ours.
     """
 
@@ -136,11 +141,13 @@ def judge_control(
     pieces, ways = chosen.pieces, ways_of(generator)
     windows = [bare_bars(piece.ids, config.bars) for piece in pieces]
     on_progress("summaries", 0, len(pieces))
-    own = true_summaries(generator.model, windows)
-    of_piece = {piece.name: summaries for piece, summaries in zip(pieces, own, strict=True)}
+    own = true_summaries(generator.model, windows) if has_true_summaries(generator) else []
+    of_piece = {piece.name: summaries for piece, summaries in zip(pieces, own, strict=False)}
 
     rows = [reference_row(pieces)]
     for source, way in rows_of(ways):
+        if source == "true" and not own:
+            continue
         row, _ = judge_row(
             pieces,
             source,
@@ -160,25 +167,36 @@ def judge_control(
     on_progress("likelihood", 0, len(pieces))
     texts = from_texts(generator, pieces, config.bars, seed)
     nats = _nats(generator, windows, own, texts, seed)
-    return Findings(
-        pieces=pieces,
-        notes=chosen.notes + _unjudged(ways),
-        rows=rows,
-        sections=sections,
-        nats=nats,
-        differences=likelihood_differences(nats, seed=seed),
-        retrieval=retrieve(
+    retrieval = None
+    if own:
+        retrieval = retrieve(
             _pooled(generator, texts),
             _pooled(generator, own),
             group_size=config.group_size,
             seed=seed,
-        ),
+        )
+    return Findings(
+        pieces=pieces,
+        notes=chosen.notes + _unjudged(ways) + ([] if own else [_NO_TRUE_SUMMARIES]),
+        rows=rows,
+        sections=sections,
+        nats=nats,
+        differences=likelihood_differences(nats, seed=seed),
+        retrieval=retrieval,
     )
 
 
 def ways_of(generator: BridgeGenerator) -> tuple[Way, ...]:
     """Ways that a bridge can go: without heads nothing is known but summaries."""
     return WAYS if generator.bridge.heads is not None else WAYS[:1]
+
+
+def has_true_summaries(generator: BridgeGenerator) -> bool:
+    """Whether a piece has summaries of its own where the bridge's answers enter.
+
+    At the input all summaries begin as one vector, whatever the piece.
+    """
+    return generator.bridge.layer > 0
 
 
 def _unjudged(ways: Sequence[Way]) -> list[str]:
@@ -236,13 +254,10 @@ def _nats(
     seed: int,
 ) -> dict[str, np.ndarray]:
     others = derangement(len(windows), seed)
-    kinds: dict[str, Sequence[Tensor] | None] = {
-        "none": None,
-        "own": own,
-        "another": [own[other] for other in others],
-        "text": texts,
-        "another_text": [texts[other] for other in others],
-    }
+    kinds: dict[str, Sequence[Tensor] | None] = {"none": None}
+    if own:
+        kinds |= {"own": own, "another": [own[other] for other in others]}
+    kinds |= {"text": texts, "another_text": [texts[other] for other in others]}
     return {
         kind: nats_per_note(generator.model, windows, summaries, generator.inject)
         for kind, summaries in kinds.items()

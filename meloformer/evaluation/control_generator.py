@@ -17,10 +17,11 @@ from meloformer.errors import CheckpointError
 from meloformer.evaluation.control_rows import Generated, Request
 from meloformer.generation.controls import NOTHING, ControlConfig
 from meloformer.generation.generate import generate
+from meloformer.generation.injecting import Injecting, InjectingConfig
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.steering import CROSSFADE_BARS, Section, section_weights
 from meloformer.generation.text import long_summaries, understood
-from meloformer.model.injection import Injection, Strategy
+from meloformer.model.injection import Injection
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import (
     Weights,
@@ -43,8 +44,7 @@ class BridgeGenerator:
         encoder: of the bridge.
         flow: how a Diffusion Bridge is asked.
         sampling: how bold the choice of a token is.
-        strategy: what injected summaries do to the closed ones.
-        alpha: their weight in `blend`.
+        injecting: what injected summaries do to the closed ones.
     """
 
     model: MuseFormer
@@ -52,8 +52,7 @@ class BridgeGenerator:
     encoder: TextEncoder
     flow: FlowConfig = field(default_factory=FlowConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    strategy: Strategy = "blend"
-    alpha: float = 0.7
+    injecting: Injecting = field(default_factory=Injecting)
     # Of texts that have been asked for: rows share them.
     _summaries: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, init=False)
     _said: dict[str, Attributes] = field(default_factory=dict, init=False)
@@ -109,9 +108,7 @@ class BridgeGenerator:
 
     def inject(self, summaries_BSD: Tensor, mask_BS: Tensor) -> Injection:
         """Summaries as this generator injects them."""
-        return Injection(
-            summaries_BSD=summaries_BSD, mask_BS=mask_BS, strategy=self.strategy, alpha=self.alpha
-        )
+        return self.injecting.injection(summaries_BSD, mask_BS)
 
     def _told(self, request: Request) -> Attributes:
         """What the prefix says; a text's attributes as they are understood."""
@@ -138,9 +135,7 @@ class BridgeGenerator:
             for request in requests
         ]
         device = self.model.token_embedding.weight.device
-        summaries_BSD = torch.stack([row_SD.float().to(device) for row_SD in rows])
-        everywhere_BS = torch.ones(summaries_BSD.shape[:2], dtype=torch.bool, device=device)
-        return self.inject(summaries_BSD, everywhere_BS)
+        return self.injecting.injection(torch.stack([row_SD.float().to(device) for row_SD in rows]))
 
     def describe(self) -> dict[str, Any]:
         """What decides the figures besides the pieces: models, encoder, versions."""
@@ -152,7 +147,7 @@ class BridgeGenerator:
             "bridge": f"{model_type_of(self.bridge.model)}, {self.bridge.weights} weights",
             "encoder": Path(self.encoder.name).name,
             "flow": asdict(self.flow),
-            "injection": f"{self.strategy}, alpha {self.alpha:g}",
+            "injection": self.injecting.describe(),
             "device": str(self.model.token_embedding.weight.device),
             "torch": torch.__version__,
         }
@@ -168,8 +163,7 @@ def load_generator(
     text_encoder: str | None = None,
     flow: FlowConfig | None = None,
     sampling: SamplingConfig | None = None,
-    strategy: Strategy = "blend",
-    alpha: float = 0.7,
+    injecting: InjectingConfig | None = None,
 ) -> BridgeGenerator:
     """Load a model and a bridge that belong together, with the bridge's encoder.
 
@@ -182,8 +176,7 @@ def load_generator(
         text_encoder: another place of the same encoder.
         flow: see `BridgeGenerator`.
         sampling: see `BridgeGenerator`.
-        strategy: see `BridgeGenerator`.
-        alpha: see `BridgeGenerator`.
+        injecting: what injected summaries do to the closed ones.
 
     Raises:
         CheckpointError: one is missing or damaged, or they do not belong together.
@@ -193,7 +186,8 @@ def load_generator(
     folder = find_model_folder(checkpoint, weights)
     check_fingerprint(model_metadata(folder).get("tokenizer", "none"), str(folder))
     loaded = load_bridge(bridge, device, bridge_weights)
-    loaded.check_base(model_fingerprint(folder))
+    fingerprint = model_fingerprint(folder)
+    loaded.check_base(fingerprint)
     model = load_model(folder, device)
     if model.config.open_summary_rate == 0:
         raise CheckpointError(
@@ -206,8 +200,7 @@ def load_generator(
         encoder=encoder_of(loaded, text_encoder, device),
         flow=flow or FlowConfig(),
         sampling=sampling or SamplingConfig(),
-        strategy=strategy,
-        alpha=alpha,
+        injecting=(injecting or InjectingConfig()).load(fingerprint, device, loaded),
     )
 
 

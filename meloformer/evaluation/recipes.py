@@ -1,5 +1,6 @@
 """Recipes run one after another, as somebody would type them."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -29,5 +30,7 @@ def run(script: str, *arguments: object) -> None:
 def start(script: str, *arguments: object) -> "subprocess.Popen[bytes]":
     """Start a recipe in a process group of its own."""
     command = [sys.executable, str(LAUNCH / script), *map(str, arguments)]
-    console.print(f"[bold]python launch/{script} {' '.join(map(str, arguments))}")
+    # As somebody could paste it: quoted, on one line.
+    typed = shlex.join(["python", f"launch/{script}", *map(str, arguments)])
+    console.print(typed, style="bold", markup=False, highlight=False, soft_wrap=True)
     return subprocess.Popen(command, start_new_session=True)

@@ -26,8 +26,8 @@ class ControlConfig:
     """Wishes for a new piece; what is not said is left to the model.
 
     Args:
-        bars: number of bars, exactly; if not given, what sections of text say, as many as there
-            are summaries to write from, or 16.
+        bars: number of bars, exactly; if not given, what a text says of its length, the bars of its
+            sections, as many as there are summaries to write from, or 16.
         tempo: beats (quarters) per minute; the nearest value of the grid holds throughout.
         time_signature: such as 3/4; holds throughout.
         key: such as "C major" or "F# minor"; the model is told, nothing is enforced.

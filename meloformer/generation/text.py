@@ -18,6 +18,8 @@ from meloformer.bridge.text_encoder import TextEncoder
 from meloformer.bridge.text_to_summaries import FlowConfig, encoder_of, summaries_of_texts
 from meloformer.errors import GenerationError, MidiError
 from meloformer.generation.controls import NOTHING, ControlConfig
+from meloformer.generation.injecting import Injecting, InjectingConfig
+from meloformer.generation.said_length import said_bars
 from meloformer.generation.steering import (
     CROSSFADE_BARS,
     Section,
@@ -29,45 +31,10 @@ from meloformer.generation.steering import (
 )
 from meloformer.midi.quantise import quantise
 from meloformer.midi.read import read_midi
-from meloformer.model.injection import Injection, Strategy
+from meloformer.model.injection import Injection
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.attributes import Attributes
 from meloformer.tokens.hid import encode
-
-
-@dataclass(frozen=True, kw_only=True)
-class InjectingConfig:
-    """What summaries from elsewhere do to those that the model makes itself.
-
-    Args:
-        strategy: replace them, or blend with them.
-        alpha: weight of the injected ones in a blend; 1 replaces.
-    """
-
-    strategy: Strategy = "blend"
-    alpha: float = 0.7
-
-    def __post_init__(self) -> None:
-        if self.strategy == "adapter":
-            raise GenerationError(
-                "--strategy adapter: no bridge has one yet; allowed: replace, blend"
-            )
-        if not 0 <= self.alpha <= 1:
-            raise GenerationError(
-                f"--alpha {self.alpha:g}: allowed 0 to 1, the injected ones' weight"
-            )
-
-    def injection(self, summaries_BSD: Tensor) -> Injection:
-        """Every one of these summaries, in the base's own scale, as it is injected."""
-        everywhere_BS = torch.ones(
-            summaries_BSD.shape[:2], dtype=torch.bool, device=summaries_BSD.device
-        )
-        return Injection(
-            summaries_BSD=summaries_BSD,
-            mask_BS=everywhere_BS,
-            strategy=self.strategy,
-            alpha=self.alpha,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +49,8 @@ class TextConfig:
         bridge_weights: those of its last step, their average, or the average where there is one.
         text_encoder: another place of the bridge's encoder, such as a folder.
         attributes: write what a text says of tempo, metre, key, density and instruments into the
-            prefix; without, the summaries alone say it. Flags of the user's own come first.
+            prefix, and as many bars as it says; without, the summaries alone say it. Flags of the
+            user's own come first.
         strict: keep what a text says of tempo, metre and instruments by force.
         crossfade: bars over which one section fades into the next.
         summaries_from: MIDI file whose summaries the piece takes, in place of a text.
@@ -208,19 +176,21 @@ def orders_of(
     check_reads_summaries(model)
     device = model.token_embedding.weight.device
     if not config.bridge or not (texts := config.texts()):
-        return [_borrowed(config, controls, model)]
+        return [_borrowed(config, config.injecting.load(fingerprint, device), controls, model)]
     bridge = load_bridge(config.bridge, device, config.bridge_weights)
     bridge.check_base(fingerprint)
+    injecting = config.injecting.load(fingerprint, device, bridge)
     encoder = encoder_of(bridge, config.text_encoder, device)
     seeds = [row_seed(seed, number) for number in range(num_samples)]
     return [
-        _written(config, controls, bridge, encoder, sections, seeds)
+        _written(config, injecting, controls, bridge, encoder, sections, seeds)
         for sections in parse_texts(texts, controls.bars)
     ]
 
 
 def _written(
     config: TextConfig,
+    injecting: Injecting,
     controls: ControlConfig,
     bridge: LoadedBridge,
     encoder: TextEncoder,
@@ -228,11 +198,11 @@ def _written(
     seeds: Sequence[int],
 ) -> Order:
     """A piece of one text or of several."""
-    num_bars = sections[-1].last or controls.num_bars
-    sections = [Section(part.first, part.last or num_bars, part.text) for part in sections]
     texts = [part.text for part in sections]
-    weights = section_weights(sections, config.crossfade)
     told = _told(config, bridge, encoder, texts)
+    num_bars = sections[-1].last or said_bars(texts[0], told.length) or controls.num_bars
+    sections = [Section(part.first, part.last or num_bars, part.text) for part in sections]
+    weights = section_weights(sections, config.crossfade)
     summaries_BSD = sum(
         weight_S[:, None].to(bridge.mean_D.device)
         * long_summaries(bridge, encoder, text, num_bars, config.flow, seeds)
@@ -244,7 +214,7 @@ def _written(
         title="; ".join(texts),
         controls=own.keeping(told) if config.strict else own,
         told=told,
-        injection=config.injecting.injection(summaries_BSD),
+        injection=injecting.injection(summaries_BSD),
     )
 
 
@@ -302,18 +272,20 @@ def long_summaries(
     )
 
 
-def _borrowed(config: TextConfig, controls: ControlConfig, model: MuseFormer) -> Order:
+def _borrowed(
+    config: TextConfig, injecting: Injecting, controls: ControlConfig, model: MuseFormer
+) -> Order:
     """A piece on the summaries of others."""
     if config.summaries_from is not None:
         lent_SD = _summaries_of_file(model, "--summaries_from", config.summaries_from)
         title = f"after {config.summaries_from.name}"
-        return order_of_summaries(config.injecting, controls, lent_SD, title)
+        return order_of_summaries(injecting, controls, lent_SD, title)
     assert config.at is not None
     first_SD, second_SD = (_summaries_of_file(model, "--mix", path) for path in config.mix)
     num_bars = controls.bars or min(len(first_SD), len(second_SD))
     between_SD = mixed(first_SD, second_SD, parse_course(config.at, num_bars))
     title = f"from {config.mix[0].name} to {config.mix[1].name}"
-    return order_of_summaries(config.injecting, controls, between_SD, title)
+    return order_of_summaries(injecting, controls, between_SD, title)
 
 
 def _summaries_of_file(model: MuseFormer, flag: str, path: Path) -> Tensor:
@@ -325,7 +297,7 @@ def _summaries_of_file(model: MuseFormer, flag: str, path: Path) -> Tensor:
 
 
 def order_of_summaries(
-    injecting: InjectingConfig, controls: ControlConfig, summaries_SD: Tensor, title: str
+    injecting: Injecting, controls: ControlConfig, summaries_SD: Tensor, title: str
 ) -> Order:
     """A piece on summaries that are there already.
 

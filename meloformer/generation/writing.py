@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from meloformer.bridge.base_folder import find_base
 from meloformer.errors import GenerationError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import beyond_training, generate
@@ -18,15 +19,8 @@ from meloformer.midi.render import to_piece
 from meloformer.midi.write import write_midi
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.museformer import MuseFormer
-from meloformer.model.weights import (
-    Weights,
-    find_model_folder,
-    load_model,
-    model_metadata,
-    newest_run,
-)
+from meloformer.model.weights import Weights, load_model
 from meloformer.tokens.hid import decode
-from meloformer.tokens.vocabulary import check_fingerprint
 
 _MAX_SEED = 2**63 - 1
 
@@ -73,8 +67,7 @@ def load_writer(config: WritingConfig) -> tuple[MuseFormer, Path]:
         CheckpointError: there is none, or it is damaged.
         TokenError: it knows another vocabulary.
     """
-    folder = find_model_folder(config.checkpoint or newest_run(), config.weights)
-    check_fingerprint(model_metadata(folder).get("tokenizer", "none"), str(folder))
+    folder = find_base(config.checkpoint, config.weights)
     return load_model(folder, choose_device(config.device)), folder
 
 

@@ -21,6 +21,7 @@ COLUMNS = (
     "grad_norm",
     "step_seconds",
     "tokens_per_second",
+    "rows_per_second",
     "mfu",
     "padding",
     "data_wait",
@@ -135,6 +136,17 @@ class RunReader:
                     column.append(np.nan if value is None else float(value))
         lines, is_new = self._validations.read_new()
         self.validations = lines if is_new else self.validations + lines
+
+    @property
+    def kind(self) -> str:
+        """What is trained: a size of MuseFormer, or the type of a bridge."""
+        settings = self.run.settings
+        return str(settings.get("model_size") or settings.get("model_type", "?"))
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether it is no MuseFormer: rows are counted in place of tokens."""
+        return "model_size" not in self.run.settings and "model_type" in self.run.settings
 
     @property
     def num_read(self) -> int:

@@ -49,6 +49,7 @@ CURVES = (
     Curve("grad_norm", "gradient norm", lambda value: f"{value:.3f}"),
     Curve("lr", "learning rate", lambda value: f"{value:.2e}"),
     Curve("tokens_per_second", "tokens/s", lambda value: f"{value:,.0f}"),
+    Curve("rows_per_second", "rows/s", lambda value: f"{value:,.1f}"),
     Curve("mfu", "MFU", _percent),
     Curve("gpu_utilisation", "GPU busy", _percent),
     Curve("data_wait", "data wait", _percent),
@@ -67,10 +68,9 @@ def picture(run: RunReader, now: float, width: int) -> RenderableType:
         now: seconds since 1970.
         width: of the terminal, in characters.
     """
-    settings = run.run.settings
     starts = run.run.starts
     ranks = starts[-1]["world_size"] if starts else 1
-    title = f"{run.folder}: {settings.get('model_size', '?')}, {ranks} rank{'s' * (ranks > 1)}"
+    title = f"{run.folder}: {run.kind}, {ranks} rank{'s' * (ranks > 1)}"
     parts: list[RenderableType] = [_progress(run, now)]
     if run.num_read:
         parts += [Text(), loss_plot(run.column("loss"), run.column("step"), width - 6)]
@@ -209,6 +209,8 @@ def _curves(run: RunReader) -> Table:
 
 
 def _validation(run: RunReader) -> Text:
+    if run.is_bridge:
+        return _validation_of_bridge(run)
     told = [line for line in run.validations if "all" in line]
     if not told:
         return Text("no validation yet", style="dim")
@@ -219,6 +221,22 @@ def _validation(run: RunReader) -> Text:
         f"validation after step {told[-1]['step']:,}: {scores[-1]:.4f} nats per token and "
         f"{told[-1]['all']['per_note']:.3f} per note; best {scores[best]:.4f} after step "
         f"{told[best]['step']:,}  {curve}"
+    )
+
+
+def _validation_of_bridge(run: RunReader) -> Text:
+    if not run.validations:
+        return Text("no validation yet", style="dim")
+    losses = [line["loss"] for line in run.validations]
+    best = int(np.argmin(losses))
+    last = run.validations[-1]
+    others = "".join(
+        f", {name} {v:.4f}" for name, v in last.items() if name not in ("step", "loss")
+    )
+    curve = sparkline(np.array(losses)) if len(losses) > 1 else ""
+    return Text(
+        f"validation after step {last['step']:,}: loss {losses[-1]:.4f}{others}; best loss "
+        f"{losses[best]:.4f} after step {run.validations[best]['step']:,}  {curve}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,18 +17,20 @@ from meloformer.bridge.bridge_folder import (
 from meloformer.bridge.bridges import BridgeBatch, load_bridge
 from meloformer.bridge.qformer import QFormer
 from meloformer.errors import CheckpointError
+from meloformer.model.injection import INJECTION_LAYER
 from tests.bridge.test_qformer import SMALL, qformer, text_states
 
 MEAN, STD = torch.linspace(-3, 3, 32), torch.linspace(0.5, 2, 32)
 
 
-def facts_of(model: QFormer) -> BridgeFacts:
+def facts_of(model: QFormer, **more: Any) -> BridgeFacts:
     return BridgeFacts.of(
         model,
         base={"fingerprint": "b" * 64, "width": 32},
         encoder={"fingerprint": "e" * 64, "name": "minilm", "width": 24},
         mean_D=MEAN,
         std_D=STD,
+        **more,
     )
 
 
@@ -53,6 +56,20 @@ def test_a_loaded_bridge_answers_as_the_one_that_was_saved_in_the_scale_of_its_b
     assert torch.equal(bridge.summaries(states, 7), wanted)
     assert not bridge.model.training  # type: ignore[attr-defined]
     assert not any(p.requires_grad for p in bridge.model.parameters())  # type: ignore[attr-defined]
+
+
+def test_a_bridge_says_where_its_answers_enter_and_older_ones_mean_the_layer_of_their_targets(
+    run: Path,
+) -> None:
+    assert load_bridge(run).layer == INJECTION_LAYER
+    path = run / "model" / "config.json"
+    values = json.loads(path.read_text())
+    del values["layer"]
+    path.write_text(json.dumps(values))
+    assert load_bridge(run).layer == INJECTION_LAYER
+    model = qformer()
+    save_bridge(run / "model", facts_of(model, layer=0), model.state_dict())
+    assert load_bridge(run).layer == 0
 
 
 def test_weights_in_bf16_are_used_in_fp32(run: Path) -> None:
@@ -114,6 +131,8 @@ def test_a_bridge_without_the_statistics_of_its_base_is_refused(
         ({"format": 2}, "found format 2, expected 1"),
         ({"base": {}}, "base: found no fingerprint"),
         ({"encoder": None}, "encoder: found no fingerprint"),
+        ({"layer": -1}, "layer: found -1, expected the layer after which"),
+        ({"layer": "0"}, "layer: found '0'"),
         ({"num_layers": 3}, "expected"),
         ({"text_width": 25}, "text_projection.weight"),
     ],

@@ -60,6 +60,19 @@ def row_of(states: TextStates, row: int) -> TextStates:
     )
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_answers_of_several_lengths_asked_for_together_are_those_asked_for_alone(
+    guidance: float,
+) -> None:
+    bridge, states, bars = some_bridge(), some_states(), (6, 2, 9)
+    mask_BS = torch.arange(9) < torch.tensor(bars)[:, None]
+    flow = {"steps": 2, "guidance": guidance}
+    together = bridge.sample(states, 9, seed=[3, 4, 5], mask_BS=mask_BS, **flow)
+    for row, num_bars in enumerate(bars):
+        alone = bridge.sample(row_of(states, row), num_bars, seed=[3 + row], **flow)
+        torch.testing.assert_close(together[row, :num_bars], alone[0], rtol=0, atol=1e-5)
+
+
 def test_it_is_a_bridge() -> None:
     bridge: Bridge = some_bridge()
     assert bridge.config == TINY

@@ -113,6 +113,16 @@ def test_a_shorter_piece_in_a_batch_is_answered_as_if_it_were_alone() -> None:
     torch.testing.assert_close(together[:1, :3], alone, rtol=0, atol=1e-5)
 
 
+def test_answers_of_several_lengths_asked_for_together_are_those_asked_for_alone() -> None:
+    model, states = qformer(), text_states([4, 4])
+    mask = torch.tensor([[True] * 3 + [False] * 5, [True] * 8])
+    together = model.sample(states, 8, seed=0, mask_BS=mask)
+    alone = TextStates(states.states_BLW[:1], states.mask_BL[:1], states.pooled_BW[:1])
+    wanted = model.sample(alone, 3, seed=0)
+    torch.testing.assert_close(together[:1, :3], wanted, rtol=0, atol=1e-5)
+    assert not torch.allclose(together[:1, :3], model.sample(alone, 8, seed=0)[:, :3])
+
+
 def test_every_bar_of_a_piece_is_another() -> None:
     summaries = qformer().sample(text_states([4]), 12, seed=0)[0]
     distances = torch.cdist(summaries, summaries) + torch.eye(12) * 1e3

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from meloformer.bridge import text_encoder
 from meloformer.bridge.text_encoder import TextEncoder
 from meloformer.bridge.text_states import (
     EncodedText,
@@ -55,6 +56,7 @@ def test_states_come_back_as_the_encoder_gave_them(encoder: TextEncoder, tmp_pat
     assert len(list(folder.path.glob("states-*.safetensors"))) == 2
     assert folder.texts == TEXTS and len(folder) == len(TEXTS)
     assert folder.encoder == encoder.facts() and folder.width == encoder.width
+    assert folder.lengths.tolist() == [len(ids) for ids in encoder.token_ids(SENTENCES_OF_TEXTS)]
     indices = [5, 0, 3, 4, 0]
     found = TextStatesFolder.open(folder.path).batch(indices)
     expected = encoder.encode([SENTENCES_OF_TEXTS[index] for index in indices])
@@ -107,6 +109,15 @@ def test_states_of_another_encoder_are_refused(
     with pytest.raises(ConfigError, match="found states of the text encoder") as refusal:
         TextStatesFolder.open(folder, encoder_fingerprint=other_encoder.fingerprint)
     assert "--text_encoder" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_whoever_waits_is_told_how_many_texts_are_done(
+    encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(text_encoder._TOKENS_PER_BATCH, "cpu", 1)  # each text by itself
+    told: list[int] = []
+    write_states(encoder, TEXTS, tmp_path / "states", texts_per_shard=4, tell=told.append)
+    assert told == list(range(1, len(TEXTS) + 1))
 
 
 def test_states_of_a_caption_set_are_computed_once(encoder: TextEncoder, tmp_path: Path) -> None:
@@ -185,9 +196,11 @@ def test_an_ended_run_leaves_nothing_that_opens_and_is_gone_on_with(
     encoded: list[str] = []
     encode_each = TextEncoder.encode_each
 
-    def watched(self: TextEncoder, texts: list[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def watched(
+        self: TextEncoder, texts: list[str], *tell: Callable[[int], None]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         encoded.extend(texts)
-        return encode_each(self, texts)
+        return encode_each(self, texts, *tell)
 
     monkeypatch.setattr(TextEncoder, "encode_each", watched)
     finished = write_states(encoder, TEXTS, folder, texts_per_shard=2)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from meloformer.bridge_training.attribute_training import (
     HeadTraining,
     heads_loss,
     score_heads,
+    shuffled_batches,
     train_heads,
 )
 from meloformer.errors import TrainingError
@@ -120,6 +122,10 @@ class SpokenStates:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(states_LW) for states_LW, _ in self.rows])
+
     def batch(self, indices: Sequence[int]) -> TextStates:
         return TextStates.of_rows([self.rows[index] for index in indices])
 
@@ -163,6 +169,34 @@ def test_heads_learn_what_is_said_and_that_nothing_is_said() -> None:
     assert scores.pop("instruments_f1") > 0.5
     wrong = {name: score for name, score in scores.items() if not score > 0.75}
     assert not wrong
+
+
+def test_batches_hold_every_text_once_and_texts_of_like_length() -> None:
+    draws = np.random.default_rng(0)
+    lengths_N = torch.from_numpy(draws.geometric(1 / 40, size=1000).clip(max=250))
+    torch.manual_seed(0)
+    batches = shuffled_batches(lengths_N, 32)
+    assert sorted(index for batch in batches for index in batch.tolist()) == list(range(1000))
+    assert sorted(map(len, batches))[0] == 1000 % 32 and max(map(len, batches)) == 32
+
+    def padded(batches: Sequence[torch.Tensor]) -> int:
+        return sum(int(lengths_N[batch].max()) * len(batch) for batch in batches)
+
+    assert padded(batches) < 1.3 * int(lengths_N.sum())
+    assert padded(torch.randperm(1000).split(32)) > 3 * int(lengths_N.sum())
+    # Another order in the next epoch, and no order by length.
+    assert [batch.tolist() for batch in shuffled_batches(lengths_N, 32)] != [
+        batch.tolist() for batch in batches
+    ]
+    longest = [int(lengths_N[batch].max()) for batch in batches]
+    assert longest != sorted(longest)
+
+
+def test_every_step_of_training_is_told() -> None:
+    told: list[tuple[int, int]] = []
+    short = HeadTraining(epochs=2, batch_size=32)
+    train_heads(*spoken(70, seed=1), CONFIG, short, tell=lambda *counts: told.append(counts))
+    assert told == [(step, 6) for step in range(1, 7)]
 
 
 def test_the_same_seed_trains_the_same_heads_and_leaves_other_draws_alone() -> None:

@@ -1,18 +1,23 @@
 """Attribute heads beside a bridge: which texts they learn from, and what they refuse."""
 
+import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from meloformer.bridge.attribute_heads import AttributeHeads
 from meloformer.bridge.text_encoder import TextEncoder
 from meloformer.bridge.text_states import EncodedText, TextStatesFolder, write_states
+from meloformer.bridge_training import heads_cache
 from meloformer.bridge_training import heads_of_captions as module
 from meloformer.bridge_training.attribute_sentences import AttributeSentence, random_sentences
 from meloformer.bridge_training.attribute_training import HeadTraining
 from meloformer.bridge_training.heads_of_captions import (
+    HeadsOfCaptions,
     HeadsOfCaptionsConfig,
     JoinedStates,
     heads_of_captions,
@@ -75,6 +80,16 @@ def written(encoder: TextEncoder, captions: Path, **known: bool) -> TextStatesFo
     return write_states(encoder, texts, captions.with_name("states"))
 
 
+def asked(
+    states: TextStatesFolder,
+    captions: Path,
+    encoder: TextEncoder,
+    seed: int = 0,
+    config: HeadsOfCaptionsConfig = BRIEF,
+) -> HeadsOfCaptions:
+    return heads_of_captions(states, captions, lambda: encoder, seed=seed, config=config)
+
+
 def test_heads_learn_from_training_captions_and_random_sentences(
     encoder: TextEncoder, captions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +102,8 @@ def test_heads_learn_from_training_captions_and_random_sentences(
 
     monkeypatch.setattr(module, "_targets", watched)
     states = written(encoder, captions)
-    heads, scores = heads_of_captions(states, captions, encoder, seed=0, config=BRIEF)
+    heads, scores, note = asked(states, captions, encoder)
+    assert note == ""
     assert heads.config.encoder_fingerprint == encoder.fingerprint
     assert "gate_key" in scores
     train, valid = seen
@@ -98,20 +114,81 @@ def test_heads_learn_from_training_captions_and_random_sentences(
     assert all(sentence.mentions is not None for sentence in train + valid)
 
 
+def no_encoder() -> TextEncoder:
+    raise AssertionError("nothing has to be encoded")
+
+
+def same(one: AttributeHeads, other: AttributeHeads) -> bool:
+    weights = one.state_dict()
+    return all(torch.equal(weights[name], value) for name, value in other.state_dict().items())
+
+
+def test_heads_are_trained_once_for_a_caption_set_an_encoder_a_seed_and_settings(
+    encoder: TextEncoder, captions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = written(encoder, captions)
+    first = asked(states, captions, encoder)
+    trained = []
+    train = module.train_heads
+
+    def counted(*arguments: Any, **more: Any) -> AttributeHeads:
+        trained.append(arguments)
+        return train(*arguments, **more)
+
+    monkeypatch.setattr(module, "train_heads", counted)
+    again = heads_of_captions(states, captions, no_encoder, seed=0, config=BRIEF)
+    assert not trained and "those of" in again.note
+    assert same(first.heads, again.heads) and not again.heads.training
+    assert {name: str(score) for name, score in again.scores.items()} == {
+        name: str(score) for name, score in first.scores.items()
+    }
+    longer = replace(BRIEF, training=HeadTraining(epochs=2))
+    # The random sentences do not follow from the epochs: they lie there.
+    assert not same(first.heads, asked(states, captions, encoder, config=longer).heads)
+    assert not same(first.heads, asked(states, captions, encoder, seed=1).heads)
+    assert len(trained) == 2
+    assert same(
+        first.heads, heads_of_captions(states, captions, no_encoder, seed=0, config=BRIEF)[0]
+    )
+
+
+def test_damaged_heads_and_heads_of_other_captions_are_not_taken(
+    encoder: TextEncoder, captions: Path
+) -> None:
+    states = written(encoder, captions)
+    first = asked(states, captions, encoder)
+    (folder,) = captions.parent.glob("states-heads-*")
+    for name in ("heads.safetensors", "heads.json"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:50])
+        again = asked(states, captions, encoder)
+        assert again.note == "" and same(first.heads, again.heads)
+    captions.write_text(captions.read_text().replace('"has_drums":', '"has_drums": ', 1))
+    assert asked(states, captions, encoder).note == ""
+
+
+def test_a_place_that_takes_no_heads_ends_no_run(
+    encoder: TextEncoder, captions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(heads_cache, "save_heads", refuse)
+    found = asked(written(encoder, captions), captions, encoder)
+    assert "cannot be written (Read-only file system)" in found.note and "\n" not in found.note
+    assert not list(captions.parent.glob("states-heads-*/heads.json"))
+
+
 def test_the_states_of_random_sentences_are_encoded_once(
     encoder: TextEncoder, captions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = written(encoder, captions)
-    first, _ = heads_of_captions(states, captions, encoder, seed=0, config=BRIEF)
+    asked(states, captions, encoder)
 
     def refuse(*arguments: Any) -> None:
         raise AssertionError("encoded again")
 
     monkeypatch.setattr(TextEncoder, "encode_each", refuse)
-    second, _ = heads_of_captions(states, captions, encoder, seed=0, config=BRIEF)
-    assert all(
-        torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items()
-    )
+    asked(states, captions, encoder, config=replace(BRIEF, training=HeadTraining(epochs=2)))
 
 
 def test_no_sentence_for_training_has_a_pattern_that_is_kept_for_the_judge(captions: Path) -> None:
@@ -132,6 +209,9 @@ def test_texts_of_several_folders_come_back_in_the_order_asked_for(
     two = write_states(encoder, list(reversed(texts)), tmp_path / "two")
     joined = JoinedStates([(one, [2, 0]), (two, range(3))])
     assert len(joined) == 5
+    assert joined.lengths.tolist() == [
+        len(ids) for ids in encoder.token_ids([texts[2], texts[0], *reversed(texts)])
+    ]
     found = joined.batch([4, 0, 3, 1])
     expected = encoder.encode([texts[0], texts[2], texts[1], texts[0]])
     assert torch.equal(found.mask_BL, expected.mask_BL)
@@ -153,4 +233,4 @@ def test_states_of_another_encoder_are_refused(
     states = written(encoder, captions)
     other = TextEncoder.load(write_qwen3(tmp_path / "other", seed=1))
     with pytest.raises(ConfigError, match="found states of the text encoder"):
-        heads_of_captions(states, captions, other, seed=0, config=BRIEF)
+        asked(states, captions, other)

@@ -1,7 +1,10 @@
 """The contrastive term against arithmetic, and what must not count in it."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,10 +13,15 @@ from meloformer.bridge.qformer import QFormer
 from meloformer.bridge_training.objectives import (
     ContrastiveConfig,
     QFormerObjective,
+    TokenTerm,
     contrastive,
     pooled,
 )
+from meloformer.bridge_training.token_loss import TokenLoss
 from meloformer.errors import ConfigError
+from meloformer.shards.reader import ShardFolder
+from meloformer.tokens.windows import cut_window
+from tests.bridge.bases import random_base
 from tests.bridge.test_qformer import SMALL, batch_of, text_states
 
 
@@ -91,6 +99,78 @@ def test_a_batch_that_names_no_pieces_takes_all_rows_for_different_ones() -> Non
     torch.manual_seed(0)
     objective = QFormerObjective(QFormer(SMALL), ContrastiveConfig())
     assert torch.equal(objective(batch)[0], objective(named)[0])
+
+
+def base_loss() -> TokenLoss:
+    """Of a base of random weights."""
+    width = SMALL.summary_width
+    base = random_base(width=width, ffn_width=32)
+    return TokenLoss(base, torch.zeros(width), torch.ones(width))
+
+
+@pytest.fixture(scope="module")
+def windows(chorale_shards: Path) -> BridgeBatch:
+    """Three windows of real bars, with their tokens."""
+    index = ShardFolder.open(chorale_shards).split("train")
+    bars = (2, 3, 5)
+    tokens = [
+        cut_window(index.read(n), 0, last, index.bar_starts(n)) for n, last in enumerate(bars)
+    ]
+    batch = batch_of([*bars], text_states([4, 3, 6]))
+    return replace(batch, tokens=[ids.astype(np.int64) for ids in tokens])
+
+
+def test_without_a_regression_the_base_alone_says_what_is_better(windows: BridgeBatch) -> None:
+    torch.manual_seed(0)
+    model, term = QFormer(SMALL), TokenTerm(loss=base_loss(), weight=2.0, layer=0)
+    objective = QFormerObjective(model, ContrastiveConfig(), regression_weight=0, token_term=term)
+    loss, metrics = objective(windows)
+    assert set(metrics) == {"nats_per_token"}
+    torch.testing.assert_close(loss, 2 * metrics["nats_per_token"])
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        # What all keys have in common changes no attention.
+        if not name.endswith("key.bias"):
+            assert parameter.grad is not None and parameter.grad.abs().max() > 1e-9, name
+    # What the targets hold has no say: at the input there are none.
+    spoiled = replace(windows, summaries_BSD=windows.summaries_BSD * float("nan"))
+    torch.testing.assert_close(objective(spoiled)[0], loss)
+
+
+def test_where_the_answers_enter_is_what_the_base_hears(windows: BridgeBatch) -> None:
+    torch.manual_seed(0)
+    model, loss = QFormer(SMALL).eval(), base_loss()
+    objectives = [
+        QFormerObjective(model, ContrastiveConfig(), regression_weight=0, token_term=term).eval()
+        for term in (TokenTerm(loss=loss, weight=1, layer=layer) for layer in (0, 1, 3))
+    ]
+    nats = [float(objective(windows)[0]) for objective in objectives]
+    assert len({round(found, 4) for found in nats}) == 3, nats
+
+
+def test_validation_says_the_regression_or_without_one_the_nats_per_token(
+    windows: BridgeBatch,
+) -> None:
+    torch.manual_seed(0)
+    model, term = QFormer(SMALL), TokenTerm(loss=base_loss(), weight=7.0)
+    for weight, name, over_tokens in (
+        (0.5, "regression", {"nats_per_token"}),
+        (0.0, "nats_per_token", {"nats_per_token", "loss"}),
+    ):
+        objective = QFormerObjective(
+            model, ContrastiveConfig(), regression_weight=weight, token_term=term
+        ).eval()
+        loss, metrics = objective(windows)
+        assert torch.equal(loss, metrics[name]) and objective.over_tokens == over_tokens
+        assert "nats_per_token" in metrics
+
+
+def test_the_contrastive_term_stands_beside_a_regression_unless_it_is_asked_for() -> None:
+    beside = ContrastiveConfig()
+    assert beside.weight_beside(1.0) > 0 == beside.weight_beside(0.0)
+    asked = ContrastiveConfig(contrastive_weight=0.3)
+    assert asked.weight_beside(0.0) == asked.weight_beside(1.0) == 0.3
+    assert ContrastiveConfig(contrastive_weight=0.0).weight_beside(1.0) == 0
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"contrastive_weight": -1.0}])

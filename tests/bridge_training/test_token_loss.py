@@ -9,7 +9,7 @@ import torch
 from meloformer.batches.collate import collate_rows
 from meloformer.bridge.summarising import bare_window, count_bars, row_length
 from meloformer.bridge.targets import TargetWindow
-from meloformer.bridge_training.token_loss import TokenLoss, WindowTokens
+from meloformer.bridge_training.token_loss import Inject, TokenLoss, WindowTokens
 from meloformer.errors import ConfigError
 from meloformer.model.attention import build_plan
 from meloformer.model.injection import Injection
@@ -85,6 +85,34 @@ def test_it_is_the_mean_nats_per_token_over_all_windows_with_the_answers_injecte
     nats = [nats_alone(model, ids, in_scale[row, : BARS[row]]) for row, ids in enumerate(tokens)]
     wanted = sum(map(sum, nats)) / sum(map(len, nats))
     assert float(loss(summaries, tokens, 1)[1]) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_rows_of_one_shape_for_a_kernel_that_is_compiled_by_shape_cost_the_same(
+    model: MuseFormer, tokens: list[np.ndarray]
+) -> None:
+    """The second batch has fewer rows than the first, and is filled up."""
+    width = model.config.width
+    loss = TokenLoss(model, torch.zeros(width), torch.ones(width), one_shape=True)
+    plain = TokenLoss(model, torch.zeros(width), torch.ones(width))
+    summaries = predicted(model)
+    all_rows, one_row = slice(0, 3), slice(1, 2)
+    for rows, given in ((all_rows, summaries), (one_row, summaries[one_row]), (one_row, None)):
+        found, num_targets = loss.nats(given, tokens[rows])
+        wanted, known = plain.nats(given, tokens[rows])
+        assert num_targets == known == sum(len(ids) - 1 for ids in tokens[rows])
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+
+
+def test_how_summaries_enter_is_the_callers_to_say(
+    model: MuseFormer, tokens: list[np.ndarray]
+) -> None:
+    def entering(alpha: float) -> Inject:
+        return lambda summaries, mask: Injection(summaries_BSD=summaries, mask_BS=mask, alpha=alpha)
+
+    loss, summaries = loss_of(model), predicted(model)
+    found = [float(loss.nats(summaries, tokens, entering(alpha))[0]) for alpha in (0.7, 0.1)]
+    assert found[0] == float(loss.nats(summaries, tokens)[0]) != found[1]
+    assert float(loss.nats(None, tokens)[0]) not in found
 
 
 def test_its_gradient_reaches_the_summaries_of_real_bars_and_no_weight_of_the_base(

@@ -8,16 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from meloformer.bridge.bridges import load_bridge
 from meloformer.bridge.targets import SummaryTargets
 from meloformer.bridge.text_encoder import TextEncoder
+from meloformer.bridge_training import heads_of_captions
 from meloformer.bridge_training.loop import train
 from meloformer.bridge_training.outlook import outlook
 from meloformer.bridge_training.prepare import prepare
 from meloformer.bridge_training.qformer import QFormerTrainConfig
 from meloformer.errors import CheckpointError, ConfigError, ShardError, TrainingError
+from meloformer.training.health import check_run
+from meloformer.training.run_reader import RunReader
+from meloformer.training.watch import picture
 from tests.bridge_training.pair_folders import WIDTH, WORDS, write_captions, write_targets
 
 Flags = Callable[..., QFormerTrainConfig]
@@ -85,11 +90,33 @@ def test_the_run_folder_says_what_was_done(whole: Path) -> None:
     assert facts["starts"][0]["world_size"] == 1
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").open()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[0].keys() >= {"lr", "grad_norm", "step_seconds", "data_wait", "memory_host"}
+    assert list((whole / "tensorboard").glob("events.*"))
     validations = [json.loads(line) for line in (whole / "validation.jsonl").open()]
     assert [line["step"] for line in validations] == [3, 6]
     assert validations[0].keys() >= {"loss", "regression", "ema_loss"}
     assert "wrote" in (whole / "train.log").read_text()
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-4", "step-6"]
+
+
+def test_a_run_is_watched_and_checked_as_that_of_a_museformer(whole: Path, tmp_path: Path) -> None:
+    run = RunReader(whole)
+    console = Console(width=120, record=True, file=None)
+    console.print(picture(run, run.written_at() + 5, 120))
+    said = console.export_text()
+    for words in ("qformer, 1 rank", "step 6 of 6", "finished", "rows/s", "learning rate"):
+        assert words in said, words
+    best = min(line["loss"] for line in run.validations)
+    assert f"best loss {best:.4f}" in said and "regression" in said
+    findings = {finding.name: finding for finding in check_run(run, run.written_at() + 5)}
+    assert findings["loss"].is_ok and findings["ETA"].found == "all 6 steps are done"
+
+    going = Path(shutil.copytree(whole, tmp_path / "going"))
+    facts = json.loads((going / "run.json").read_text())
+    (going / "run.json").write_text(json.dumps(facts | {"num_steps": 12}))
+    run = RunReader(going)
+    findings = {finding.name: finding for finding in check_run(run, run.written_at() + 5)}
+    assert "rows/s" in findings["ETA"].found
 
 
 def test_a_finished_run_is_left_as_it_is(whole: Path, flags: Flags) -> None:
@@ -211,13 +238,25 @@ def test_a_loss_that_stays_not_finite_ends_the_run_with_a_message(
 
 
 @pytest.mark.slow
-def test_attribute_heads_are_trained_once_and_stand_beside_the_bridge(
-    flags: Flags, tmp_path: Path
+def test_attribute_heads_are_trained_once_and_stand_beside_every_bridge_on_the_captions(
+    flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(flags(tmp_path / "run", heads="on", max_steps=4, save_every=2, ema=0.9))
     before = (tmp_path / "run" / "heads" / "heads.safetensors").stat().st_mtime_ns
+
+    def refuse(*arguments: object, **more: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(heads_of_captions, "train_heads", refuse)
     step = tmp_path / "run" / "checkpoints" / "step-2"
     run(flags(tmp_path / "run", heads="on", max_steps=4, save_every=2, ema=0.9, resume=step))
     assert (tmp_path / "run" / "heads" / "heads.safetensors").stat().st_mtime_ns == before
     for path in (tmp_path / "run", tmp_path / "run" / "model_ema", step):
         assert load_bridge(path).heads is not None
+
+    run(flags(tmp_path / "another", heads="on", max_steps=1, bridge_layers=1))
+    first, second = (load_bridge(tmp_path / name).heads for name in ("run", "another"))
+    assert first is not None and second is not None
+    weights = second.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in first.state_dict().items())
+    assert "attribute heads: those of" in (tmp_path / "another" / "train.log").read_text()

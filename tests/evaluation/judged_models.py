@@ -1,6 +1,7 @@
 """A base, a bridge to it and the bridge's encoder, small and of random weights, as folders."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def write_base(folder: Path, seed: int = 0) -> Path:
 
 
 def write_models(folder: Path) -> Path:
-    """base/, qwen/, bridge/ with attribute heads and plain_bridge/ without."""
+    """base/, qwen/, bridge/ with attribute heads; plain_bridge/ and soft_prompt/ without."""
     write_base(folder / "base")
     settings = write_qwen3(folder / "qwen") / "config.json"
     # Its tokenizer knows few words: captions are many tokens.
@@ -62,8 +63,8 @@ def write_models(folder: Path) -> Path:
         mean_D=torch.zeros(WIDTH),
         std_D=torch.ones(WIDTH),
     )
-    for name in ("bridge", "plain_bridge"):
-        save_bridge(folder / name / "model", facts, bridge.state_dict())
+    for name, layer in (("bridge", 3), ("plain_bridge", 3), ("soft_prompt", 0)):
+        save_bridge(folder / name / "model", replace(facts, layer=layer), bridge.state_dict())
     heads = AttributeHeads(
         AttributeHeadsConfig(text_width=TEXT_WIDTH, encoder_fingerprint=encoder.fingerprint)
     )

@@ -9,10 +9,12 @@ from meloformer.bridge.text_to_summaries import FlowConfig, summaries_of_texts
 from meloformer.errors import CheckpointError
 from meloformer.evaluation.control_generator import BridgeGenerator, load_generator
 from meloformer.evaluation.control_rows import Request
+from meloformer.generation.injecting import InjectingConfig
 from meloformer.midi.grid import METRE_INDEX, TEMPOS_BPM
 from meloformer.tokens.attributes import Attributes, read_prefix
 from meloformer.tokens.hid import decode
 from meloformer.tokens.vocabulary import length_bin
+from tests.bridge.adapter_folders import write_adapter
 from tests.evaluation.judged_models import WIDTH, write_base, write_models
 
 
@@ -81,6 +83,25 @@ def test_summaries_change_what_is_written_and_nobodys_are_none(generator) -> Non
     assert silent.ids.tolist() == again.ids.tolist()
     assert silent.ids.tolist() != steered.ids.tolist()
     assert read_prefix(silent.ids).tempo is None
+
+
+def test_an_adapter_says_what_becomes_of_the_summaries_and_belongs_to_the_bridge(
+    folder, generator, tmp_path
+) -> None:
+    run = write_adapter(tmp_path / "adapter", folder / "bridge")
+    injecting = InjectingConfig(strategy="adapter", adapter=run)
+    more = {"device": "cpu", "text_encoder": str(folder / "qwen"), "injecting": injecting}
+    adapted = load_generator(folder / "base", folder / "bridge", **more)
+    assert adapted.describe()["injection"] == "adapter, after layer 3"
+    assert generator.describe()["injection"] == "blend, alpha 0.7, after layer 3"
+    # Long enough for a later bar to read what became of an earlier one's summary.
+    (one,), (other,) = (by.generate([ask(("calm", 3))]) for by in (adapted, generator))
+    assert one.ids.tolist() != other.ids.tolist()
+    mask_BS = torch.ones(1, 3, dtype=torch.bool)
+    injection = adapted.inject(torch.zeros(1, 3, WIDTH), mask_BS)
+    assert injection.adapter is not None and torch.equal(injection.mask_BS, mask_BS)
+    with pytest.raises(CheckpointError, match="enter after layer 3, these enter after layer 0"):
+        load_generator(folder / "base", folder / "soft_prompt", **more)
 
 
 def test_a_bridge_of_another_model_is_refused(folder, tmp_path) -> None:

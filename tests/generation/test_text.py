@@ -1,127 +1,44 @@
-"""From texts and pieces to what a small model is given to write from."""
+"""From texts to what a small model is given to write from."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from meloformer.bridge.attribute_heads import (
-    GATES,
-    NUM_VALUES,
-    AttributeHeads,
-    AttributeHeadsConfig,
     SaidAttributes,
     save_heads,
 )
-from meloformer.bridge.diffusion_bridge import DiffusionBridge, DiffusionBridgeConfig
 from meloformer.bridge.qformer import QFormer, QFormerConfig
-from meloformer.bridge.text_encoder import TextEncoder
-from meloformer.errors import CheckpointError, GenerationError, MeloFormerError
+from meloformer.errors import CheckpointError, GenerationError
 from meloformer.generation.controls import NOTHING, ControlConfig
 from meloformer.generation.generate import generate
+from meloformer.generation.injecting import InjectingConfig
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.text import (
-    InjectingConfig,
-    Order,
     TextConfig,
-    order_of_summaries,
     orders_of,
     understood,
 )
 from meloformer.midi import grid
-from meloformer.midi.render import to_piece
-from meloformer.midi.write import write_midi
-from meloformer.model.museformer import MuseFormer
-from meloformer.tokens.attributes import Attributes
+from meloformer.model.injection import INJECTION_LAYER
 from meloformer.tokens.hid import decode
+from meloformer.tokens.vocabulary import length_bin
+from tests.bridge.adapter_folders import write_adapter
 from tests.bridge.bases import random_base
-from tests.bridge.bridge_folders import write_bridge
-from tests.bridge.text_encoders import WIDTH, write_qwen3
-from tests.midi.pieces import canonical_piece
-
-BASE_WIDTH = 32
-FINGERPRINT = "f" * 64
-# More than so many bars are joined from windows.
-NUM_QUERIES = 24
-SAID = Attributes(metre=grid.METRE_INDEX[(3, 4)], tempo=9, key=4, instruments=(1, 41))
-
-
-@pytest.fixture(scope="module")
-def base() -> MuseFormer:
-    return random_base(width=BASE_WIDTH, ffn_width=32, open_summary_rate=0.3)
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
-    return TextEncoder.load(write_qwen3(tmp_path_factory.mktemp("encoder")))
-
-
-def write_run(folder: Path, kind: type[nn.Module], config: type, encoder: TextEncoder) -> Path:
-    shape: dict[str, Any] = {
-        "text_width": WIDTH,
-        "summary_width": BASE_WIDTH,
-        "num_queries": NUM_QUERIES,
-        "width": 32,
-        "num_layers": 2,
-        "num_heads": 2,
-        "ffn_width": 64,
-    }
-    facts = {"fingerprint": FINGERPRINT, "width": BASE_WIDTH}
-    write_bridge(folder / "model", kind(config(**shape)), encoder, facts)
-    return folder
-
-
-def heads_that_say(said: Attributes, encoder: TextEncoder) -> AttributeHeads:
-    """Heads that hear the same in every text, and that its instruments are all that play."""
-    heads = AttributeHeads(
-        AttributeHeadsConfig(text_width=WIDTH, encoder_fingerprint=encoder.fingerprint, width=8)
-    )
-    told = {name: getattr(said, name, None) for name in NUM_VALUES}
-    with torch.no_grad():
-        for parameter in heads.parameters():
-            parameter.zero_()
-        for gate, value in zip(heads.value_gates, told.values(), strict=True):
-            gate.bias.fill_(-5.0 if value is None else 5.0)
-        for name, value in told.items():
-            if value is not None:
-                heads.values[name].bias[value] = 50.0
-        heads.instrument_gates.bias.fill_(5.0 if said.instruments else -5.0)
-        heads.naming.bias.fill_(-50.0)
-        heads.naming.bias[list(said.instruments)] = 50.0
-    assert len(heads.instrument_gates.bias) == len(GATES) - len(NUM_VALUES)
-    return heads
-
-
-@pytest.fixture(scope="module")
-def qformer_run(tmp_path_factory: pytest.TempPathFactory, encoder: TextEncoder) -> Path:
-    """With heads that say SAID of every text."""
-    folder = write_run(tmp_path_factory.mktemp("qformer"), QFormer, QFormerConfig, encoder)
-    save_heads(folder / "model", heads_that_say(SAID, encoder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def diffusion_run(tmp_path_factory: pytest.TempPathFactory, encoder: TextEncoder) -> Path:
-    """Without heads."""
-    folder = tmp_path_factory.mktemp("diffusion")
-    return write_run(folder, DiffusionBridge, DiffusionBridgeConfig, encoder)
-
-
-def orders(
-    config: TextConfig, base: MuseFormer, controls: ControlConfig | None = None, **settings: int
-) -> list[Order]:
-    return orders_of(config, controls or ControlConfig(), base, FINGERPRINT, **settings)
-
-
-def summaries(order: Order) -> torch.Tensor:
-    """(B, S, D) that a piece is written on."""
-    assert order.injection is not None and order.injection.mask_BS.all()
-    return order.injection.summaries_BSD
-
+from tests.generation.steered_models import (
+    BASE_WIDTH,
+    FINGERPRINT,
+    NUM_QUERIES,
+    SAID,
+    heads_that_say,
+    orders,
+    summaries,
+    write_run,
+)
 
 RUN = Path("runs/bridge")
 
@@ -158,7 +75,8 @@ def test_flags_that_do_not_go_together_are_refused_in_one_line(flags, said) -> N
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"strategy": "adapter"}, "--strategy adapter: .* allowed: replace, blend"),
+        ({"strategy": "adapter"}, "--strategy adapter without --adapter: allowed: the run of"),
+        ({"adapter": RUN}, "--adapter runs/bridge with --strategy blend: allowed: beside"),
         ({"alpha": 1.5}, "--alpha 1.5: allowed 0 to 1"),
         ({"alpha": float("nan")}, "--alpha nan: allowed 0 to 1"),
     ],
@@ -197,6 +115,73 @@ def test_each_text_is_a_piece_and_a_text_is_answered_as_if_it_were_alone(base, q
     assert summaries(both[0]).shape == (1, 16, BASE_WIDTH), "16 bars unless asked for others"
     torch.testing.assert_close(summaries(both[1]), summaries(alone))
     assert not torch.allclose(summaries(both[0]), summaries(both[1]))
+
+
+def test_answers_enter_where_their_bridge_was_trained_to_speak_and_lent_summaries_where_taken(
+    base, encoder, qformer_run, midi_files, tmp_path
+) -> None:
+    soft = write_run(tmp_path / "soft", QFormer, QFormerConfig, encoder, layer=0)
+    configs = [TextConfig(text=("calm",), bridge=run) for run in (qformer_run, soft)]
+    found = [orders(config, base)[0] for config in configs]
+    found += orders(TextConfig(summaries_from=midi_files[0]), base)
+    injections = [order.injection for order in found if order.injection]
+    assert [one.layer for one in injections] == [INJECTION_LAYER, 0, INJECTION_LAYER]
+    controls = ControlConfig(bars=1, instruments=("0",))
+    at_the_input, later = (
+        generate(base, controls, SamplingConfig(), seed=0, injection=injection)[0]
+        for injection in (injections[1], replace(injections[1], layer=1))
+    )
+    assert not np.array_equal(at_the_input, later), "and the layer is heard"
+
+
+def test_an_adapter_says_what_becomes_of_a_texts_summaries_and_of_lent_ones(
+    base, qformer_run, diffusion_run, midi_files, tmp_path
+) -> None:
+    run = write_adapter(tmp_path / "adapter", qformer_run)
+    injecting = InjectingConfig(strategy="adapter", adapter=run)
+    by_text = TextConfig(text=("calm",), bridge=qformer_run, injecting=injecting)
+    lent = TextConfig(summaries_from=midi_files[0], injecting=injecting)
+    for config in (by_text, lent):
+        (adapted,), (blended,) = (
+            orders(one, base) for one in (config, replace(config, injecting=InjectingConfig()))
+        )
+        assert adapted.injection and adapted.injection.strategy == "adapter"
+        assert torch.equal(summaries(adapted), summaries(blended))
+        controls = ControlConfig(bars=2, instruments=("0",))
+        first, second = (
+            generate(base, controls, SamplingConfig(), seed=0, injection=one.injection)[0]
+            for one in (adapted, blended)
+        )
+        assert not np.array_equal(first, second), "and it is heard"
+    for config, fingerprint, said in (
+        (replace(by_text, bridge=diffusion_run), FINGERPRINT, "an adapter to the qformer"),
+        (lent, "e" * 64, "found an adapter to the model ffffffffffff"),
+        (
+            replace(lent, injecting=replace(injecting, adapter=qformer_run)),
+            FINGERPRINT,
+            "model_type 'qformer'; allowed: adapter",
+        ),
+        (
+            replace(lent, injecting=replace(injecting, adapter=tmp_path / "absent")),
+            FINGERPRINT,
+            "--adapter .* no such folder",
+        ),
+    ):
+        with pytest.raises(CheckpointError, match=said) as refusal:
+            orders_of(config, ControlConfig(), base, fingerprint)
+        assert "\n" not in str(refusal.value)
+
+
+def test_an_adapter_to_a_soft_prompt_takes_no_summaries_of_a_piece(
+    base, encoder, midi_files, tmp_path
+) -> None:
+    soft = write_run(tmp_path / "soft", QFormer, QFormerConfig, encoder, layer=0)
+    run = write_adapter(tmp_path / "adapter", soft)
+    injecting = InjectingConfig(strategy="adapter", adapter=run)
+    (order,) = orders(TextConfig(text=("calm",), bridge=soft, injecting=injecting), base)
+    assert order.injection and order.injection.layer == 0
+    with pytest.raises(CheckpointError, match="enter after layer 0, these enter after layer 3"):
+        orders(TextConfig(summaries_from=midi_files[0], injecting=injecting), base)
 
 
 def test_sections_have_their_own_texts_and_fade_between_them(base, qformer_run) -> None:
@@ -261,6 +246,27 @@ def test_flags_of_the_users_own_come_before_what_a_text_says(base, qformer_run) 
     assert np.array_equal(loose.controls.prefix(loose.told), prefix)
 
 
+def test_a_text_that_says_its_length_sets_the_bars_where_nobody_else_does(
+    base, qformer_run, encoder, tmp_path
+) -> None:
+    run = Path(shutil.copytree(qformer_run, tmp_path / "run"))
+    save_heads(run / "model", heads_that_say(replace(SAID, length=int(length_bin(8))), encoder))
+    config = TextConfig(text=("a short piece", "eight, or 7 bars"), bridge=run)
+
+    def bars(config: TextConfig, controls: ControlConfig | None = None) -> list[int]:
+        found = orders(config, base, controls)
+        assert [summaries(one).shape[1] for one in found] == [o.controls.num_bars for o in found]
+        return [order.controls.num_bars for order in found]
+
+    assert bars(config) == [8, 7]
+    assert bars(replace(config, strict=True)) == [8, 7]
+    assert bars(config, ControlConfig(bars=3)) == [3, 3]
+    assert bars(replace(config, attributes=False)) == [16, 16]
+    assert bars(replace(config, text=("0-1: a short piece", "2-4: loud"))) == [5]
+    (order, _) = orders(config, base)
+    assert np.array_equal(order.controls.prefix(order.told), order.controls.prefix(SAID))
+
+
 def test_strict_with_a_bridge_that_reads_no_attributes_is_refused(base, diffusion_run) -> None:
     config = TextConfig(text=("calm",), bridge=diffusion_run, strict=True)
     with pytest.raises(GenerationError, match=r"--strict with --bridge .* no attribute heads"):
@@ -306,62 +312,3 @@ def test_windows_of_a_long_text_are_draws_of_their_own(base, diffusion_run) -> N
     (found,) = summaries(order)
     # Windows are 12 bars apart; alike they would make the piece repeat itself from bar 12 on.
     assert not torch.allclose(found[12:24], found[24:36], atol=1e-3)
-
-
-@pytest.fixture(scope="module")
-def midi_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Pieces of 3 and of 5 bars."""
-    folder = tmp_path_factory.mktemp("midi")
-    for bars in (3, 5):
-        notes = [(bar, 1, 0, 60 + bars * bar, 24, 66) for bar in range(bars)]
-        piece = canonical_piece([SAID.metre] * bars, [40] * bars, notes)
-        write_midi(to_piece(piece), folder / f"{bars}.mid")
-    return sorted(folder.iterdir())
-
-
-def test_a_piece_lends_its_summaries_and_a_mixture_goes_from_one_to_the_other(
-    base, midi_files
-) -> None:
-    short, long = (orders(TextConfig(summaries_from=path), base)[0] for path in midi_files)
-    assert (short.controls.num_bars, long.controls.num_bars) == (3, 5)
-    assert short.title == "after 3.mid"
-    (mixture,) = orders(TextConfig(mix=tuple(midi_files), at="0:0,2:1"), base)
-    found, first, second = (summaries(order)[0] for order in (mixture, short, long))
-    assert len(found) == 3 and mixture.title == "from 3.mid to 5.mid"
-    torch.testing.assert_close(found[0], first[0])
-    torch.testing.assert_close(found[1], (first[1] + second[1]) / 2)
-    torch.testing.assert_close(found[2], second[2])
-
-
-def test_a_piece_cannot_lend_more_bars_than_it_has(base, midi_files, tmp_path) -> None:
-    config, asked = TextConfig(summaries_from=midi_files[0]), ControlConfig(bars=4)
-    with pytest.raises(GenerationError, match="--bars 4: found summaries of 3 bars"):
-        orders(config, base, asked)
-    config = TextConfig(mix=tuple(midi_files), at="0:0")
-    with pytest.raises(GenerationError, match="--bars 4 of a mixture: the shorter piece has 3"):
-        orders(config, base, asked)
-
-
-def test_a_file_that_is_no_midi_is_named_with_its_flag(base, midi_files, tmp_path) -> None:
-    broken = tmp_path / "broken.mid"
-    broken.write_bytes(b"no music")
-    for config in (
-        TextConfig(summaries_from=broken),
-        TextConfig(summaries_from=tmp_path / "absent.mid"),
-        TextConfig(mix=(midi_files[0], broken), at="0:0"),
-    ):
-        flag = "--mix" if config.mix else "--summaries_from"
-        with pytest.raises(MeloFormerError, match=f"{flag} .*; allowed: a MIDI file") as refusal:
-            orders(config, base)
-        assert "\n" not in str(refusal.value)
-
-
-def test_summaries_of_a_file_are_injected_as_they_are() -> None:
-    summaries_SD = torch.randn(6, BASE_WIDTH)
-    injecting = InjectingConfig(strategy="replace", alpha=0.25)
-    order = order_of_summaries(injecting, ControlConfig(), summaries_SD, "a title")
-    assert order.controls.num_bars == 6 and torch.equal(summaries(order)[0], summaries_SD)
-    assert order.injection is not None
-    assert (order.injection.strategy, order.injection.alpha) == ("replace", 0.25)
-    fewer = order_of_summaries(injecting, ControlConfig(bars=2), summaries_SD, "a title")
-    assert torch.equal(summaries(fewer)[0], summaries_SD[:2])

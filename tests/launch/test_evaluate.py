@@ -11,6 +11,7 @@ from meloformer.captions.settings import CaptionSettings
 from meloformer.command_line import run_recipe
 from meloformer.evaluation.control_report import JSON_NAME, MARKDOWN_NAME, PIECES_NAME
 from meloformer.evaluation.control_scores import METRICS
+from tests.bridge.adapter_folders import write_adapter
 from tests.evaluation.judged_models import write_base, write_models
 
 
@@ -76,6 +77,22 @@ def test_the_same_seed_gives_the_same_figures_and_no_heads_no_attributes(
     assert "the bridge has no attribute heads" in capsys.readouterr().out
 
 
+def test_a_soft_prompt_is_judged_without_what_the_input_has_none_of(
+    trained, chorale_shards, tmp_path, capsys
+) -> None:
+    captions = ("--captions", str(trained / "captions.jsonl"))
+    output = tmp_path / "soft"
+    assert evaluate(trained, chorale_shards, output, *captions, bridge="soft_prompt") == 0
+    figures = json.loads((output / JSON_NAME).read_text())
+    sources = ("text", "shuffled", "none")
+    assert set(figures["rows"]) == {"piece", *(f"{source}, summaries" for source in sources)}
+    assert set(figures["nats_against_none"]) == {"text", "another_text"}
+    assert figures["retrieval"] is None
+    assert figures["settings"]["injection"].endswith("after layer 0")
+    said = capsys.readouterr().out
+    assert said.count("true summaries, their likelihood and retrieval not run") == 1
+
+
 def test_a_users_captions_run_the_published_protocol(
     trained, chorale_shards, tmp_path, capsys
 ) -> None:
@@ -104,6 +121,8 @@ def test_bad_input_ends_in_one_line_and_code_2(trained, chorale_shards, tmp_path
     other = write_base(tmp_path / "other", seed=1)
     file = tmp_path / "file"
     file.write_text("")
+    adapted = ("--strategy", "adapter", "--adapter")
+    soft_adapter = write_adapter(tmp_path / "adapter", trained / "soft_prompt")
     for flags, message in (
         ((), "--captions: found none"),
         (("--captions", "absent.jsonl"), "absent.jsonl"),
@@ -112,6 +131,9 @@ def test_bad_input_ends_in_one_line_and_code_2(trained, chorale_shards, tmp_path
         ((*own, "--output", str(file)), "--output"),
         ((*own, "--no-control"), "--control"),
         ((*own, "--alpha", "2"), "--alpha"),
+        ((*own, "--strategy", "adapter"), "--strategy adapter without --adapter"),
+        ((*own, *adapted, str(trained / "plain_bridge")), "'qformer'; allowed: adapter"),
+        ((*own, *adapted, str(soft_adapter)), "an adapter to summaries that enter after layer 0"),
         ((*own, "--bridge", str(trained / "base")), "model_type"),
     ):
         assert evaluate(trained, chorale_shards, tmp_path / "out", *flags) == 2

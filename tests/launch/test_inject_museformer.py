@@ -6,21 +6,40 @@ import pytest
 import torch
 from miditoolkit import MidiFile
 
+from meloformer.bridge.bridge_folder import BridgeFacts, save_bridge
 from meloformer.bridge.text_to_summaries import save_summaries
 from meloformer.command_line import run_recipe
-from meloformer.model.weights import save_model
+from meloformer.model.weights import model_fingerprint, save_model
 from meloformer.tokens.vocabulary import fingerprint
+from tests.bridge.adapter_folders import random_adapter
 from tests.bridge.bases import random_base
 from tests.launch.recipes import load_recipe
 
 WIDTH = 32
 # Bars of random weights are long where everybody plays.
 ONE_PLAYER = ("--instruments", 0)
+ADAPTED = ("--strategy", "adapter", "--adapter")
 
 
 def base_run(folder: Path, **changes: object) -> Path:
     model = random_base(width=WIDTH, ffn_width=32, **changes)
     save_model(folder / "model", model.config, model.state_dict(), {"tokenizer": fingerprint()})
+    return folder
+
+
+def adapter_run(folder: Path, base_fingerprint: str) -> Path:
+    """Of an adapter of random weights to a bridge that nobody has any more."""
+    adapter = random_adapter(WIDTH)
+    facts = BridgeFacts.of(
+        adapter,
+        base={"fingerprint": base_fingerprint, "width": WIDTH},
+        encoder={"fingerprint": "e" * 64, "name": "minilm"},
+        mean_D=adapter.mean_D,
+        std_D=adapter.std_D,
+    ).with_extra(
+        bridge={"model_type": "diffusion_bridge", "weights": "ema", "fingerprint": "c" * 64}
+    )
+    save_bridge(folder / "model", facts, adapter.state_dict())
     return folder
 
 
@@ -85,6 +104,9 @@ def test_strategy_alpha_and_the_summaries_decide_what_is_written(
     replaced = written(summaries, "--strategy", "replace")
     assert replaced == written(summaries, "--strategy", "blend", "--alpha", 1)
     assert replaced != written(other, "--strategy", "replace")
+    run = adapter_run(tmp_path / "adapter", model_fingerprint(checkpoint / "model"))
+    adapted = written(summaries, *ADAPTED, run)
+    assert adapted not in (replaced, written(summaries), written(other, *ADAPTED, run))
 
 
 def test_what_cannot_be_injected_ends_in_one_line_and_code_2(
@@ -95,6 +117,7 @@ def test_what_cannot_be_injected_ends_in_one_line_and_code_2(
     save_summaries(long, torch.zeros(161, WIDTH))
     junk.write_bytes(b"no tensor")
     closed = base_run(tmp_path / "closed", num_layers=1)
+    stranger = adapter_run(tmp_path / "stranger", "b" * 64)
     given = ["--checkpoint", checkpoint, "--output", tmp_path / "a.mid"]
     for flags, said in (
         (["--summaries", wide], "found a tensor of (3, 33); expected one tensor of 1 to 160 bars"),
@@ -104,7 +127,11 @@ def test_what_cannot_be_injected_ends_in_one_line_and_code_2(
         (["--summaries", summaries, "--bars", 4], "--bars 4: found summaries of 3 bars; allowed"),
         (["--summaries", summaries, "--checkpoint", closed], "--open_summary_rate 0"),
         (["--summaries", summaries, "--checkpoint", tmp_path / "absent"], "no such folder"),
-        (["--summaries", summaries, "--strategy", "adapter"], "allowed: replace, blend"),
+        (["--summaries", summaries, "--strategy", "adapter"], "without --adapter: allowed: the"),
+        (["--summaries", summaries, "--adapter", checkpoint], "with --strategy blend: allowed"),
+        (["--summaries", summaries, *ADAPTED, checkpoint], "'museformer'; allowed: adapter"),
+        (["--summaries", summaries, *ADAPTED, tmp_path / "absent"], "--adapter"),
+        (["--summaries", summaries, *ADAPTED, stranger], "found an adapter to the model bbbbbbbb"),
         (["--summaries", summaries, "--strategy", "add"], "add"),
         (["--summaries", summaries, "--alpha", 2], "--alpha 2: allowed 0 to 1"),
         (["--summaries", summaries, "--seed", -1], "--seed -1: allowed"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from meloformer.training import board, metrics_writer
+from meloformer.training import board, run_writer
 from meloformer.training.metrics import LOG_NAME, METRICS_NAME, VALIDATION_NAME, StepMetrics
 from meloformer.training.metrics_writer import MetricsWriter
 from meloformer.training.nats import Nats
@@ -16,7 +16,7 @@ def test_a_long_validation_says_how_far_it_is_and_when_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def watched(seconds_per_line: float) -> str:
-        monkeypatch.setattr(metrics_writer, "_SECONDS_PER_LINE", seconds_per_line)
+        monkeypatch.setattr(run_writer, "_SECONDS_PER_LINE", seconds_per_line)
         writer = MetricsWriter(tmp_path, start_step=0, num_steps=9, is_first=True)
         with writer.watch_validation(9, num_batches=3) as advance:
             for _ in range(3):
