@@ -16,7 +16,7 @@ from meloformer.bridge.text_to_summaries import FlowConfig, encoder_of
 from meloformer.errors import CheckpointError
 from meloformer.evaluation.control_rows import Generated, Request
 from meloformer.generation.controls import NOTHING, ControlConfig
-from meloformer.generation.generate import generate
+from meloformer.generation.generate import Sample, generate_batch
 from meloformer.generation.injecting import Injecting, InjectingConfig
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.steering import CROSSFADE_BARS, Section, section_weights
@@ -58,28 +58,26 @@ class BridgeGenerator:
     _said: dict[str, Attributes] = field(default_factory=dict, init=False)
 
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
-        """See `Generator`; requests of one kind are sampled as one batch."""
-        kinds: dict[object, list[int]] = {}
+        """See `Generator`; all requests are sampled side by side."""
         told = [self._told(request) for request in requests]
-        for number, request in enumerate(requests):
-            kind = (request.num_bars, request.way, told[number], is_steered(request))
-            kinds.setdefault(kind, []).append(number)
-        written: dict[int, Generated] = {}
-        for numbers in kinds.values():
-            chosen, said = [requests[number] for number in numbers], told[numbers[0]]
-            controls = ControlConfig(bars=chosen[0].num_bars)
-            pieces = generate(
-                self.model,
-                controls.keeping(said) if chosen[0].way == "strict" else controls,
-                self.sampling,
-                num_samples=len(numbers),
-                seed=chosen[0].seed,
-                injection=self._injection(chosen),
-                told=said,
-            )
-            for number, ids in zip(numbers, pieces, strict=True):
-                written[number] = Generated(ids=ids, said=None if said == NOTHING else said)
-        return [written[number] for number in range(len(requests))]
+        pieces = generate_batch(
+            self.model,
+            [self._sample(request, said) for request, said in zip(requests, told, strict=True)],
+            self.sampling,
+        )
+        return [
+            Generated(ids=ids, said=None if said == NOTHING else said)
+            for ids, said in zip(pieces, told, strict=True)
+        ]
+
+    def _sample(self, request: Request, told: Attributes) -> Sample:
+        controls = ControlConfig(bars=request.num_bars)
+        return Sample(
+            controls=controls.keeping(told) if request.way == "strict" else controls,
+            told=told,
+            injection=self._injection(request),
+            seed=request.seed,
+        )
 
     def summaries(self, sections: Sequence[tuple[str, int]], *, seed: int) -> Tensor:
         """(bars, D) in the base's own scale, of texts that hold one after the other.
@@ -124,18 +122,16 @@ class BridgeGenerator:
             self._said[text] = understood(said)
         return self._said[text]
 
-    def _injection(self, requests: Sequence[Request]) -> Injection | None:
-        """What is injected into pieces of one kind; None where nobody says anything."""
-        if not is_steered(requests[0]):
+    def _injection(self, request: Request) -> Injection | None:
+        """What is injected; None where nobody says anything."""
+        if request.summaries_SD is not None:
+            summaries_SD = request.summaries_SD[: request.num_bars]
+        elif request.sections:
+            summaries_SD = self.summaries(request.sections, seed=request.seed)
+        else:
             return None
-        rows = [
-            self.summaries(request.sections, seed=request.seed)
-            if request.summaries_SD is None
-            else request.summaries_SD[: request.num_bars]
-            for request in requests
-        ]
         device = self.model.token_embedding.weight.device
-        return self.injecting.injection(torch.stack([row_SD.float().to(device) for row_SD in rows]))
+        return self.injecting.injection(summaries_SD[None].float().to(device))
 
     def describe(self) -> dict[str, Any]:
         """What decides the figures besides the pieces: models, encoder, versions."""
@@ -202,8 +198,3 @@ def load_generator(
         sampling=sampling or SamplingConfig(),
         injecting=(injecting or InjectingConfig()).load(fingerprint, device, loaded),
     )
-
-
-def is_steered(request: Request) -> bool:
-    """Whether summaries come from somewhere."""
-    return request.summaries_SD is not None or bool(request.sections)

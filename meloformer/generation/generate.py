@@ -1,15 +1,17 @@
 """Sample whole pieces: cached, batched, and under the grammar, so that every one decodes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from meloformer.bridge.flow import row_seed
 from meloformer.generation.cache import DecodeCache, StepLabels
 from meloformer.generation.controls import NOTHING, ControlConfig
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.model.config import MuseFormerConfig
-from meloformer.model.injection import Injection
+from meloformer.model.injection import Injection, join_rows
 from meloformer.model.masks import num_summaries
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.attributes import Attributes
@@ -23,15 +25,14 @@ class Labeller:
     """The labels of tokens that come one at a time; agrees with `token_labels` of the whole.
 
     Args:
-        prefix: ids that every row starts with, bars included or not.
-        num_rows: B.
+        prefix_BN: ids that each row starts with, bars included or not.
     """
 
-    def __init__(self, prefix: np.ndarray, num_rows: int) -> None:
-        labels = token_labels(prefix)
+    def __init__(self, prefix_BN: np.ndarray) -> None:
+        rows = [token_labels(prefix) for prefix in prefix_BN]
         # Rows bar, instrument, index, onset, as in StepLabels.
-        fields = (labels.bar, labels.instrument, labels.index, labels.onset)
-        self.prefix = np.stack(fields)[:, None, :].repeat(num_rows, axis=1).astype(np.int64)
+        fields = [(one.bar, one.instrument, one.index, one.onset) for one in rows]
+        self.prefix = np.stack([np.stack(row) for row in fields], axis=1).astype(np.int64)
         self.now = self.prefix[:, :, -1].copy()
 
     def advance(self, ids_B: np.ndarray) -> np.ndarray:
@@ -63,6 +64,24 @@ def beyond_training(config: MuseFormerConfig, num_bars: int) -> str | None:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One piece to be sampled.
+
+    Args:
+        controls: wishes; bars, metre, tempo and instruments are kept by the grammar.
+        told: what the prefix says besides the wishes; the grammar does not keep it.
+        injection: one row of summaries; those behind the last bar are left out, since the prefix
+            would read them.
+        seed: of its draws.
+    """
+
+    controls: ControlConfig
+    told: Attributes = NOTHING
+    injection: Injection | None = None
+    seed: int = 0
+
+
 def generate(
     model: MuseFormer,
     controls: ControlConfig,
@@ -75,17 +94,53 @@ def generate(
     on_token: Callable[[int], None] | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> list[np.ndarray]:
-    """Sample pieces in one batch.
+    """Sample pieces of one kind in one batch.
 
     Args:
         model: in evaluation mode.
-        controls: wishes; bars, metre, tempo and instruments are kept by the grammar.
+        controls: see `Sample`.
         sampling: temperature and cut-offs.
         num_samples: pieces, B.
-        seed: the same seed gives the same pieces on the same device.
-        injection: summaries of each piece, or of one row that all pieces share; those behind the
-            last bar are left out, since the prefix would read them.
-        told: what the prefix says besides the wishes; the grammar does not keep it.
+        seed: of the first piece; the others' seeds follow from it, so that more samples leave the
+            first ones as they were.
+        injection: summaries of each piece, or of one row that all pieces share.
+        told: see `Sample`.
+        on_token: see `generate_batch`.
+        stop: see `generate_batch`.
+
+    Returns:
+        See `generate_batch`.
+    """
+    rows: Sequence[Injection | None] = [None]
+    if injection is not None:
+        rows = injection.rows()
+    assert len(rows) in (1, num_samples), "one row of summaries a piece, or one for all"
+    samples = [
+        Sample(
+            controls=controls,
+            told=told,
+            injection=rows[number % len(rows)],
+            seed=row_seed(seed, number) if number else seed,
+        )
+        for number in range(num_samples)
+    ]
+    return generate_batch(model, samples, sampling, on_token=on_token, stop=stop)
+
+
+def generate_batch(
+    model: MuseFormer,
+    samples: Sequence[Sample],
+    sampling: SamplingConfig,
+    *,
+    on_token: Callable[[int], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
+) -> list[np.ndarray]:
+    """Sample pieces of any kinds side by side; none depends on those beside it but by rounding.
+
+    Args:
+        model: in evaluation mode.
+        samples: the pieces, B; their summaries enter in one way.
+        sampling: temperature and cut-offs.
         on_token: called after each step with the number of tokens sampled so far, all rows.
         stop: asked after each step, with the same number, whether to end here.
 
@@ -93,46 +148,53 @@ def generate(
         One uint16 sequence a piece, from BOS to EOS. A piece that was stopped ends with its last
         finished bar; where it has none, it is the prefix alone.
     """
-    generator = torch.Generator().manual_seed(seed)
-    prefix = controls.prefix(told).astype(np.int64)
+    generators = [torch.Generator().manual_seed(sample.seed) for sample in samples]
+    prefixes = [sample.controls.prefix(sample.told).astype(np.int64) for sample in samples]
     grammars = [
         GrammarState(
             prefix.tolist(),
-            num_bars=controls.num_bars,
-            instruments=controls.instrument_indices or None,
-            metre=controls.metre_index,
-            tempo=controls.tempo_index,
+            num_bars=sample.controls.num_bars,
+            instruments=sample.controls.instrument_indices or None,
+            metre=sample.controls.metre_index,
+            tempo=sample.controls.tempo_index,
         )
-        for _ in range(num_samples)
+        for sample, prefix in zip(samples, prefixes, strict=True)
     ]
-    if injection is not None:
-        injection = injection.first_bars(controls.num_bars)
-        if len(injection.summaries_BSD) == 1:
-            injection = injection.repeat(num_samples)
-    cache = DecodeCache(model, num_samples, injection)
-    labeller = Labeller(prefix, num_samples)
-    active_B = np.ones(num_samples, dtype=bool)
-    pieces: list[list[int]] = [prefix.tolist() for _ in range(num_samples)]
-    allowed_BV = np.zeros((num_samples, model.config.vocab_size), dtype=bool)
+    cache = DecodeCache(model, len(samples), _side_by_side(samples))
+    # As far as the shortest prefix all rows go at once; where one has more, it is fed on.
+    num_shared = min(map(len, prefixes))
+    shared_BN = np.stack([prefix[:num_shared] for prefix in prefixes])
+    labeller = Labeller(shared_BN)
+    active_B = np.ones(len(samples), dtype=bool)
+    pieces: list[list[int]] = [prefix[:num_shared].tolist() for prefix in prefixes]
+    allowed_BV = np.zeros((len(samples), model.config.vocab_size), dtype=bool)
 
     logits_BV = cache.add(
-        torch.from_numpy(prefix).to(cache.device).expand(num_samples, -1),
+        torch.from_numpy(shared_BN).to(cache.device),
         StepLabels.from_numpy(labeller.prefix, cache.device),
-        torch.ones(num_samples, dtype=torch.bool, device=cache.device),
+        torch.ones(len(samples), dtype=torch.bool, device=cache.device),
     )
     num_sampled = 0
     while active_B.any():
-        # Rows that have ended draw PAD, so that the batch stays whole.
+        told_B = np.array([len(ids) < len(p) for ids, p in zip(pieces, prefixes, strict=True)])
+        # Rows that have ended, or are still told what to say, draw PAD: the batch stays whole.
         allowed_BV[:] = False
-        allowed_BV[~active_B, PAD] = True
-        for row in np.flatnonzero(active_B):
-            allowed_BV[row] = grammars[row].allowed()
-        ids_B = sample_tokens(logits_BV, torch.from_numpy(allowed_BV), sampling, generator).numpy()
-        for row in np.flatnonzero(active_B):
-            grammars[row].advance(int(ids_B[row]))
+        uniform_B = torch.zeros(len(samples))
+        for row, is_free in enumerate((active_B & ~told_B).tolist()):
+            if is_free:
+                allowed_BV[row] = grammars[row].allowed()
+                uniform_B[row] = torch.rand((), generator=generators[row])
+            else:
+                allowed_BV[row, PAD] = True
+        ids_B = sample_tokens(logits_BV, torch.from_numpy(allowed_BV), sampling, uniform_B).numpy()
+        for row in np.flatnonzero(active_B).tolist():
+            if told_B[row]:
+                ids_B[row] = prefixes[row][len(pieces[row])]
+            else:
+                grammars[row].advance(int(ids_B[row]))
+                num_sampled += 1
+                active_B[row] = not grammars[row].is_finished
             pieces[row].append(int(ids_B[row]))
-            num_sampled += 1
-            active_B[row] = not grammars[row].is_finished
         if on_token is not None:
             on_token(num_sampled)
         if not active_B.any() or (stop is not None and stop(num_sampled)):
@@ -149,11 +211,26 @@ def generate(
             StepLabels.from_numpy(labels_4B[:, :, None], cache.device),
             torch.from_numpy(active_B).to(cache.device),
         )
-    whole = [np.array(ids, dtype=np.uint16) for ids in pieces]
-    return [_finished_bars(ids) if active_B[row] else ids for row, ids in enumerate(whole)]
+    return [
+        _finished_bars(ids, prefix) if is_active else np.array(ids, dtype=np.uint16)
+        for ids, prefix, is_active in zip(pieces, prefixes, active_B, strict=True)
+    ]
 
 
-def _finished_bars(ids: np.ndarray) -> np.ndarray:
+def _side_by_side(samples: Sequence[Sample]) -> Injection | None:
+    """The summaries of all rows; None where no row has any."""
+    return join_rows(
+        [
+            None
+            if sample.injection is None
+            else sample.injection.first_bars(sample.controls.num_bars)
+            for sample in samples
+        ]
+    )
+
+
+def _finished_bars(ids: list[int], prefix: np.ndarray) -> np.ndarray:
     """A sequence without the bar that it breaks off in."""
-    starts = bar_starts(ids)
-    return ids[: starts[-2]] if len(starts) > 1 else ids
+    whole = np.array(ids, dtype=np.uint16)
+    starts = bar_starts(whole)
+    return whole[: starts[-2]] if len(starts) > 1 else prefix.astype(np.uint16)

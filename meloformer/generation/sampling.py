@@ -32,7 +32,7 @@ class SamplingConfig:
 
 
 def sample_tokens(
-    logits_BV: Tensor, allowed_BV: Tensor, config: SamplingConfig, generator: torch.Generator
+    logits_BV: Tensor, allowed_BV: Tensor, config: SamplingConfig, uniform_B: Tensor
 ) -> Tensor:
     """Draw one allowed token a row.
 
@@ -40,7 +40,7 @@ def sample_tokens(
         logits_BV: scores of the next token.
         allowed_BV: bool; at least one True in every row.
         config: temperature and cut-offs, applied to the allowed tokens alone.
-        generator: on the CPU, so that a seed gives the same draw on any device.
+        uniform_B: a draw from [0, 1) for each row, on the CPU; the row's token follows from it.
 
     Returns:
         (B,) int64 on the CPU.
@@ -58,5 +58,8 @@ def sample_tokens(
     keep_BV[:, 0] = True
     if config.top_k:
         keep_BV[:, config.top_k :] = False
-    choice_B1 = torch.multinomial(sorted_BV * keep_BV, 1, generator=generator)
+    below_BV = (sorted_BV * keep_BV).double().cumsum(dim=-1)
+    # A token without probability ends where the one before it ends, and is never the first beyond.
+    target_B1 = uniform_B.double()[:, None] * below_BV[:, -1:]
+    choice_B1 = torch.searchsorted(below_BV, target_B1, right=True)
     return order_BV.gather(1, choice_B1)[:, 0]

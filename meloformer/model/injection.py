@@ -101,13 +101,14 @@ class Injection:
                 "of a bridge that was trained for this model"
             )
 
-    def repeat(self, num_rows: int) -> "Injection":
-        """The first row for so many."""
-        return replace(
-            self,
-            summaries_BSD=self.summaries_BSD[:1].expand(num_rows, -1, -1),
-            mask_BS=self.mask_BS[:1].expand(num_rows, -1),
-        )
+    def rows(self) -> list["Injection"]:
+        """Each row as a batch of its own."""
+        return [
+            replace(self, summaries_BSD=summaries_1SD, mask_BS=mask_1S)
+            for summaries_1SD, mask_1S in zip(
+                self.summaries_BSD.split(1), self.mask_BS.split(1), strict=True
+            )
+        ]
 
     def first_bars(self, num_bars: int) -> "Injection":
         """Those of the first bars alone."""
@@ -134,6 +135,30 @@ class Injection:
             torch.where(is_open_BS1, closed_BSD, s_BSD),
             torch.where(is_open_BS1, injected_BSD, 0),
         )
+
+
+def join_rows(rows: Sequence[Injection | None]) -> Injection | None:
+    """Rows side by side as one batch; None where no row has any.
+
+    Args:
+        rows: a batch of one row each, which enter in one way; a row of None has no summary.
+    """
+    given = [row for row in rows if row is not None]
+    if not given:
+        return None
+    first = given[0]
+    ways = {(one.strategy, one.alpha, one.layer, id(one.adapter)) for one in given}
+    assert len(ways) == 1, "the summaries of a batch enter in one way"
+    num_slots = max(one.mask_BS.shape[1] for one in given)
+    summaries_BSD = first.summaries_BSD.new_zeros(
+        (len(rows), num_slots, first.summaries_BSD.shape[-1])
+    )
+    mask_BS = first.mask_BS.new_zeros((len(rows), num_slots))
+    for number, row in enumerate(rows):
+        if row is not None:
+            summaries_BSD[number, : row.mask_BS.shape[1]] = row.summaries_BSD[0]
+            mask_BS[number, : row.mask_BS.shape[1]] = row.mask_BS[0]
+    return replace(first, summaries_BSD=summaries_BSD, mask_BS=mask_BS)
 
 
 @dataclass(frozen=True)

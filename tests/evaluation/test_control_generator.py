@@ -43,6 +43,8 @@ def test_pieces_come_back_in_the_order_of_their_requests(generator) -> None:
     written = generator.generate([*requests, ask()])
     assert [decode(one.ids).num_bars for one in written] == [1, 3, 2, 1, 2]
     assert [one.said is None for one in written] == [True, False, True, False, True]
+    for request, one in zip(requests, written, strict=False):
+        assert generator.generate([request])[0].ids.tolist() == one.ids.tolist()
 
 
 def test_one_text_is_what_the_bridge_says_and_two_texts_each_hold_their_end(generator) -> None:

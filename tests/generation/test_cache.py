@@ -40,7 +40,7 @@ def step_by_step(
     """Logits of every position of every piece, fed one token at a time in one batch."""
     num_rows = len(pieces)
     cache = DecodeCache(model, num_rows, injection)
-    labeller = Labeller(pieces[0][:1], num_rows)
+    labeller = Labeller(np.stack([piece[:1] for piece in pieces]))
     logits: list[list[torch.Tensor]] = [[] for _ in pieces]
     for t in range(max(map(len, pieces))):
         active = np.array([t < len(piece) for piece in pieces])
@@ -141,7 +141,7 @@ def test_a_model_without_summaries_step_by_step_equals_each_piece_in_parallel() 
 def test_labels_that_come_one_by_one_are_those_of_the_whole() -> None:
     (piece,) = some_pieces(1)
     expected = token_labels(piece)
-    labeller = Labeller(piece[:1], 1)
+    labeller = Labeller(piece[None, :1])
     for t in range(1, len(piece)):
         bar, instrument, index, onset = labeller.advance(piece[t : t + 1])[:, 0]
         assert bar == expected.bar[t]

@@ -7,12 +7,14 @@ from miditoolkit import MidiFile
 
 from meloformer.errors import ConfigError, GenerationError
 from meloformer.generation.controls import ControlConfig
-from meloformer.generation.generate import generate
+from meloformer.generation.generate import Sample, generate, generate_batch
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.midi import grid
 from meloformer.midi.render import to_piece
 from meloformer.midi.write import write_midi
+from meloformer.model.injection import Injection
 from meloformer.model.museformer import MuseFormer
+from meloformer.tokens.attributes import Attributes
 from meloformer.tokens.hid import decode
 from meloformer.tokens.vocabulary import KIND_OF, Kind
 from tests.layouts import tiny_config
@@ -59,6 +61,45 @@ def test_a_seed_gives_the_same_pieces_and_another_seed_others(model) -> None:
     assert not all(map(np.array_equal, first, other))
 
 
+@pytest.mark.parametrize("rule", ["museformer", "halves"])
+def test_a_piece_is_the_same_alone_and_beside_others_of_other_kinds(rule: str) -> None:
+    """Other prefixes, other numbers of bars, with summaries from elsewhere and without."""
+    torch.manual_seed(0)
+    config = tiny_config(rule=rule, num_layers=4, open_summary_rate=0.3)
+    model = MuseFormer(config).eval().double()
+    lent = torch.randn(1, 5, config.width, dtype=torch.float64)
+    injection = Injection(summaries_BSD=lent, mask_BS=torch.ones(1, 5, dtype=torch.bool))
+    samples = [
+        Sample(controls=ControlConfig(bars=3, tempo=90, key="D minor"), seed=4),
+        Sample(controls=ControlConfig(bars=2), injection=injection, seed=5),
+        Sample(
+            controls=ControlConfig(bars=5, instruments=("drums", "0", "32")),
+            told=Attributes(tempo=9, key=4, metre=grid.METRE_INDEX[(3, 4)]),
+            injection=injection,
+            seed=6,
+        ),
+        Sample(controls=ControlConfig(bars=2), seed=5),
+    ]
+    sampling = SamplingConfig(top_p=1.0)
+    together = generate_batch(model, samples, sampling)
+    alone = [generate_batch(model, [sample], sampling)[0] for sample in samples]
+    assert all(map(np.array_equal, together, alone))
+    assert not np.array_equal(together[1], together[3]), "summaries are heard"
+    assert [decode(ids).num_bars for ids in together] == [3, 2, 5, 2]
+    for sample, ids in zip(samples, together, strict=True):
+        prefix = sample.controls.prefix(sample.told)
+        assert np.array_equal(ids[: len(prefix)], prefix)
+
+
+def test_more_samples_leave_the_first_ones_as_they_were(model) -> None:
+    few, many = (
+        generate(model, ControlConfig(bars=2), SamplingConfig(), num_samples=count, seed=3)
+        for count in (2, 4)
+    )
+    assert all(map(np.array_equal, few, many))
+    assert len({ids.tobytes() for ids in many}) == 4
+
+
 def test_a_stopped_piece_ends_with_its_last_finished_bar_and_decodes(model) -> None:
     """Notes of the finished bars alone; a piece that stops before its first bar ends is empty."""
     controls, sampling = ControlConfig(bars=6), SamplingConfig(top_p=1.0)
@@ -76,6 +117,28 @@ def test_a_stopped_piece_ends_with_its_last_finished_bar_and_decodes(model) -> N
 
     (nothing,) = generate(model, controls, sampling, seed=5, stop=lambda count: True)
     assert nothing.tolist() == controls.prefix().tolist()
+    longer = Sample(controls=ControlConfig(bars=6, tempo=90, key="D minor"))
+    for ids, sample in zip(
+        generate_batch(model, [Sample(controls=controls), longer], sampling, stop=lambda _: True),
+        (Sample(controls=controls), longer),
+        strict=True,
+    ):
+        assert ids.tolist() == sample.controls.prefix().tolist()
+
+
+def draws(count: int) -> torch.Tensor:
+    """Uniform ones, with both ends of what may be drawn."""
+    inside = torch.rand(count - 2, generator=torch.Generator().manual_seed(0))
+    return torch.cat([torch.tensor([0.0, 1 - 2**-24]), inside])
+
+
+def test_tokens_come_as_often_as_they_are_likely() -> None:
+    probabilities = torch.tensor([0.1, 0.0, 0.6, 0.3])
+    logits = torch.log(probabilities).expand(20_000, -1)
+    everything = torch.ones_like(logits, dtype=torch.bool)
+    drawn = sample_tokens(logits, everything, SamplingConfig(top_p=1.0), draws(20_000))
+    shares = torch.bincount(drawn, minlength=4) / 20_000
+    assert shares[1] == 0 and torch.allclose(shares, probabilities, atol=0.015)
 
 
 def test_cut_offs_keep_the_likeliest_tokens_only() -> None:
@@ -83,8 +146,7 @@ def test_cut_offs_keep_the_likeliest_tokens_only() -> None:
     everything = torch.ones_like(logits, dtype=torch.bool)
 
     def seen(**settings) -> set[int]:
-        generator = torch.Generator().manual_seed(0)
-        drawn = sample_tokens(logits, everything, SamplingConfig(**settings), generator)
+        drawn = sample_tokens(logits, everything, SamplingConfig(**settings), draws(400))
         return set(drawn.tolist())
 
     assert seen(top_p=1.0) == {0, 1, 2, 3}
@@ -92,15 +154,13 @@ def test_cut_offs_keep_the_likeliest_tokens_only() -> None:
     assert seen(top_p=0.6) == {0, 1}
     assert seen(top_p=0.01) == {0}
     assert seen(temperature=0) == {0}
-    assert seen(top_p=1.0, temperature=0.05) == {0}
+    assert seen(top_p=1.0, temperature=0.01) == {0}
 
 
 def test_a_forbidden_token_is_never_drawn() -> None:
     logits = torch.tensor([[9.0, 0.0, -9.0]]).expand(200, -1)
     allowed = torch.tensor([[False, True, True]]).expand(200, -1)
-    drawn = sample_tokens(
-        logits, allowed, SamplingConfig(top_p=1.0), torch.Generator().manual_seed(0)
-    )
+    drawn = sample_tokens(logits, allowed, SamplingConfig(top_p=1.0), draws(200))
     assert 0 not in drawn
 
 
