@@ -6,6 +6,7 @@ still with it where the run is killed.
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -79,9 +80,10 @@ def read_doing(folder: Path, now: float) -> Doing | None:
         folder: the run folder.
         now: seconds since 1970.
     """
-    path = folder / DOING_NAME
     try:
-        told, age = json.loads(path.read_text()), now - path.stat().st_mtime
+        # The words and the age of one file, whatever takes its place meanwhile.
+        with (folder / DOING_NAME).open() as file:
+            told, age = json.load(file), now - os.fstat(file.fileno()).st_mtime
         doing = Doing(moment=str(told["moment"]), seconds=float(told["seconds"]) + max(age, 0.0))
     except (OSError, ValueError, TypeError, KeyError):
         return None
