@@ -180,7 +180,9 @@ class SummaryTargets:
                 f"{', '.join(self.manifest['splits'])}"
             )
         shards = self.manifest["splits"][name]["shards"]
-        lines = (self.folder / name / WINDOWS_NAME).read_text(encoding="utf-8").splitlines()
+        # Not splitlines: it also parts a line at signs of file names that JSON leaves as they are.
+        text = (self.folder / name / WINDOWS_NAME).read_text(encoding="utf-8")
+        lines = [line for line in text.split("\n") if line]
         edges = np.concatenate([[0], np.cumsum([shard["windows"] for shard in shards])])
         if len(lines) != int(edges[-1]):
             raise ShardError(

@@ -231,6 +231,16 @@ def test_a_summary_beyond_float16_names_its_bar_and_dimension(tmp_path, value: f
     assert not list(tmp_path.iterdir())
 
 
+def test_files_of_any_name_are_told_apart_again(tmp_path) -> None:
+    """JSON leaves the line separators of Unicode in a name as they are."""
+    names = ["a\u2028b.mid", "c\u0085.mid", "\u2029", "d\x1c.mid"]
+    windows = [TargetWindow(f"key{n}", 0, 2, name) for n, name in enumerate(names)]
+    with writing_targets(tmp_path / "names", {"base": {}}) as writer:
+        writer.write("train", windows, [torch.randn(2, 4) for _ in windows])
+        writer.finish()
+    assert SummaryTargets.open(tmp_path / "names").split("train").windows == windows
+
+
 def test_shards_whose_train_fits_no_window_are_refused(model, shards, tmp_path) -> None:
     settings = dataclasses.replace(SETTINGS, max_seq_len=3)
     with pytest.raises(ConfigError, match="no window in train"):
