@@ -202,6 +202,7 @@ def kind_of(flags: AdapterTrainConfig, bridge: LoadedBridge) -> BridgeKind:
         build=build,
         objective=objective,
         objective_settings={"bridge": facts["fingerprint"], "flow": asdict(flags.flow)},
+        most_bars=bridge.model.config.num_queries,
         tokens_from=flags.data,
         layer=bridge.layer,
         statistics=lambda targets: (bridge.mean_D, bridge.std_D),

@@ -65,4 +65,9 @@ class DiffusionBridgeTrainConfig(BridgeTrainConfig):
         def objective(bridge: Bridge, ranks: Ranks) -> Objective:
             return OwnLoss(bridge)
 
-        return BridgeKind(build=build, objective=objective, objective_settings={})
+        return BridgeKind(
+            build=build,
+            objective=objective,
+            objective_settings={},
+            most_bars=DiffusionBridgeConfig.num_queries,
+        )

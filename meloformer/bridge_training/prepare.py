@@ -3,7 +3,7 @@
 import hashlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 from meloformer.bridge.adapter import SummaryAdapter
 from meloformer.bridge.bridge_folder import BridgeFacts, model_type_of, read_bridge_config
 from meloformer.bridge.bridges import Bridge
-from meloformer.bridge.targets import SummaryTargets
+from meloformer.bridge.targets import SplitTargets, SummaryTargets
 from meloformer.bridge_training.config import BridgeTrainConfig, check_same_settings
 from meloformer.bridge_training.objectives import Objective
 from meloformer.bridge_training.pairs import Pairs, check_matched, join
@@ -54,6 +54,7 @@ class BridgeKind:
         build: a new bridge for a width of text states and a width of summaries.
         objective: wraps it, as attribute `bridge`.
         objective_settings: plain data that a resumed run has to share.
+        most_bars: of a window, as many as there are queries.
         tokens_from: shards to read the windows from, for an objective that asks for their tokens.
         layer: of the base, after which the answers enter.
         statistics: mean and deviation, (D,) float32, that undo normalising the answers.
@@ -64,6 +65,7 @@ class BridgeKind:
     build: Callable[[int, int], Bridge | SummaryAdapter]
     objective: Callable[[Any, Ranks], Objective]
     objective_settings: dict[str, Any]
+    most_bars: int
     tokens_from: str | None = None
     layer: int = INJECTION_LAYER
     statistics: Callable[[SummaryTargets], tuple[Tensor, Tensor]] = of_targets
@@ -129,6 +131,8 @@ def prepare(
     # Before any process waits for another, or a text is encoded.
     targets = SummaryTargets.open(flags.targets)
     check_targets(targets, flags)
+    windows = {split: targets.split(split) for split in ("train", "valid")}
+    check_windows(windows.values(), kind.most_bars, flags.targets)
     ranks = start_ranks(flags.device)
     check_restart(flags.output)
 
@@ -136,19 +140,19 @@ def prepare(
     tokens = {}
     if kind.tokens_from is not None:
         shards_sum = targets.manifest["shards_manifest_sha256"]
-        for split in ("train", "valid"):
+        for split in windows:
             tokens[split] = WindowTokens(kind.tokens_from, shards_sum, split)
     states, notes = open_states(flags, ranks)
     train, valid = (
         join(
             split,
             states,
-            targets.split(split),
+            of_split,
             seed=flags.seed,
             languages=flags.languages,
             tokens=tokens.get(split),
         )
-        for split in ("train", "valid")
+        for split, of_split in windows.items()
     )
     valid = valid.some(kind.most_valid)
     texts = f"--captions {flags.captions}" if flags.captions else f"--states {flags.states}"
@@ -272,6 +276,26 @@ def check_targets(targets: SummaryTargets, flags: BridgeTrainConfig) -> None:
         )
     if flags.checkpoint is not None:
         targets.check_base(model_fingerprint(find_model_folder(flags.checkpoint)))
+
+
+def check_windows(splits: Iterable[SplitTargets], most_bars: int, folder: Path) -> None:
+    """Refuse windows of more bars than a bridge has queries for.
+
+    Args:
+        splits: that a run reads.
+        most_bars: of a window.
+        folder: of the targets.
+
+    Raises:
+        ConfigError: one is longer.
+    """
+    longest = max((window.bars for split in splits for window in split.windows), default=0)
+    if longest > most_bars:
+        raise ConfigError(
+            f"--targets {folder}: found windows of up to {longest} bars, allowed {most_bars}, one "
+            "for each query of the bridge; extract the summaries and write the captions again with "
+            f"--max_bars {most_bars}"
+        )
 
 
 def check_same_data(known: Run, data_sum: str) -> None:

@@ -154,6 +154,7 @@ class QFormerTrainConfig(BridgeTrainConfig):
                 "regression_weight": self.regression,
                 "inject_after": self.inject_after,
             },
+            most_bars=QFormerConfig.num_queries,
             tokens_from=self.data if self.token_loss else None,
             layer=self.inject_after,
             statistics=self._statistics,

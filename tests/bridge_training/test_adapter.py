@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from meloformer.bridge.adapter import load_adapter
 from meloformer.bridge.bridges import load_bridge
 from meloformer.bridge.text_encoder import TextEncoder
-from meloformer.bridge_training.adapter import AdapterTrainConfig, prepare_adapter
+from meloformer.bridge_training.adapter import AdapterTrainConfig, kind_of, prepare_adapter
 from meloformer.bridge_training.loop import train
-from meloformer.bridge_training.prepare import PreparedBridge
+from meloformer.bridge_training.prepare import PreparedBridge, prepare
 from meloformer.command_line import parse_flags
 from meloformer.errors import CheckpointError, ConfigError, MeloFormerError
 from meloformer.model.attention import build_plan
@@ -25,7 +25,7 @@ from meloformer.model.injection import Injection
 from meloformer.model.masks import rule_of
 from meloformer.model.weights import load_model, model_fingerprint
 from tests.bridge.text_encoders import write_qwen3
-from tests.bridge_training.adapter_folders import write_adapter_data
+from tests.bridge_training.adapter_folders import SHAPE, write_adapter_data
 from tests.bridge_training.conftest import ROOT
 from tests.layouts import layout_of
 from tests.training.launching import python, run, torchrun
@@ -212,6 +212,16 @@ def test_what_does_not_belong_together_is_refused_before_anything_is_encoded(
     with pytest.raises(MeloFormerError, match=said) as refusal:
         prepare_adapter(flags(tmp_path / "run", captions=tmp_path / "none.jsonl", **given))
     assert "\n" not in str(refusal.value) and not (tmp_path / "run").exists()
+
+
+def test_windows_of_more_bars_than_the_bridge_has_queries_are_refused(
+    flags: Flags, folders: Path, tmp_path: Path
+) -> None:
+    wanted = flags(tmp_path / "run")
+    kind = kind_of(wanted, load_bridge(folders / "qformer"))
+    assert kind.most_bars == SHAPE["num_queries"]
+    with pytest.raises(ConfigError, match="windows of up to 3 bars, allowed 2"):
+        prepare(wanted, replace(kind, most_bars=2))
 
 
 def test_states_of_another_encoder_than_the_bridges_are_refused(

@@ -183,6 +183,17 @@ def test_targets_of_another_width_than_their_base_are_refused(flags: Flags, tmp_
         prepare(wanted, wanted.kind)
 
 
+def test_windows_of_more_bars_than_the_bridge_has_queries_are_refused_before_a_text_is_encoded(
+    flags: Flags, tmp_path: Path
+) -> None:
+    wanted = flags(tmp_path / "run", text_encoder=tmp_path / "none", states=tmp_path / "states")
+    assert wanted.kind.most_bars == wanted.model_config(1, 1).num_queries
+    with pytest.raises(ConfigError, match=r"up to 9 bars, allowed 8, .* --max_bars 8"):
+        prepare(wanted, replace(wanted.kind, most_bars=8))
+    with pytest.raises(ConfigError, match="no such folder"):
+        prepare(wanted, replace(wanted.kind, most_bars=9))
+
+
 def test_missing_targets_captions_and_empty_captions_are_refused(
     flags: Flags, tmp_path: Path
 ) -> None:
