@@ -44,8 +44,8 @@ def protocol_pieces(
     """Captions of a user's file as pieces to be judged.
 
     Args:
-        path: a JSON object a line with `location` and `caption`, and perhaps `tempo` and `key`;
-            where lines have `test_set`, those alone in which it is true.
+        path: a JSON object a line with `location` and `caption`, and perhaps `tempo` and `key`; a
+            line whose `test_set` is false is left out.
         folder: shards; lines that name an unseen piece of them need state no tempo and no key,
             lines that name a piece of the train split are left out.
         num_pieces: a seeded draw of as many, if there are more.
