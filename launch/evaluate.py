@@ -7,8 +7,9 @@
     python launch/evaluate.py --control ... --captions midicaps.jsonl   (the protocol of text2midi)
 
 Unseen pieces in wordings that training never saw: rows text / shuffled / none / true, by summaries
-alone, with attributes told, and strictly kept; nats per note; the right piece among 100. Writes
-control.md, control.json and pieces.jsonl. Captions: launch/caption.py writes them.
+alone, with attributes told, and strictly kept; how bars come back, and how different two pieces of
+one text are; nats per note; the right piece among 100. Writes control.md, control.json and
+pieces.jsonl. Captions: launch/caption.py writes them.
 """
 
 from dataclasses import asdict, dataclass, field

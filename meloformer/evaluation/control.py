@@ -2,11 +2,12 @@
 
 Pieces that training never saw, described in wordings that it never saw, are written anew from
 their texts, from others' texts, from none and from their own summaries; what is heard is held
-against what each text asks for. Beside it: what summaries do to the likelihood of the real notes,
-and whether a text finds its piece among others.
+against what each text asks for. Beside it: how bars come back, and how different two pieces of one
+text are; what summaries do to the likelihood of the real notes, and whether a text finds its piece
+among others.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ from meloformer.evaluation.control_likelihood import (
     retrieve,
     true_summaries,
 )
+from meloformer.evaluation.control_likeness import Likeness, OnProgress, judge_likeness
 from meloformer.evaluation.control_pieces import Chosen, Language, choose_pieces
 from meloformer.evaluation.control_protocol import protocol_numbers, protocol_pieces
 from meloformer.evaluation.control_rows import (
     WAYS,
+    Generated,
     JudgedPiece,
     Row,
     Way,
@@ -46,9 +49,6 @@ _NO_TRUE_SUMMARIES = (
     "the input, where a piece has no summaries of its own"
 )
 
-# Told of the part that runs, and of its pieces done and in all.
-OnProgress = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ControlJudgeConfig:
@@ -62,6 +62,8 @@ class ControlJudgeConfig:
         bars: bars that are written of each piece, at most.
         sections: judge pieces of two texts too, each part against its own.
         group_size: pieces among which a text looks for its own.
+        variety_n: pieces whose text is written once more, to see how different two pieces of one
+            text are; 0: none.
     """
 
     captions: Path | None = None
@@ -70,12 +72,14 @@ class ControlJudgeConfig:
     bars: int = 16
     sections: bool = False
     group_size: int = 100
+    variety_n: int = 64
 
     def __post_init__(self) -> None:
         for flag, value, least in (
             ("n", self.n, 2),
             ("bars", self.bars, 1),
             ("group_size", self.group_size, 2),
+            ("variety_n", self.variety_n, 0),
         ):
             if value < least:
                 raise ConfigError(f"--{flag} {value}: allowed are {least} and above")
@@ -89,6 +93,7 @@ class Findings:
         pieces: that were judged.
         notes: lines that say how many there are, and what was not judged, and why.
         rows: of the table, the real pieces first.
+        likeness: of bars to bars, by row.
         sections: rows of parts; empty where none were asked for.
         nats: nats per note with each kind of summaries, piece by piece.
         differences: of these from those without summaries.
@@ -99,6 +104,7 @@ class Findings:
     pieces: list[JudgedPiece]
     notes: list[str]
     rows: list[Row]
+    likeness: Likeness
     sections: dict[str, Row] = field(default_factory=dict)
     nats: dict[str, np.ndarray] = field(default_factory=dict)
     differences: dict[str, Interval] = field(default_factory=dict)
@@ -138,27 +144,15 @@ def judge_control(
         language=config.language,
         seed=seed,
     )
-    pieces, ways = chosen.pieces, ways_of(generator)
+    pieces = chosen.pieces
     windows = [bare_bars(piece.ids, config.bars) for piece in pieces]
     on_progress("summaries", 0, len(pieces))
     own = true_summaries(generator.model, windows) if has_true_summaries(generator) else []
     of_piece = {piece.name: summaries for piece, summaries in zip(pieces, own, strict=False)}
 
-    rows = [reference_row(pieces)]
-    for source, way in rows_of(ways):
-        if source == "true" and not own:
-            continue
-        row, _ = judge_row(
-            pieces,
-            source,
-            way,
-            generator,
-            max_bars=config.bars,
-            seed=seed,
-            true_summaries=lambda piece: of_piece[piece.name],
-            on_piece=_part(on_progress, f"{source}, {way}", len(pieces)),
-        )
-        rows.append(row)
+    true = (lambda piece: of_piece[piece.name]) if own else None
+    rows, written = _write_rows(pieces, generator, config, seed, on_progress, true)
+    likeness = _likeness(pieces, written, generator, config, seed, on_progress)
     sections = {}
     if config.sections:
         on_progress("sections", 0, len(pieces))
@@ -177,8 +171,9 @@ def judge_control(
         )
     return Findings(
         pieces=pieces,
-        notes=chosen.notes + _unjudged(ways) + ([] if own else [_NO_TRUE_SUMMARIES]),
-        rows=rows,
+        notes=chosen.notes + _unjudged(generator) + ([] if own else [_NO_TRUE_SUMMARIES]),
+        rows=[reference_row(pieces), *rows],
+        likeness=likeness,
         sections=sections,
         nats=nats,
         differences=likelihood_differences(nats, seed=seed),
@@ -199,8 +194,56 @@ def has_true_summaries(generator: BridgeGenerator) -> bool:
     return generator.bridge.layer > 0
 
 
-def _unjudged(ways: Sequence[Way]) -> list[str]:
-    left_out = [way for way in WAYS if way not in ways]
+def _write_rows(
+    pieces: Sequence[JudgedPiece],
+    generator: BridgeGenerator,
+    config: ControlJudgeConfig,
+    seed: int,
+    on_progress: OnProgress,
+    true_summaries: Callable[[JudgedPiece], Tensor] | None = None,
+) -> tuple[list[Row], dict[str, list[Generated]]]:
+    """All rows, those of true summaries where there are some, and by name what was written."""
+    rows, written = [], {}
+    for source, way in rows_of(ways_of(generator)):
+        if source == "true" and true_summaries is None:
+            continue
+        row, made = judge_row(
+            pieces,
+            source,
+            way,
+            generator,
+            max_bars=config.bars,
+            seed=seed,
+            true_summaries=true_summaries,
+            on_piece=_part(on_progress, f"{source}, {way}", len(pieces)),
+        )
+        rows.append(row)
+        written[row.name] = made
+    return rows, written
+
+
+def _likeness(
+    pieces: Sequence[JudgedPiece],
+    written: Mapping[str, Sequence[Generated]],
+    generator: BridgeGenerator,
+    config: ControlJudgeConfig,
+    seed: int,
+    on_progress: OnProgress,
+) -> Likeness:
+    return judge_likeness(
+        pieces,
+        written,
+        ways_of(generator),
+        generator,
+        variety_n=config.variety_n,
+        max_bars=config.bars,
+        seed=seed,
+        on_progress=on_progress,
+    )
+
+
+def _unjudged(generator: BridgeGenerator) -> list[str]:
+    left_out = [way for way in WAYS if way not in ways_of(generator)]
     if not left_out:
         return []
     return [f"rows {' and '.join(left_out)} not run: the bridge has no attribute heads"]
@@ -217,23 +260,16 @@ def _by_protocol(
     chosen: Chosen = protocol_pieces(
         path, folder, num_pieces=config.n, num_bars=config.bars, seed=seed
     )
-    ways, rows, protocol = ways_of(generator), [], {}
-    for source, way in rows_of(ways):
-        if source == "true":  # many of the pieces are not there
-            continue
-        row, written = judge_row(
-            chosen.pieces,
-            source,
-            way,
-            generator,
-            max_bars=config.bars,
-            seed=seed,
-            on_piece=_part(on_progress, f"{source}, {way}", len(chosen.pieces)),
-        )
-        rows.append(row)
-        protocol[row.name] = protocol_numbers(row, written, seed=seed)
-    notes = chosen.notes + _unjudged(ways)
-    return Findings(pieces=chosen.pieces, notes=notes, rows=rows, protocol=protocol)
+    # Of true summaries no row: many of the pieces are not there.
+    rows, written = _write_rows(chosen.pieces, generator, config, seed, on_progress)
+    likeness = _likeness(chosen.pieces, written, generator, config, seed, on_progress)
+    return Findings(
+        pieces=chosen.pieces,
+        notes=chosen.notes + _unjudged(generator),
+        rows=rows,
+        likeness=likeness,
+        protocol={row.name: protocol_numbers(row, written[row.name], seed=seed) for row in rows},
+    )
 
 
 def from_texts(
@@ -282,7 +318,8 @@ def nats_intervals(findings: Findings, seed: int) -> dict[str, Interval]:
 
 
 def piece_lines(findings: Findings) -> list[dict[str, Any]]:
-    """One object per piece: its text, what it asks for, and the scores of every row."""
+    """One object per piece: its text, what it asks for, and what was found in every row."""
+    curves_of = {name: pairs.curves() for name, pairs in findings.likeness.pairs.items()}
     return [
         {
             "name": list(piece.name),
@@ -293,6 +330,8 @@ def piece_lines(findings: Findings) -> list[dict[str, Any]]:
                 row.name: {metric: scores[number] for metric, scores in row.scores.items()}
                 for row in findings.rows
             },
+            "bar_similarity": {name: curves[number] for name, curves in curves_of.items()},
+            "variety": {name: values[number] for name, values in findings.likeness.variety.items()},
             "nats_per_note": {kind: values[number] for kind, values in findings.nats.items()},
         }
         for number, piece in enumerate(findings.pieces)

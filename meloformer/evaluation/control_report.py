@@ -6,9 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from meloformer.errors import ConfigError
 from meloformer.evaluation.control import Findings, nats_intervals, piece_lines
 from meloformer.evaluation.control_intervals import LEVEL, Interval
+from meloformer.evaluation.control_likeness import (
+    chance_of_pieces,
+    similarity_errors,
+    variety_intervals,
+)
 from meloformer.evaluation.control_table import (
     comparison_table,
     comparisons,
@@ -25,6 +32,9 @@ MARKDOWN_NAME, JSON_NAME, PIECES_NAME = "control.md", "control.json", "pieces.js
 
 # What a difference of nats per note has to be for summaries to do what they are for.
 _PROMISES = {"own": "lower", "text": "lower", "another": "higher", "another_text": "higher"}
+
+# Bars apart that the table shows; the files have all.
+_DISTANCES = (1, 2, 4, 8, 16, 32)
 
 
 def check_output(folder: Path) -> None:
@@ -69,11 +79,59 @@ def report_lines(findings: Findings, settings: Mapping[str, Any], seed: int) -> 
         ]
         header = ["part", *intervals_of(next(iter(findings.sections.values())), seed=seed)]
         lines += ["## Two texts, one after the other", "", *markdown(header, rows), ""]
+    lines += _similarity_lines(findings, seed) + _variety_lines(findings, seed)
     lines += _likelihood_lines(findings, seed) + _retrieval_lines(findings)
     if findings.protocol:
         lines += ["## text2midi's protocol", "", *_protocol_table(findings), ""]
         lines += ["CR is by SIATECCompress; the paper's is by COSIATEC, which is a little higher."]
     return lines
+
+
+def _similarity_lines(findings: Findings, seed: int) -> list[str]:
+    pairs = findings.likeness.pairs
+    curves = {name: of_row.curve() for name, of_row in pairs.items()}
+    (max_distance,) = {len(curve) for curve in curves.values()}
+    if max_distance == 0:
+        return []
+    shown = [distance for distance in _DISTANCES if distance <= max_distance]
+    errors = similarity_errors(findings.likeness, seed=seed)
+    body = [
+        [name, percent(errors[name]), *(_share(curve[distance - 1]) for distance in shown)]
+        for name, curve in curves.items()
+    ]
+    header = ["row", "similarity error", *(f"{distance} apart" for distance in shown)]
+    return [
+        "## How bars come back",
+        "",
+        *markdown(header, body),
+        "",
+        "- 1 apart, ...: of the notes of two bars so far apart, those that both hold, in percent",
+        f"- similarity error: what that differs by from the real pieces', as a mean over 1 to "
+        f"{max_distance} apart; a second draw of as many real pieces: "
+        f"{percent(chance_of_pieces(findings.likeness, seed=seed))}",
+        "",
+    ]
+
+
+def _share(value: float) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.1f}"
+
+
+def _variety_lines(findings: Findings, seed: int) -> list[str]:
+    found = variety_intervals(findings.likeness, seed=seed)
+    if not found:
+        return []
+    body = [[name, percent(one)] for name, one in found.items()]
+    return [
+        "## How different two pieces of one text are",
+        "",
+        *markdown(["row", "variety"], body),
+        "",
+        "- variety: of the notes of bar b in one piece and in the other, those that only one holds,"
+        " in percent; the other has the same text and other noise and draws, in row piece two real"
+        " pieces",
+        "",
+    ]
 
 
 def _likelihood_lines(findings: Findings, seed: int) -> list[str]:
@@ -150,6 +208,8 @@ def report_json(findings: Findings, settings: Mapping[str, Any], seed: int) -> d
         return {name: asdict(one) for name, one in found.items() if one.n}
 
     retrieval = findings.retrieval
+    errors = similarity_errors(findings.likeness, seed=seed)
+    curves = {name: pairs.curve() for name, pairs in findings.likeness.pairs.items()}
     return plain(
         {
             "settings": dict(settings),
@@ -158,6 +218,15 @@ def report_json(findings: Findings, settings: Mapping[str, Any], seed: int) -> d
             "rows": {
                 row.name: {"scores": scores(row), "kept": scores(row, kept=True)}
                 for row in findings.rows
+            },
+            "bar_similarity": {
+                name: {"error": asdict(errors[name]), "by_distance": curve}
+                for name, curve in curves.items()
+            },
+            "bar_similarity_chance": asdict(chance_of_pieces(findings.likeness, seed=seed)),
+            "variety": {
+                name: asdict(found)
+                for name, found in variety_intervals(findings.likeness, seed=seed).items()
             },
             "comparisons": comparisons(findings.rows, seed=seed),
             "sections": {name: scores(row) for name, row in findings.sections.items()},

@@ -51,12 +51,42 @@ def test_a_model_is_judged_from_flags_to_report(trained, chorale_shards, tmp_pat
     assert figures["rows"]["true, strict"]["kept"]["metre"]["mean"] == 1
     assert figures["rows"]["piece"]["scores"]["tempo_near"]["mean"] == 1
     assert set(figures["nats_against_none"]) == {"own", "another", "text", "another_text"}
+    assert set(figures["variety"]) == {"piece", "text, summaries", "text, attributes"}
     assert figures["retrieval"]["group_size"] == 3 and len(figures["sections"]) == 4
     lines = (output / PIECES_NAME).read_text().splitlines()
     pieces = [json.loads(line) for line in lines]
     assert len(pieces) == figures["n"] == 3
     assert all(set(piece["scores"]["piece"]) == set(METRICS) for piece in pieces)
     assert str(trained) not in (output / JSON_NAME).read_text(), "no path of this machine"
+
+
+def test_bars_are_compared_within_pieces_and_between_two_of_one_text(
+    trained, chorale_shards, tmp_path
+) -> None:
+    captions = ("--captions", str(trained / "captions.jsonl"))
+    output = tmp_path / "likeness"
+    more = (*captions, "--bars", "2", "--variety_n", "2")
+    assert evaluate(trained, chorale_shards, output, *more, bridge="soft_prompt") == 0
+    figures = json.loads((output / JSON_NAME).read_text())
+    similarity, variety = figures["bar_similarity"], figures["variety"]
+    assert set(similarity) == set(figures["rows"])
+    assert (
+        similarity["piece"]["error"]["mean"] == 0 < similarity["text, summaries"]["error"]["mean"]
+    )
+    assert all(len(row["by_distance"]) == 1 for row in similarity.values())
+    assert figures["bar_similarity_chance"]["n"] == 3
+    assert set(variety) == {"piece", "text, summaries"}
+    assert all(found["n"] == 2 for found in variety.values())
+    assert variety["text, summaries"]["mean"] > 0, "other seeds, other music"
+    lines = (output / PIECES_NAME).read_text().splitlines()
+    pieces = [json.loads(line) for line in lines]
+    for name, found in variety.items():
+        values = [piece["variety"][name] for piece in pieces]
+        assert values.count(None) == 1
+        assert sum(value or 0 for value in values) / 2 == pytest.approx(found["mean"])
+    assert all(set(piece["bar_similarity"]) == set(similarity) for piece in pieces)
+    report = (output / MARKDOWN_NAME).read_text()
+    assert "| similarity error" in report and "| variety" in report
 
 
 @pytest.mark.slow
@@ -82,12 +112,13 @@ def test_a_soft_prompt_is_judged_without_what_the_input_has_none_of(
 ) -> None:
     captions = ("--captions", str(trained / "captions.jsonl"))
     output = tmp_path / "soft"
-    assert evaluate(trained, chorale_shards, output, *captions, bridge="soft_prompt") == 0
+    more = (*captions, "--variety_n", "0")
+    assert evaluate(trained, chorale_shards, output, *more, bridge="soft_prompt") == 0
     figures = json.loads((output / JSON_NAME).read_text())
     sources = ("text", "shuffled", "none")
     assert set(figures["rows"]) == {"piece", *(f"{source}, summaries" for source in sources)}
     assert set(figures["nats_against_none"]) == {"text", "another_text"}
-    assert figures["retrieval"] is None
+    assert figures["retrieval"] is None and figures["variety"] == {}
     assert figures["settings"]["injection"].endswith("after layer 0")
     said = capsys.readouterr().out
     assert said.count("true summaries, their likelihood and retrieval not run") == 1
@@ -111,7 +142,10 @@ def test_a_users_captions_run_the_published_protocol(
     flags = ("--captions", str(path))
     assert evaluate(trained, chorale_shards, output, *flags, bridge="plain_bridge") == 0
     assert "| row " in capsys.readouterr().out
-    protocol = json.loads((output / JSON_NAME).read_text())["protocol"]
+    figures = json.loads((output / JSON_NAME).read_text())
+    assert figures["variety"]["text, summaries"]["n"] == 2
+    assert figures["variety"]["piece"]["n"] == 0, "no real piece is there"
+    protocol = figures["protocol"]
     assert set(protocol) == {"text, summaries", "shuffled, summaries", "none, summaries"}
     assert set(protocol["text, summaries"]) == {"TB", "TBT", "CK", "CKD", "CR"}
 
@@ -127,6 +161,7 @@ def test_bad_input_ends_in_one_line_and_code_2(trained, chorale_shards, tmp_path
         ((), "--captions: found none"),
         (("--captions", "absent.jsonl"), "absent.jsonl"),
         ((*own, "--n", "1"), "--n 1"),
+        ((*own, "--variety_n", "-1"), "--variety_n -1"),
         ((*own, "--checkpoint", str(other)), "was trained on"),
         ((*own, "--output", str(file)), "--output"),
         ((*own, "--no-control"), "--control"),
