@@ -111,11 +111,22 @@ def generate(
     Returns:
         See `generate_batch`.
     """
-    rows: Sequence[Injection | None] = [None]
-    if injection is not None:
-        rows = injection.rows()
+    samples = samples_of(controls, told, injection, num_samples=num_samples, seed=seed)
+    return generate_batch(model, samples, sampling, on_token=on_token, stop=stop)
+
+
+def samples_of(
+    controls: ControlConfig,
+    told: Attributes = NOTHING,
+    injection: Injection | None = None,
+    *,
+    num_samples: int = 1,
+    seed: int = 0,
+) -> list[Sample]:
+    """Several pieces of one kind; see `generate`."""
+    rows: Sequence[Injection | None] = [None] if injection is None else injection.rows()
     assert len(rows) in (1, num_samples), "one row of summaries a piece, or one for all"
-    samples = [
+    return [
         Sample(
             controls=controls,
             told=told,
@@ -124,7 +135,6 @@ def generate(
         )
         for number in range(num_samples)
     ]
-    return generate_batch(model, samples, sampling, on_token=on_token, stop=stop)
 
 
 def generate_batch(

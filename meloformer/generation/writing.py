@@ -1,7 +1,8 @@
 """Pieces that were asked for, sampled and written as MIDI and as piano-roll pictures."""
 
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from meloformer.bridge.base_folder import find_base
 from meloformer.errors import GenerationError
 from meloformer.generation.controls import ControlConfig
-from meloformer.generation.generate import beyond_training, generate
+from meloformer.generation.generate import Sample, beyond_training, generate_batch, samples_of
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.text import Order
 from meloformer.midi.piano_roll import save_piano_roll
@@ -22,7 +23,18 @@ from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import Weights, load_model
 from meloformer.tokens.hid import decode
 
+# Pieces that are sampled side by side.
+_AT_ONCE = 64
 _MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One piece to be written: what it is to be, what it is called, and its file."""
+
+    sample: Sample
+    title: str
+    path: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +45,7 @@ class WritingConfig:
         checkpoint: run folder, step folder or model folder; the newest run if not given.
         weights: those of the last step, or the moving average of a run trained with --ema.
         output: the MIDI file; several samples are numbered. The picture takes the same name.
-        num_samples: pieces, of each text; sampled as one batch.
+        num_samples: pieces, of each text.
         seed: the same seed gives the same pieces on the same device.
         device: where the model runs.
         controls: wishes for the piece.
@@ -86,11 +98,35 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
         config.output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GenerationError(f"--output {config.output}: cannot be written ({error})") from error
-    started = time.perf_counter()
-    paths = numbered(config.output, len(orders) * config.num_samples)
     # Words of users and names of files are no markup.
     console = Console(markup=False)
-    num_tokens = sum(_write_order(config, model, order, paths, console) for order in orders)
+    paths = numbered(config.output, len(orders) * config.num_samples)
+    asked: list[_Asked] = []
+    for order in orders:
+        _announce(order, config.num_samples, model, console)
+        samples = samples_of(
+            order.controls,
+            order.told,
+            order.injection,
+            num_samples=config.num_samples,
+            seed=config.seed,
+        )
+        asked += map(_Asked, samples, itertools.repeat(order.title), paths)
+    # A batch takes as long as its longest piece.
+    asked.sort(key=lambda one: one.sample.controls.num_bars)
+    started, num_tokens = time.perf_counter(), 0
+    columns = (TextColumn("{task.description} {task.completed} tokens"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def tell(count: int) -> None:
+            progress.update(task, completed=count)
+
+        for first in range(0, len(asked), _AT_ONCE):
+            batch = asked[first : first + _AT_ONCE]
+            pieces = f"pieces {first + 1}-{first + len(batch)} of {len(asked)}:"
+            progress.reset(task, description=pieces)
+            num_tokens += _write_batch(batch, model, config.sampling, console, tell)
     seconds = time.perf_counter() - started
     console.print(f"{num_tokens / seconds:.0f} tokens/s, {seconds:.1f} s in all")
 
@@ -106,39 +142,32 @@ def numbered(path: Path, count: int) -> Iterator[Path]:
         yield path.with_stem(f"{path.stem}-{index:0{digits}}") if count > 1 else path
 
 
-def _write_order(
-    config: WritingConfig,
-    model: MuseFormer,
-    order: Order,
-    paths: Iterator[Path],
-    console: Console,
-) -> int:
-    """Sample the pieces of an order and write each; the number of their tokens."""
+def _announce(order: Order, num_samples: int, model: MuseFormer, console: Console) -> None:
+    """Say what will be sampled."""
     if length_warning := beyond_training(model.config, order.controls.num_bars):
         console.print(length_warning)
     # Titled by its wishes, a piece is not described twice.
     wishes = order.controls.describe()
     described = wishes if order.title == wishes else f"{order.title}: {wishes}"
-    console.print(f"{described}, {config.num_samples} to sample")
-    columns = (TextColumn("{task.completed} tokens"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("sampling", total=None)
-        pieces = generate(
-            model,
-            order.controls,
-            config.sampling,
-            num_samples=config.num_samples,
-            seed=config.seed,
-            injection=order.injection,
-            told=order.told,
-            on_token=lambda count: progress.update(task, completed=count),
-        )
-    for ids, midi_path in zip(pieces, paths, strict=False):
+    console.print(f"{described}, {num_samples} to sample")
+
+
+def _write_batch(
+    batch: Sequence[_Asked],
+    model: MuseFormer,
+    sampling: SamplingConfig,
+    console: Console,
+    on_token: Callable[[int], None],
+) -> int:
+    """Sample some pieces side by side and write each; the number of their tokens."""
+    samples = [one.sample for one in batch]
+    pieces = generate_batch(model, samples, sampling, on_token=on_token)
+    for ids, one in zip(pieces, batch, strict=True):
         piece = decode(ids)
-        write_midi(to_piece(piece), midi_path)
-        save_piano_roll(piece, midi_path.with_suffix(".png"), title=order.title)
+        write_midi(to_piece(piece), one.path)
+        save_piano_roll(piece, one.path.with_suffix(".png"), title=one.title)
         console.print(
-            f"{midi_path} and .png: {piece.num_bars} bars, {piece.num_notes} notes, "
+            f"{one.path} and .png: {piece.num_bars} bars, {piece.num_notes} notes, "
             f"{len(ids)} tokens"
         )
     return sum(map(len, pieces))
