@@ -6,6 +6,7 @@ import numpy as np
 
 from meloformer.errors import ConfigError
 from meloformer.tokens.attributes import ATTRIBUTE_KINDS
+from meloformer.tokens.vocabulary import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,13 @@ class AttributeDropout:
         if fate < self.keep_all + self.drop_all:
             return np.zeros(len(ATTRIBUTE_KINDS), dtype=bool)
         return np.array(each) >= self.drop_each
+
+
+def keep_length_alone(random: np.random.Generator) -> np.ndarray:
+    """Flags of a window that says how long it is, as generation does, or nothing: (6,) bool."""
+    flags = np.zeros(len(ATTRIBUTE_KINDS), dtype=bool)
+    flags[ATTRIBUTE_KINDS.index(Kind.LENGTH)] = random.random() < 0.5
+    return flags
 
 
 ALL_ATTRIBUTES = AttributeDropout(keep_all=1, drop_all=0)

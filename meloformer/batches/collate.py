@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from meloformer.batches.attributes import AttributeDropout
+from meloformer.batches.attributes import AttributeDropout, keep_length_alone
 from meloformer.batches.augmentation import Augmentation
 from meloformer.batches.batch import IGNORE_INDEX, Batch
 from meloformer.batches.block_plans import build_blocks
@@ -22,6 +22,8 @@ from meloformer.tokens.windows import cut_window
 
 # Behind epoch, piece and bar: another draw than that of attributes and augmentation.
 _OPEN_DRAW = 1
+# Of the rows with open summaries, those whose prefix says at most how long a piece is.
+_UNTOLD_SHARE = 2 / 3
 # What a label says where a row is over.
 _PADDING = {"onset_BT": 0, "index_BT": 0, "bar_BS": 0}
 
@@ -50,22 +52,35 @@ class Collator:
 
     def __call__(self, spec: MicroBatchSpec) -> Batch:
         """Read, cut, drop attributes, label and pad."""
-        rows = [[self.window_ids(spec.epoch, window) for window in row] for row in spec.rows]
-        open_seeds = None
-        if self.open_summary_rate:
-            open_seeds = [self.open_seed(spec.epoch, row) for row in spec.rows]
+        open_rows = [self.open_row(spec.epoch, row) for row in spec.rows]
+        rows = [
+            [self.window_ids(spec.epoch, window, is_untold) for window in row]
+            for row, (_, is_untold) in zip(spec.rows, open_rows, strict=True)
+        ]
+        open_seeds = [seed for seed, _ in open_rows] if self.open_summary_rate else None
         return collate_rows(rows, spec.seq_len, self.blocks_rule, self.block_size, open_seeds)
 
-    def open_seed(self, epoch: int, row: Sequence[Window]) -> int | None:
-        """Seed of the noise of a row's open summaries; None where it has none."""
-        if not row:
-            return None
+    def open_row(self, epoch: int, row: Sequence[Window]) -> tuple[int | None, bool]:
+        """Seed of a row's open summaries, and whether they alone say what the music is like.
+
+        In most rows that have any they do, as they will when a text says it: what the prefix says,
+        nobody learns to put into summaries, or to read there.
+        """
+        if not (row and self.open_summary_rate):
+            return None, False
         # By its first window: whatever rank and micro-batch a row falls to, it draws the same.
         drawn = np.random.default_rng([self.seed, epoch, *row[0][:2], _OPEN_DRAW])
-        return int(drawn.integers(2**62)) if drawn.random() < self.open_summary_rate else None
+        seed, is_open = int(drawn.integers(2**62)), drawn.random() < self.open_summary_rate
+        return (seed, drawn.random() < _UNTOLD_SHARE) if is_open else (None, False)
 
-    def window_ids(self, epoch: int, window: Window) -> np.ndarray:
-        """Tokens of a window as they stand in a batch of this epoch."""
+    def window_ids(self, epoch: int, window: Window, is_untold: bool = False) -> np.ndarray:
+        """Tokens of a window as they stand in a batch of this epoch.
+
+        Args:
+            epoch: counted from 0.
+            window: which bars of which piece.
+            is_untold: the prefix says at most how long the piece is.
+        """
         piece, first, last = window
         random = np.random.default_rng([self.seed, epoch, piece, first])
         ids = self.index.read(piece)
@@ -73,7 +88,8 @@ class Collator:
         if last - first < len(starts) - 1:
             ids = cut_window(ids, first, last, starts)
         # In this order: a run without augmentation draws what it always drew.
-        ids = drop_attributes(ids, self.attributes.keep(random))
+        keep = self.attributes.keep(random)
+        ids = drop_attributes(ids, keep_length_alone(random) if is_untold else keep)
         return self.augmentation.shifted(ids, random)
 
 

@@ -183,7 +183,7 @@ class DecodeCache:
         angles = self.model.angles(slot_BI, torch.zeros_like(slot_BI))
         none_BID = torch.zeros_like(injection.summaries_BSD, device=self.device, dtype=self.dtype)
         with torch.no_grad():
-            _, o_BID = injection.streams(none_BID, self._open_BI[..., None])
+            _, o_BID = injection.streams(none_BID, piece_BI)
             layers = list(zip(self.model.layers, self.layers, strict=True))
             for layer, cache in layers[injection.layer :]:
                 assert isinstance(layer, Layer)
@@ -198,7 +198,7 @@ class DecodeCache:
         is_open_R1 = (self._open_BI[rows_R, slot_R] & (slot_R == bar_R))[:, None]
         injected_R1D = injection.summaries_BSD.to(s_R1D)[rows_R, slot_R][:, None]
         own = replace(injection, summaries_BSD=injected_R1D, mask_BS=is_open_R1)
-        return own.streams(s_R1D, is_open_R1[..., None])[0]
+        return own.streams(s_R1D, torch.where(is_open_R1, 0, -1))[0]
 
     def _with_open(self, mask_BHNN: Tensor, queries: Label) -> Tensor:
         """The mask with open summaries behind the finished ones."""

@@ -35,12 +35,12 @@ class Start(Protocol):
         """The layer after which they begin, counted from 1; 0 is the input."""
         ...
 
-    def streams(self, s_BSD: Tensor, is_open_BS1: Tensor) -> tuple[Tensor, Tensor]:
+    def streams(self, s_BSD: Tensor, open_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Closed and open stream, each (B, S, D).
 
         Args:
             s_BSD: the model's own summaries after the injection layer.
-            is_open_BS1: bool, the slots that have an open summary.
+            open_BS: the piece of each slot that has an open summary, -1 where there is none.
         """
         ...
 
@@ -122,9 +122,9 @@ class Injection:
         """The same tokens with an open summary at each bar that has an injected one."""
         return open_layout(layout, self.mask_BS)
 
-    def streams(self, s_BSD: Tensor, is_open_BS1: Tensor) -> tuple[Tensor, Tensor]:
+    def streams(self, s_BSD: Tensor, open_BS: Tensor) -> tuple[Tensor, Tensor]:
         """See `Start`."""
-        injected_BSD = self.summaries_BSD.to(s_BSD)
+        injected_BSD, is_open_BS1 = self.summaries_BSD.to(s_BSD), (open_BS >= 0)[..., None]
         if self.adapter is not None:
             closed_BSD = self.adapter(s_BSD, injected_BSD)
         elif self.strategy == "replace":
@@ -163,15 +163,17 @@ def join_rows(rows: Sequence[Injection | None]) -> Injection | None:
 
 @dataclass(frozen=True)
 class NoisedOwn:
-    """What a base trains with: its own summaries, noised, so that it learns to read open ones.
+    """What a base trains with: its own summaries, blurred and noised, so that it reads open ones.
 
-    The noise of a row follows from its seed alone, however rows are shared out: its level is drawn
-    between none and as much as the summaries themselves vary. The gradient goes through them, and
-    through how much they vary: summaries learn to say what the layers above read in them, against
-    noise that grows with them.
+    Blurred, since a text knows nothing of single bars: in a third of the rows the open summary of
+    each bar is the mean of those of its piece, in a third something between. Noised, since a bridge
+    errs: the level is drawn between none and as much as the summaries of the row vary, low ones
+    more often. Both follow from the row's seed alone, however rows are shared out. The gradient
+    goes through them, and through how much they vary: summaries learn to say what the layers above
+    read in them, against noise that grows with them.
 
     Args:
-        seeds: of each row's noise; None where a row has no open summaries.
+        seeds: of each row; None where a row has no open summaries.
     """
 
     seeds: Sequence[int | None]
@@ -182,27 +184,41 @@ class NoisedOwn:
         """What a batch of training begins its open summaries with; None where it has none."""
         return cls(seeds) if seeds else None
 
-    def streams(self, s_BSD: Tensor, is_open_BS1: Tensor) -> tuple[Tensor, Tensor]:
+    def streams(self, s_BSD: Tensor, open_BS: Tensor) -> tuple[Tensor, Tensor]:
         """See `Start`."""
         # Row by row: what a row is made of must not depend on what it lies beside.
+        is_open_BS1 = (open_BS >= 0)[..., None]
         weight_BS1 = is_open_BS1.to(s_BSD)
         count_B11 = weight_BS1.sum(1, keepdim=True).clamp(min=1)
         mean_B1D = (s_BSD * weight_BS1).sum(1, keepdim=True) / count_B11
         variance_B1D = ((s_BSD - mean_B1D).square() * weight_BS1).sum(1, keepdim=True) / count_B11
         # A root has no slope at 0, which is the variance of a single bar.
         spread_B1D = (variance_B1D + _LEAST_VARIANCE).sqrt()
-        noise_BSD = torch.stack([_noise(seed, s_BSD.shape[1:]) for seed in self.seeds])
-        noised_BSD = s_BSD + noise_BSD.to(s_BSD, non_blocking=True) * spread_B1D
+        draws = [_draw(seed, s_BSD.shape[1:]) for seed in self.seeds]
+        blur_B11 = torch.tensor([blur for blur, _ in draws])[:, None, None]
+        noise_BSD = torch.stack([noise_SD for _, noise_SD in draws])
+        blur_B11, noise_BSD = (x.to(s_BSD, non_blocking=True) for x in (blur_B11, noise_BSD))
+        blurred_BSD = s_BSD + blur_B11 * (_means_of_pieces(s_BSD, open_BS) - s_BSD)
+        noised_BSD = blurred_BSD + noise_BSD * spread_B1D
         return s_BSD, torch.where(is_open_BS1, noised_BSD, 0)
 
 
-def _noise(seed: int | None, shape: Sequence[int]) -> Tensor:
-    """(S, D) normal noise of a level between 0 and 1."""
+def _draw(seed: int | None, shape: Sequence[int]) -> tuple[float, Tensor]:
+    """Of a row the share of its pieces' means, and (S, D) normal noise of a level up to 1."""
     if seed is None:
-        return torch.zeros(*shape)
+        return 0.0, torch.zeros(*shape)
     generator = torch.Generator().manual_seed(seed)
-    level = torch.rand((), generator=generator)
-    return level * torch.randn(*shape, generator=generator)
+    level, fate, between = torch.rand(3, generator=generator).tolist()
+    blur = 0.0 if fate < 1 / 3 else between if fate < 2 / 3 else 1.0
+    return blur, level**2 * torch.randn(*shape, generator=generator)
+
+
+def _means_of_pieces(s_BSD: Tensor, piece_BS: Tensor) -> Tensor:
+    """(B, S, D): in each slot the mean over the slots of its piece; 0 where there is no piece."""
+    is_same_BSS = (piece_BS[:, :, None] == piece_BS[:, None]) & (piece_BS >= 0)[:, None]
+    count_BS1 = is_same_BSS.sum(2, keepdim=True).clamp(min=1)
+    # A product of matrices: sums by index come in another order each time on a GPU.
+    return (is_same_BSS.to(s_BSD) @ s_BSD) / count_BS1
 
 
 def open_layout(layout: Layout, mask_BS: Any) -> Layout:

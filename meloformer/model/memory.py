@@ -60,8 +60,10 @@ def kept_bytes(config: MuseFormerConfig, size: BatchSize) -> Counter[str]:
     kept["norms"] += _norm(size, num_tokens, config.width, input_width=config.width)
     kept["norms"] += e * num_tokens * config.width
     if config.num_open_layers:
-        # How far open summaries begin from their mean, and the noise that is scaled by it.
+        # How far summaries lie from their mean, the noise that is scaled by it, and which of them
+        # are of one piece.
         kept["open summaries"] += 2 * e * size.rows * size.summaries * config.width
+        kept["open summaries"] += e * size.rows * size.summaries**2
     # Onsets and instruments as indices; the ids are the batch's own.
     kept["embeddings"] += 2 * _INT64 * num_tokens
     kept["loss"] += (e if size.is_compiled else _FP32) * num_tokens * config.vocab_size

@@ -293,7 +293,7 @@ class MuseFormer(nn.Module):
         for index, layer in enumerate(self.layers[:num_layers]):
             if start is not None and index == start.layer:
                 assert s_BSD is not None
-                s_BSD, o_BSD = start.streams(s_BSD, (layout.open_BS >= 0)[..., None])
+                s_BSD, o_BSD = start.streams(s_BSD, layout.open_BS)
             if index < self.num_frozen_layers:
                 with torch.no_grad():
                     x_BTD, s_BSD, o_BSD = layer(

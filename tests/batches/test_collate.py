@@ -17,6 +17,7 @@ from meloformer.batches.windows import Window, bar_lines
 from meloformer.errors import ConfigError
 from meloformer.model.masks import BLOCK_SIZES, RULES, num_summaries
 from meloformer.shards.reader import ShardFolder
+from meloformer.tokens.attributes import Attributes, read_prefix
 from meloformer.tokens.check import check
 from meloformer.tokens.hid import decode
 from meloformer.tokens.vocabulary import BOS, CONTINUE, EOS, KIND_OF, PAD, Kind
@@ -280,8 +281,30 @@ def test_open_summaries_stand_in_the_rows_that_the_seed_draws_whoever_collates_t
 def test_the_share_of_rows_with_open_summaries_is_the_rate(index):
     collator = Collator(index=index, open_summary_rate=0.3)
     drawn = [
-        collator.open_seed(epoch, (Window(piece, 0, 4),)) is not None
+        collator.open_row(epoch, (Window(piece, 0, 4),))
         for epoch in range(40)
         for piece in range(25)
     ]
-    assert 0.25 < np.mean(drawn) < 0.35
+    assert 0.25 < np.mean([seed is not None for seed, _ in drawn]) < 0.35
+    assert not any(is_untold for seed, is_untold in drawn if seed is None)
+    assert 0.55 < np.mean([is_untold for seed, is_untold in drawn if seed is not None]) < 0.78
+
+
+def test_in_most_rows_with_open_summaries_the_prefix_says_the_length_at_most(index):
+    """Elsewhere it says what it would have said."""
+    told, opened = (Collator(index=index, open_summary_rate=rate) for rate in (0.0, 1.0))
+    lengths = []
+    for epoch, piece in np.ndindex(8, 12):
+        row = (Window(piece, 0, 4),)
+        spec = MicroBatchSpec(epoch=epoch, seq_len=1024, rows=(row,))
+        (with_all,), (with_open,) = (one(spec).ids_BT.numpy() for one in (told, opened))
+        _, is_untold = opened.open_row(epoch, row)
+        if is_untold:
+            said = read_prefix(with_open.astype(np.uint16))
+            lengths.append(said.length is not None)
+            assert said == Attributes(length=said.length)
+            music = [ids[ids != PAD][-20:].tolist() for ids in (with_all, with_open)]
+            assert music[0] == music[1]
+        else:
+            assert np.array_equal(with_all, with_open)
+    assert len(lengths) > 40 and 0.25 < np.mean(lengths) < 0.75

@@ -48,7 +48,7 @@ def test_a_new_adapter_is_the_blend_to_the_last_bit(alpha: float, dtype: torch.d
     adapted = Injection(
         summaries_BSD=injected, mask_BS=mask, strategy="adapter", alpha=alpha, adapter=adapter
     )
-    found, wanted = (one.streams(own, mask[..., None]) for one in (adapted, blend))
+    found, wanted = (one.streams(own, torch.where(mask, 0, -1)) for one in (adapted, blend))
     assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
 
 

@@ -14,6 +14,7 @@ from meloformer.model.injection import (
     Injection,
     NoisedOwn,
     Strategy,
+    _means_of_pieces,
     open_layout,
 )
 from meloformer.model.masks import RULES, Layout, rule_of
@@ -224,33 +225,54 @@ class _Quiet:
     def __init__(self, own: Tensor, layer: int) -> None:
         self.own, self.layer = own, layer
 
-    def streams(self, s_BSD: Tensor, is_open_BS1: Tensor) -> tuple[Tensor, Tensor]:
-        return s_BSD, torch.where(is_open_BS1, self.own, 0)
+    def streams(self, s_BSD: Tensor, open_BS: Tensor) -> tuple[Tensor, Tensor]:
+        return s_BSD, torch.where((open_BS >= 0)[..., None], self.own, 0)
 
 
 def test_the_noise_of_a_row_depends_on_its_seed_alone() -> None:
     own = torch.randn(3, SLOTS, 8)
-    is_open = torch.ones(3, SLOTS, 1, dtype=torch.bool)
-    is_open[1, 50:] = False
-    closed, together = NoisedOwn([5, 6, 7]).streams(own, is_open)
+    piece = torch.arange(SLOTS).expand(3, -1) // 40
+    piece[1, 50:] = -1
+    closed, together = NoisedOwn([5, 6, 7]).streams(own, piece)
     assert torch.equal(closed, own)
     for row, seed in enumerate((5, 6, 7)):
         part = slice(row, row + 1)
-        _, alone = NoisedOwn([seed]).streams(own[part], is_open[part])
+        _, alone = NoisedOwn([seed]).streams(own[part], piece[part])
         assert torch.equal(together[part], alone)
     assert not together[1, 50:].any()
-    _, other = NoisedOwn([5, 6, 8]).streams(own, is_open)
+    _, other = NoisedOwn([5, 6, 8]).streams(own, piece)
     assert torch.equal(other[:2], together[:2]) and not torch.equal(other[2], together[2])
 
 
 def test_the_noise_is_no_louder_than_the_summaries_vary() -> None:
     own = torch.randn(64, SLOTS, 4) * torch.tensor([0.1, 1.0, 5.0, 0.0])
-    is_open = torch.ones(64, SLOTS, 1, dtype=torch.bool)
-    _, noised = NoisedOwn(range(64)).streams(own, is_open)
+    # Where each bar is a piece of its own, a mean over its piece is the bar itself.
+    _, noised = NoisedOwn(range(64)).streams(own, torch.arange(SLOTS).expand(64, -1))
     assert (noised - own)[..., 3].abs().max() < 0.01, "what never varies stays as it is"
     ratio = ((noised - own).std(1) / own.std(1))[:, :3]
-    assert ratio.max() < 1.3 and ratio.min() < 0.1
-    assert 0.35 < ratio.mean() < 0.65
+    assert ratio.max() < 1.3 and ratio.min() < 0.01
+    assert 0.2 < ratio.mean() < 0.45
+
+
+def test_in_a_third_of_the_rows_bars_are_their_pieces_mean_in_a_third_something_between() -> None:
+    own = torch.randn(300, SLOTS, 4) + 10 * (torch.arange(SLOTS) % 2)[:, None]
+    one_piece = torch.zeros(300, SLOTS, dtype=torch.long)
+    _, noised = NoisedOwn(range(300)).streams(own, one_piece)
+    # What is left of the way from even bars to odd ones, which noise moves by less than 2.
+    left = (noised[:, 1::2] - noised[:, ::2]).mean((1, 2)) / 10
+    assert left.min() > -0.2 and left.max() < 1.2
+    shares = [(left < 0.2).double().mean(), (left > 0.8).double().mean()]
+    assert all(0.3 < share < 0.5 for share in shares), shares
+
+
+def test_a_mean_is_of_the_bars_of_its_piece_and_of_no_other() -> None:
+    layout = as_torch(random_layout(4, rows=3, length=LENGTH, slots=SLOTS))
+    own = torch.randn(3, SLOTS, 5, dtype=torch.float64)
+    found = _means_of_pieces(own, layout.piece_BS)
+    for row, slot in np.ndindex(3, SLOTS):
+        piece = layout.piece_BS[row, slot]
+        mine = own[row][layout.piece_BS[row] == piece].mean(0) if piece >= 0 else torch.zeros(5)
+        assert torch.allclose(found[row, slot], mine.double(), atol=1e-12)
 
 
 @pytest.mark.parametrize("num_bars", [0, 1, 2, SLOTS])
@@ -259,14 +281,15 @@ def test_summaries_learn_from_what_is_read_in_them_and_not_from_noise_they_could
 ) -> None:
     own = torch.randn(1, SLOTS, 8, requires_grad=True)
     is_open = (torch.arange(SLOTS) < num_bars)[None, :, None]
-    _, noised = NoisedOwn([3]).streams(own, is_open)
+    piece = torch.where(is_open[..., 0], 0, -1)
+    _, noised = NoisedOwn([3]).streams(own, piece)
     noised.square().sum().backward()
     assert own.grad is not None and own.grad.isfinite().all()
     has_gradient = own.grad.abs().sum(-1)[0] > 0
     assert torch.equal(has_gradient, is_open[0, :, 0])
     # Twice as large is twice as noisy: nothing is gained by growing.
     if num_bars > 1:
-        _, doubled = NoisedOwn([3]).streams(2 * own, is_open)
+        _, doubled = NoisedOwn([3]).streams(2 * own, piece)
         assert torch.allclose(doubled, 2 * noised, atol=1e-4)
 
 
