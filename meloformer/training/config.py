@@ -65,9 +65,10 @@ class TrainConfig:
         collate: whole pieces in rows of few lengths, or full rows of one length.
         attention: which tokens a token reads: museformer, hid, halves, full, or the path of a .json
             file with head groups (model/rules.py says how to write one).
-        open_summary_rate: share of rows in which each bar may read a noised summary of itself, as
-            it will read what a text says of it; the loss of these rows is lower by that. Without
-            any, no bridge from text fits the model.
+        open_summary_rate: share of rows in which each bar may read a blurred and noised summary of
+            itself, as it will read what a text says of it; the loss of these rows is lower by that,
+            and most of them say nothing of the music in their prefix. Without any, no bridge from
+            text fits the model.
         attention_precision: dtype of the attention call; auto probes the device.
         block_size: tokens along each side of a block of the attention plan, 128 or 64, on CUDA.
             Smaller blocks leave out more pairs, and their tiles are timed when they are compiled,
