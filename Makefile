@@ -54,7 +54,7 @@ test: $(BIN)/.ready-dev ## all tests but the slow ones and those for a GPU (unde
 	OMP_NUM_THREADS=1 $(PYTEST) -m 'not slow and not gpu' --numprocesses $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 test-all: $(BIN)/.ready-all ## every test, slow ones and those for a GPU included
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --hypothesis-profile explore $(ARGS)
 
 test-faults: $(BIN)/.ready-dev ## every fault that a run must bear, played on real processes, a row for each (under 60 minutes on 2 cores; ARGS='--only kill disk')
 	$(BIN)/python -m tests.faults $(ARGS)

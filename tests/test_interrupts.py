@@ -46,7 +46,7 @@ def test_a_signal_is_one_line_at_most_and_its_exit_code(
     where: str, said: str, number: int, name: str
 ) -> None:
     command = [sys.executable, "-c", _RECIPE, where, str(number)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_SECONDS)
     assert ended.returncode == 128 + number
     assert ended.stderr.strip() == said.format(name)
 
@@ -60,7 +60,7 @@ raise_at_signals()
 end_quietly_at_signals()
 assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=TIME_LIMIT_SECONDS)
 
 
 def test_what_a_listener_starts_hears_no_signal() -> None:

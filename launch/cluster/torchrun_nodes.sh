@@ -37,18 +37,22 @@ export MELOFORMER_STOPPED_STATUS=${MELOFORMER_STOPPED_STATUS:-75}
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 is_stopped=no
+agent=
 stop() {
     is_stopped=yes
+    [ -n "$agent" ] || return 0 # it is about to start, and is told then
     kill -TERM "$agent" 2>/dev/null || exit 143 # between two agents
 }
 trap stop TERM INT
 
 for ((try = 1; ; try++)); do
+    agent=
     # An agent that is started anew counts its restarts from 0, and so do agents that others join:
     # only --resume auto, given here, goes on in each of these cases. An absent folder starts a run.
     torchrun --nnodes "$NODES" --nproc_per_node "$GPUS" --max_restarts "${RESTARTS:-3}" \
         "${meeting[@]}" launch/train.py --resume auto "$@" &
     agent=$!
+    if [ "$is_stopped" = yes ]; then stop; fi
     status=0
     wait "$agent" || status=$?
     if [ "$is_stopped" = yes ]; then

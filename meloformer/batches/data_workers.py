@@ -36,7 +36,7 @@ MAX_LOSSES = 3
 # Micro-batches that each worker keeps ready.
 _PREFETCH = 2
 _POLL_SECONDS = 1.0
-_REAP_SECONDS = 1.0
+_REAP_SECONDS, _NAP_SECONDS = 5.0, 0.05
 # For workers that are told to end, and may be in the middle of a batch.
 _CLOSE_SECONDS = 2.0
 # For a worker that is killed; one that reads from a dead disk may not hear of it at once.
@@ -219,6 +219,8 @@ class _Workers:
             # Its own generator: starting a loader must not advance the random numbers of the run.
             generator=torch.Generator(),
         )
+        # What they make is younger, by the clock of a file system too, which moves in ticks.
+        self._started = time.time() - 1.0
         # The loader's handler raises wherever this process happens to be when a worker dies: in
         # the middle of a backward pass, in which all ranks take part.
         handler = signal.getsignal(signal.SIGCHLD)
@@ -226,7 +228,6 @@ class _Workers:
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGCHLD, handler)
         self._processes: list[BaseProcess] = self._iterator._workers
-        self._started = time.time()
         self.remedy = ""
         self._timeout_seconds = timeout_seconds
         self._late = ""
@@ -297,9 +298,9 @@ class _Workers:
 
     def _find_lost(self, patience_seconds: float) -> str:
         """Which workers have ended and how; "" if they all live."""
-        # The connection of a process ends a little earlier than the process.
-        deadline = time.monotonic() + patience_seconds
-        while True:
+        # The connection of a process ends a little earlier than the process. Naps are counted, no
+        # clock is read: where the machine stood still, nobody had time to end.
+        for naps_left in range(round(patience_seconds / _NAP_SECONDS), -1, -1):
             if self._late:
                 self.remedy = (
                     "look at the disk or the network under --data, or raise --data_timeout where "
@@ -308,9 +309,9 @@ class _Workers:
                 return self._late
             if dead := [w for w, p in enumerate(self._processes) if p.exitcode is not None]:
                 break
-            if time.monotonic() >= deadline:
+            if not naps_left:
                 return ""
-            time.sleep(_REAP_SECONDS / 20)
+            time.sleep(_NAP_SECONDS)
         codes = [self._processes[worker].exitcode or 0 for worker in dead]
         self.remedy = next((_REMEDIES[-code] for code in codes if -code in _REMEDIES), _REMEDY)
         return ", ".join(

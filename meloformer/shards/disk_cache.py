@@ -96,10 +96,7 @@ class DiskCache:
             if num_bytes is not None and path.stat().st_size != num_bytes:
                 path.unlink()
                 return None
-            # Of a folder that users share, the owner of a file alone may note its use.
-            with contextlib.suppress(PermissionError):
-                # The kernel's own "now" moves in ticks, too coarse for the order of two uses.
-                os.utime(path, ns=(time.time_ns(),) * 2)
+            _note_use(path)
         except FileNotFoundError:
             return None
         return path
@@ -179,6 +176,7 @@ class DiskCache:
             self._reserve(file, num_bytes)
             write(file)
             os.fsync(file.fileno())
+            _note_use(part)
             # Who sums up the folder meanwhile could miss a file that changes its name.
             with self._folder_lock():
                 part.replace(self.folder / (name + _FINISHED))
@@ -264,6 +262,13 @@ def _locked(part: Path, *, wait: bool) -> Iterator[BinaryIO | None]:
         finally:
             # A data worker forked meanwhile shares the lock: closing alone would leave it locked.
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _note_use(path: Path) -> None:
+    """Of a folder that users share, the owner of a file alone may do so."""
+    with contextlib.suppress(PermissionError):
+        # The kernel's own "now" moves in ticks, too coarse for the order of two uses.
+        os.utime(path, ns=(time.time_ns(),) * 2)
 
 
 def _is_named(file: BinaryIO, path: Path) -> bool:

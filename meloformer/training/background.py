@@ -27,9 +27,10 @@ from meloformer.training.ranks import Ranks
 # Below the time that a collective waits, so that a rank that does not write is named by the rank
 # that waits for it.
 WRITE_LIMIT = timedelta(minutes=15)
-# A run that ends in an error waits for its save, but not for ranks that may be gone, and less than
-# launchers wait before they kill, which is half a minute.
+# A run that ends in an error waits for its save, but less for ranks that may be gone, and in all
+# less than launchers wait before they kill, which is half a minute.
 CLOSING_SECONDS = 20.0
+ABSENT_SECONDS = 10.0
 FAILURES_IN_A_ROW = 2
 _POLL_SECONDS = 0.1
 
@@ -260,7 +261,7 @@ class BackgroundSaver:
             if has_ended:
                 return None
             if self._is_closing.is_set():
-                deadline = min(deadline, time.monotonic() + CLOSING_SECONDS / 2)
+                deadline = min(deadline, time.monotonic() + ABSENT_SECONDS)
             if time.monotonic() > deadline:
                 return None
             time.sleep(_POLL_SECONDS)

@@ -38,11 +38,13 @@ def run_deaf(command: Sequence[str]) -> int:
     """
     block_stop_signals()
     launcher: subprocess.Popen | None = None
+    early: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
         if launcher is None:
-            os._exit(128 + number)
-        os.killpg(launcher.pid, number)
+            early.append(number)  # it may be running already: who left now would leave it behind
+        else:
+            os.killpg(launcher.pid, number)
 
     # What ends a launcher in other ways, as a terminal that is closed, still does.
     for number in (signal.SIGHUP, signal.SIGQUIT):
@@ -54,6 +56,8 @@ def run_deaf(command: Sequence[str]) -> int:
     except OSError as error:
         sys.stderr.write(f"error: {command[0]}: {error.strerror}\n")
         return 127
+    for missed in early:
+        os.killpg(launcher.pid, missed)
     hearer = _Hearer(launcher.pid)
     threading.Thread(target=hearer.hear, daemon=True).start()
     threading.Thread(target=hearer.tell_late, daemon=True).start()

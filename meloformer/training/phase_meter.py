@@ -96,11 +96,15 @@ class PhaseMeter:
         self._first_step, self._began, self._seconds_in_steps = 0, 0.0, 0.0
         self._peak_before = 0
 
-    def enter(self, step: int) -> None:
-        """Before a step, and what is compiled for it: where it is of another phase, begin that."""
+    def enter(self, step: int) -> bool:
+        """Before a step, and what is compiled for it: where it is of another phase, begin that.
+
+        Returns:
+            Whether a phase begins: what came before belongs to no step of it.
+        """
         phase = phase_at(step, self._phases)
         if phase == self._phase:
-            return
+            return False
         self._peak_before = self.peak_of_start(device_memory(self._ranks.device)) or 0
         self._phase, self._first_step = phase, step
         self._seconds_in_steps, self._began = 0.0, time.perf_counter()
@@ -108,6 +112,7 @@ class PhaseMeter:
         if self._phases.phases == "on":
             end = min(self._phases.last_step(phase) or self._num_steps, self._num_steps)
             self._say(f"phase {phase.number} until step {end}: {describe(phase)}")
+        return True
 
     def leave(self, step: int, step_seconds: float) -> PhaseFacts | None:
         """After a step; collective after the last one of a phase or of the run.

@@ -6,7 +6,6 @@ the same variables for a world of one, so nothing after this module asks how it 
 
 import atexit
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -133,11 +132,11 @@ def start_ranks(wanted: DeviceName, environment: MutableMapping[str, str] = os.e
         "LOCAL_RANK": str(local_rank),
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
+        # Of a process that no launcher has started: the store takes a port that is free.
+        "MASTER_PORT": "0",
     }
     for name, value in defaults.items():
         environment.setdefault(name, value)
-    if "MASTER_PORT" not in environment:
-        environment["MASTER_PORT"] = str(_free_port())
     # Before deepspeed is imported: otherwise it takes the first accelerator that it finds.
     environment["DS_ACCELERATOR"] = device_type
 
@@ -177,9 +176,3 @@ def check_gpus(num_ranks: int, num_gpus: int) -> None:
             f"{num_ranks} ranks on a host with {num_gpus} GPU(s); allowed: one rank per GPU; "
             f"start with: torchrun --nproc_per_node {num_gpus} launch/train.py ..."
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

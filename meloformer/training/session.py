@@ -187,7 +187,8 @@ class Session:
     def begin(self, step: int) -> None:
         """What comes before a step."""
         self.stalls.at(f"the start of step {step}", is_slow=True)
-        self.phases.enter(step)
+        if self.phases.enter(step):
+            self.clock.pause()
         self.warming.warm_up(step)
         if self._began is not None:
             # What comes before the first step of a start takes long, and no sum of a step is made.

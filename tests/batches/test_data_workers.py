@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,8 +25,8 @@ from meloformer.batches.share import MicroBatchSpec, micro_batches
 from meloformer.errors import BatchError
 from meloformer.shards.reader import ShardFolder
 
-# Short for a worker that never answers, long for one that only shares a busy machine.
-TIMEOUT_SECONDS = {signal.SIGSTOP: 1.5, signal.SIGKILL: 60.0}
+# Long for a worker that only shares a busy machine, short for one that never answers.
+PATIENCE_SECONDS, TIMEOUT_SECONDS = 240.0, 0.5
 SEEN = {os.getpid()}
 
 
@@ -46,6 +47,20 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_workers, "_POLL_SECONDS", 0.2)
 
 
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[data_workers._Workers]:
+    """The workers of each start, as they come."""
+    started: list[data_workers._Workers] = []
+
+    class Noted(data_workers._Workers):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            started.append(self)
+
+    monkeypatch.setattr(data_workers, "_Workers", Noted)
+    return started
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
@@ -64,7 +79,8 @@ def nothing_left_behind(
     # Where shards were made first, the server that forked their workers lives on.
     before, children = held(), set(psutil.Process().children())
     yield
-    assert not multiprocessing.active_children()
+    # What is killed needs a moment of a machine to end.
+    wait_until(lambda: not multiprocessing.active_children())
     assert set(psutil.Process().children()) <= children  # no zombie either
     assert held() <= before
     os.rmdir(own)
@@ -76,6 +92,13 @@ def specs_and_collator(chorale_shards: Path) -> tuple[list[MicroBatchSpec], Coll
     steps = iterate_steps(index, PlanConfig(max_seq_len=512, global_batch=4))
     specs = [spec for step in steps for spec in micro_batches(step, 0, 1, 1)]
     return specs[:24], Collator(index=index)
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def workers() -> list[int]:
@@ -93,17 +116,24 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_batches_are_the_same_when_a_worker_is_struck_in_the_middle(
-    specs_and_collator, how: signal.Signals, caplog: pytest.LogCaptureFixture
+    specs_and_collator,
+    how: signal.Signals,
+    starts: list[data_workers._Workers],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     specs, collator = specs_and_collator
     expected = list(load(specs, collator, 0, False))
     found, struck = [], 0
     with caplog.at_level(logging.WARNING):
-        for number, batch in enumerate(load(specs, collator, 2, False, TIMEOUT_SECONDS[how])):
+        for number, batch in enumerate(load(specs, collator, 2, False, PATIENCE_SECONDS)):
             found.append(batch)
             if number == 5:
                 struck = workers()[0]
                 os.kill(struck, how)
+                if how == signal.SIGSTOP:
+                    wait_until(lambda pid=struck: process_state(pid) == "is stopped")
+                    starts[0]._timeout_seconds = TIMEOUT_SECONDS
+    assert len(starts) == 2
     assert_same(found, expected)
     line = next(line for line in caplog.messages if str(struck) in line)
     said = "was ended by SIGKILL" if how == signal.SIGKILL else "is stopped"
@@ -173,7 +203,8 @@ def test_workers_that_are_lost_time_and_again_become_an_error_that_names_the_pie
     steps = iterate_steps(index, PlanConfig(max_seq_len=64, global_batch=2))
     specs = [spec for step in steps for spec in micro_batches(step, 0, 1, 1)]
     fatal = Fatal(index, specs[7].rows[0][0].piece, how)
-    batches = load(specs, fatal, 2, False, TIMEOUT_SECONDS[how])  # type: ignore[arg-type]
+    patience = PATIENCE_SECONDS if how == signal.SIGKILL else 1.5
+    batches = load(specs, fatal, 2, False, patience)  # type: ignore[arg-type]
     found: list = []
     with pytest.raises(BatchError, match=words) as caught:
         found.extend(batches)
@@ -194,7 +225,7 @@ def test_a_stream_that_is_left_ends_a_worker_that_does_not_answer(specs_and_coll
 
 def test_the_state_of_a_process_is_said_in_words() -> None:
     assert process_state(os.getpid()) == "is running"
-    with psutil.Popen(["sleep", "60"]) as process:
+    with psutil.Popen(["sleep", "3600"]) as process:
         process.suspend()
         while process.status() != psutil.STATUS_STOPPED:
             time.sleep(0.01)

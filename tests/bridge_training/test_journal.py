@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from meloformer.bridge_training.journal import Journal
 from meloformer.training.doing import DOING_NAME
 from meloformer.training.metrics import LOG_NAME, METRICS_NAME, VALIDATION_NAME
-from tests.training.full_disk import largest_file
+from tests.training.full_disk import largest_file, meet_the_full_disk
 
 
 def figures(step: int, **other: Any) -> dict[str, Any]:
@@ -67,6 +67,7 @@ def test_a_full_disk_ends_no_run_and_lines_follow_when_there_is_room(
     journal.step(figures(1))
     with largest_file(0):
         journal.step(figures(2))
+        meet_the_full_disk(journal._board)
         journal.validation(2, {"loss": 1.0})
     journal.step(figures(3))
     journal.close()

@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults import table
 from tests.faults.rows import Drill, Fault, FaultRow, SkippedError, compare, fault
-from tests.faults.runs import FaultError, Run, damaged_checkpoints
+from tests.faults.runs import TIME_LIMIT_SECONDS, FaultError, Run, damaged_checkpoints
 from tests.training.launching import python
 
 ROW = FaultRow(fault="a cable is cut", ranks=2, outcome="PASS")
@@ -128,7 +128,7 @@ def test_what_a_launcher_leaves_behind_is_found_and_ended(tmp_path: Path) -> Non
         assert run.wait_for_end() == 0
         (left,) = run.processes()
         assert left.pid == int(run.said())
-    left.wait(10)
+    left.wait(TIME_LIMIT_SECONDS)
     assert not run.processes()
 
 

@@ -58,12 +58,12 @@ def run(
         env={"PATH": f"{commands}:/usr/bin:/bin", "SAID": str(tmp_path / "said"), **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.02)

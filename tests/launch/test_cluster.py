@@ -124,7 +124,7 @@ def test_an_agent_that_is_stopped_is_waited_for_and_not_started_again(
     ) as agent:
         wait_for(Path(f"{said}.pid"))
         agent.terminate()
-        assert agent.wait(30) == 1
+        assert agent.wait(300) == 1
     assert said.read_text() == "ranks have saved\n"
 
 
@@ -179,7 +179,7 @@ def test_the_slurm_job_is_put_back_after_its_ranks_have_ended(
     ) as job:
         wait_for(Path(f"{said}.pid"))
         job.send_signal(signal.SIGUSR1)
-        assert job.wait(30) == 0
+        assert job.wait(300) == 0
     assert said.read_text().splitlines() == [
         "scancel --signal=TERM 4711",
         "ranks have saved",

@@ -69,7 +69,7 @@ def test_only_reruns_one_row_and_keeps_the_others_as_they_were(tmp_path: Path) -
     (tmp_path / "PROOF.json").write_text(text)
     second = proved(claims, tmp_path, "b")
     assert second["a"] == replace(first["a"], date="2001-02-03")
-    assert second["b"].date == first["b"].date
+    assert second["b"].date >= first["b"].date  # the day may end meanwhile
     assert not (tmp_path / "build/proof/a.json").exists()
 
 

@@ -1,9 +1,11 @@
 """Builds as the tests of shards make them, undisturbed or killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,9 +81,13 @@ def start_build(midi: Path, output: Path, *flags: str) -> subprocess.Popen[bytes
     )
 
 
+def staging_of(output: Path) -> Path:
+    return output.parent / f".{output.name}.building"
+
+
 def states_of(output: Path) -> Iterator[int]:
     """How far a build is: files in its folder, as they come."""
-    staging = output.parent / f".{output.name}.building"
+    staging = staging_of(output)
     while True:
         # Not rglob, which fails where a folder goes away under it.
         yield sum(len(files) for _, _, files in os.walk(staging))
@@ -103,3 +109,36 @@ def stop_after(
     if process.poll() is None:
         os.killpg(process.pid, number)
     return process.communicate()[1].decode()
+
+
+def stopped_build(
+    midi: Path, output: Path, num_files: int, *flags: str, number: signal.Signals = signal.SIGKILL
+) -> tuple[int, str]:
+    """A build of the command that a signal stops once so many files lie in its folder.
+
+    Where the signal comes too late, since the machine stood still for us and not for the build,
+    all is put back and the build begins again.
+
+    Returns:
+        The code that it ended with, and what it said on stderr.
+    """
+    staging = staging_of(output)
+    assert not staging.exists()
+    with tempfile.TemporaryDirectory() as folder:
+        before = Path(folder) / "before"
+        if output.exists():
+            shutil.copytree(output, before)
+        for _ in range(100):
+            process = start_build(midi, output, *flags)
+            said = stop_after(process, output, num_files, number)
+            assert process.returncode in (0, -number, 128 + number), said
+            if staging.exists() and not (staging / "manifest.json").exists():
+                return process.returncode, said
+            for path in (output, *output.parent.glob(f".{output.name}.*")):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            if before.exists():
+                shutil.copytree(before, output)
+    raise AssertionError("every signal came when the build was over")

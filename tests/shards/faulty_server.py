@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 
+from tests.training.launching import keep_port
+
 _CHUNK_BYTES = 16 << 10
 _OWN_HEADERS = ("content-length", "connection", "date", "server", "transfer-encoding")
 
@@ -82,6 +84,7 @@ class FaultyServer:
         self.is_closed = True
         self._server.shutdown()
         self._server.server_close()
+        keep_port(self._server.server_port)  # a test may ask once more, and nobody is to answer
 
     @property
     def url(self) -> str:
@@ -121,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range", "")
         number = owner.note(file, wanted)
         if faults.hangs and owner.take("hangs"):
-            time.sleep(60)
+            time.sleep(3600)
         if faults.fails_every and number % faults.fails_every == 0:
             return self._refuse(faults.fails_with)
         status, headers, data = self._answer(owner.source, file, wanted)

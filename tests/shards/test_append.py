@@ -22,6 +22,7 @@ from tests.shards.builds import (
     find_faults_of,
     kill_after,
     start_build,
+    stopped_build,
 )
 
 NUM_CHORALES = 12
@@ -135,7 +136,7 @@ def test_an_unfinished_append_is_discarded_and_the_folder_stays(
     output = tmp_path / "shards"
     build(halves[0], output)
     before = all_bytes(output)
-    kill_after(start_build(midi_folder, output, "--append"), output, 3)
+    stopped_build(midi_folder, output, 3, "--append")
     assert all_bytes(output) == before
     with pytest.raises(ShardError, match=r"unfinished build .*--overwrite"):
         build(halves[1], output, append=True)
@@ -149,7 +150,7 @@ def test_an_append_does_not_go_on_over_another_folder(
 ) -> None:
     output = tmp_path / "shards"
     build(halves[0], output)
-    kill_after(start_build(halves[1], output, "--append"), output, 12)
+    stopped_build(halves[1], output, 12, "--append")
     shutil.rmtree(output)
     build(midi_folder, tmp_path / "other")
     (tmp_path / "other").rename(output)
@@ -164,6 +165,6 @@ def test_an_append_whose_work_is_gone_starts_again(
 ) -> None:
     output = tmp_path / "shards"
     build(halves[0], output)
-    kill_after(start_build(halves[1], output, "--append"), output, 3)
+    stopped_build(halves[1], output, 3, "--append")
     shutil.rmtree(tmp_path / ".shards.building")
     assert len(build(halves[1], output, append=True).inputs) == 2

@@ -1,5 +1,6 @@
 """Files that misbehave. They are built of the standard library so that a worker can load them."""
 
+import faulthandler
 import json
 import os
 import time
@@ -126,17 +127,37 @@ def test_files_too_big_to_be_held_together_are_converted_all_the_same(
     ).read_bytes()
 
 
+def exec_of(code: str) -> Any:
+    """What a worker, which cannot load this file, does instead of reading."""
+    return partial(exec, code, {})
+
+
+# A limit that no busy machine takes from a good file, and files whose own time is up sooner.
+LONG_SECONDS = 3600.0
+SLOW = exec_of("""
+import signal, time
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+time.sleep(3600)
+""")
+# Native code that never comes back is deaf to the alarm.
+DEAF = exec_of("""
+import faulthandler, os
+faulthandler.dump_traceback_later(0.1, exit=True, file=open(os.devnull, "w"))
+sum(range(10**15))
+""")
+
+
 def test_what_is_wrong_with_a_file_is_a_reason_and_the_others_pass(
     chorales: list[bytes], tmp_path: Path
 ) -> None:
     files = (
         file_of("broken.mid", b"MThd" + bytes(20)),
         file_of("good.mid", chorales[0]),
-        file_that("slow.mid", partial(time.sleep, 600)),
+        file_that("slow.mid", SLOW),
         file_that("hungry.mid", partial(bytes, 3 << 30)),
         file_that("our fault.mid", partial(int, "no number")),
     )
-    table = convert(files, tmp_path, file_seconds=5, file_megabytes=500)
+    table = convert(files, tmp_path, file_seconds=LONG_SECONDS, file_megabytes=500)
     assert len(table.records) == 1
     expected = {
         "slow.mid": "timeout",
@@ -155,6 +176,16 @@ def test_files_that_together_take_too_much_memory_have_each_all_of_it(tmp_path: 
     assert table.rejected == {"file_too_big": 3}
 
 
+def test_a_file_that_takes_longer_than_it_may_is_a_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It would end this process, if that is not let run for twice so short a time.
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: None)
+    files = (file_that("slow.mid", partial(time.sleep, 3600)),)
+    table = convert(files, tmp_path, file_seconds=0.1)
+    assert table.rejected == {"timeout": 1}
+
+
 def test_a_fault_of_ours_is_written_down_with_its_place(tmp_path: Path) -> None:
     table = convert((file_that("x.mid", partial(int, "no number")),), tmp_path)
     [line] = table.rejected_lines
@@ -169,11 +200,10 @@ def test_files_that_kill_or_hang_their_worker_are_named_and_cost_nothing_else(
     chunks = [
         Chunk(0, (good[0], file_that("dies.mid", partial(os._exit, 3)), good[1])),
         Chunk(1, tuple(good[2:6])),
-        # Native code that never comes back is deaf to the alarm.
-        Chunk(2, (file_that("hangs.mid", partial(sum, range(10**15))), good[6])),
+        Chunk(2, (file_that("hangs.mid", DEAF), good[6])),
         Chunk(3, tuple(good[7:])),
     ]
-    tables, num_done = convert_all(chunks, tmp_path, 2, file_seconds=4.0)
+    tables, num_done = convert_all(chunks, tmp_path, 2, file_seconds=LONG_SECONDS)
     assert num_done == len(good) + 2
     assert [len(table.records) for table in tables] == [2, 4, 1, 5]
     assert rejections(tmp_path, 4) == {"dies.mid": "crashed", "hangs.mid": "crashed"}

@@ -20,6 +20,7 @@ from meloformer.errors import ConfigError, ShardError
 from meloformer.shards.disk_cache import BYTES_PER_GIGABYTE, CacheConfig, DiskCache
 
 FILE_BYTES = 1000
+LIMIT_SECONDS = 300
 # As data workers start: forked from a process that has threads and locks.
 FORK = multiprocessing.get_context("fork")
 
@@ -72,7 +73,7 @@ def run_together(*functions: Callable[[], object]) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(LIMIT_SECONDS)
     assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
@@ -189,7 +190,7 @@ def test_what_a_killed_process_left_is_swept_and_blocks_nobody(tmp_path: Path, n
 
     process = FORK.Process(target=die)
     process.start()
-    process.join(60)
+    process.join(LIMIT_SECONDS)
     assert process.exitcode == -signal.SIGKILL
     assert list(tmp_path.glob("*.part")), "it was killed in the middle"
     assert add(cache, number).read_bytes() == content_of(number)
@@ -201,7 +202,7 @@ def test_a_worker_forked_during_a_download_does_not_keep_the_file_locked(tmp_pat
     workers = []
 
     def fork() -> None:
-        worker = FORK.Process(target=time.sleep, args=[60])
+        worker = FORK.Process(target=time.sleep, args=[3600])
         worker.start()
         workers.append(worker)
 

@@ -1,5 +1,6 @@
 """Limits of one file, as a worker feels them."""
 
+import faulthandler
 import os
 import resource
 import signal
@@ -13,12 +14,28 @@ from meloformer.errors import ConfigError
 from meloformer.shards.guard import FileLimits, Guard, TimeIsUp
 
 
-def test_time_that_is_up_ends_the_file_and_not_the_next_one():
+def test_time_that_is_up_ends_the_file_and_not_the_next_one(monkeypatch: pytest.MonkeyPatch):
+    # It would end this process, if that is not let run for twice so short a time.
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: None)
     with Guard(FileLimits(file_seconds=0.1)) as guard:
         with pytest.raises(TimeIsUp), guard.limited():
-            time.sleep(60)
+            time.sleep(3600)
+        time.sleep(0.2)  # no alarm goes off between two files
+        guard.limits = FileLimits(file_seconds=3600)
         with guard.limited():
             time.sleep(0.01)
+
+
+def test_a_file_that_is_deaf_to_the_alarm_ends_its_process():
+    code = """
+from meloformer.shards.guard import FileLimits, Guard
+
+with Guard(FileLimits(file_seconds=0.1)) as guard, guard.limited():
+    print("begun", flush=True)
+    sum(range(10**15))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, b"begun\n", b"")
 
 
 def test_memory_that_is_up_ends_the_file_and_not_the_next_one():

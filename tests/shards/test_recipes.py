@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meloformer.shards.manifest import load_manifest
-from tests.shards.builds import keys_of, kill_after, start_build
+from tests.shards.builds import keys_of, stopped_build
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -105,7 +105,7 @@ def test_files_that_are_all_rejected_end_in_a_table_of_reasons(tmp_path: Path) -
 def test_the_pace_is_that_of_this_try(midi_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "shards"
     made = ("--midi", midi_folder, "--output", output, "--num_workers", 1)
-    kill_after(start_build(midi_folder, output), output, 6)
+    stopped_build(midi_folder, output, 6)
     flags = ("--valid_share", 0.2, "--test_share", 0.2, "--pieces_per_shard", 4)
     went_on = shard_data(*made, *flags, cwd=tmp_path)
     assert went_on.returncode == 0, went_on.stderr

@@ -19,7 +19,7 @@ from tests.shards.builds import (
     keys_of,
     kill_after,
     start_build,
-    stop_after,
+    stopped_build,
 )
 
 
@@ -42,7 +42,7 @@ def test_a_killed_build_goes_on_where_it_stopped(
     midi_folder: Path, built: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "shards"
-    kill_after(start_build(midi_folder, output), output, 6)
+    stopped_build(midi_folder, output, 6)
     spill = tmp_path / ".shards.building" / "work" / "spill"
     done = {path.name: path.stat().st_ino for path in spill.glob("*.chunk")}
     build(midi_folder, output)
@@ -57,10 +57,9 @@ def test_a_build_stopped_by_a_signal_says_in_one_line_how_to_go_on(
     midi_folder: Path, built: Path, tmp_path: Path, number: signal.Signals, name: str
 ) -> None:
     output = tmp_path / "shards"
-    process = start_build(midi_folder, output)
-    said = stop_after(process, output, 1, number)
+    code, said = stopped_build(midi_folder, output, 1, number=number)
     assert said == f"stopped by {name}; the same command goes on where this one stopped\n"
-    assert process.returncode == 128 + number
+    assert code == 128 + number
     build(midi_folder, output)
     assert all_bytes(output) == all_bytes(built)
 
@@ -69,7 +68,7 @@ def test_another_build_does_not_go_on_with_what_a_killed_one_left(
     midi_folder: Path, built: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "shards"
-    kill_after(start_build(midi_folder, output, "--pedal", "off"), output, 2)
+    stopped_build(midi_folder, output, 2, "--pedal", "off")
     before = all_bytes(tmp_path)
     with pytest.raises(ShardError, match=r"unfinished build .*pedal off -> on.*--overwrite"):
         build(midi_folder, output)

@@ -29,7 +29,9 @@ def test_the_table_shows_every_block_with_its_first_id_and_size(capsys):
 
 
 @settings(
-    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=15,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(quantised_pieces())
 def test_every_token_of_a_file_is_shown_in_order(tmp_path, capsys, piece):

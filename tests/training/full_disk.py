@@ -4,6 +4,10 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
+from meloformer.training.board import Board
+
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
@@ -14,3 +18,10 @@ def largest_file(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def meet_the_full_disk(board: Board) -> None:
+    """Let TensorBoard's own thread write and fail, as it does by itself at one time or another."""
+    if board._writer is not None:
+        with pytest.raises(OSError, match="File too large"):
+            board._writer.flush()

@@ -2,8 +2,11 @@
 
     BATCHES=FOLDER torchrun --nproc_per_node N tests/training/recording_train.py FLAGS
 
-Each rank adds a line a step to FOLDER/rank-N.jsonl: the pieces of its rows, by the plan, and a sum
-over the token ids and targets of each row, as they came from the data workers.
+Each rank adds a line a step to FOLDER/rank-N.jsonl: the pieces of its rows, by the plan, a sum over
+the token ids and targets of each row, as they came from the data workers, and the seconds that the
+rank has spent on its own in the step before.
+
+With HOLD=STEP the ranks wait in that step until somebody ends them.
 """
 
 import hashlib
@@ -11,6 +14,7 @@ import json
 import os
 import runpy
 import sys
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -19,31 +23,46 @@ sys.path.insert(0, str(ROOT))
 
 from meloformer.batches.batch import Batch  # noqa: E402
 from meloformer.batches.stream import TrainStream  # noqa: E402
+from meloformer.training.step import Clock  # noqa: E402
 
 RANK = int(os.environ.get("RANK", "0"))
+HOLD = int(os.environ.get("HOLD", "0"))
 
 
 def main() -> None:
     """Train, and write down."""
     folder = Path(os.environ["BATCHES"])
     folder.mkdir(exist_ok=True)
-    take = TrainStream.__next__
+    take, lap = TrainStream.__next__, Clock.lap
+    own_seconds = 0.0
     with (folder / f"rank-{RANK}.jsonl").open("a", buffering=1) as lines:
 
         def take_and_tell(stream: TrainStream) -> list[Batch]:
             batches = take(stream)
-            tell(stream, batches, lines)
+            tell(stream, batches, own_seconds, lines)
+            while stream.step == HOLD:
+                time.sleep(1)
             return batches
 
+        def lap_and_note(clock: Clock) -> None:
+            nonlocal own_seconds
+            lap(clock)
+            own_seconds = clock.own_seconds
+
         TrainStream.__next__ = take_and_tell  # type: ignore[method-assign, assignment]
+        Clock.lap = lap_and_note  # type: ignore[method-assign]
         runpy.run_path(str(ROOT / "launch/train.py"), run_name="__main__")
 
 
-def tell(stream: TrainStream, batches: list[Batch], lines: TextIO) -> None:
+def tell(stream: TrainStream, batches: list[Batch], own_seconds: float, lines: TextIO) -> None:
     """Write down one step of one rank."""
-    pieces = [key for of_ranks in stream.piece_keys() for key in of_ranks[RANK]]
-    rows = [row for batch in batches for row in rows_of(batch)]
-    lines.write(json.dumps({"step": stream.step, "pieces": pieces, "rows": rows}) + "\n")
+    line = {
+        "step": stream.step,
+        "pieces": [key for of_ranks in stream.piece_keys() for key in of_ranks[RANK]],
+        "rows": [row for batch in batches for row in rows_of(batch)],
+        "own_seconds": own_seconds,
+    }
+    lines.write(json.dumps(line) + "\n")
 
 
 def rows_of(batch: Batch) -> list[str]:

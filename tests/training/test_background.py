@@ -27,10 +27,18 @@ from meloformer.training.saving import Checkpoints
 from tests.layouts import tiny_config
 from tests.training.checkpoint_worker import build_engine, train
 from tests.training.full_disk import largest_file
+from tests.training.launching import TIME_LIMIT_SECONDS
 from tests.training.test_checkpoint import STATE
 from tests.training.test_processes import WAITS, post_of
 
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A saver that may have to wait for a machine that stands still."""
+    for name in ("CLOSING_SECONDS", "ABSENT_SECONDS"):
+        monkeypatch.setattr(background, name, TIME_LIMIT_SECONDS)
 
 
 class Recorder:
@@ -45,7 +53,7 @@ class Recorder:
 
     def save(self, step: int, error: Exception | None = None) -> None:
         def write() -> dict[str, FileSum]:
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(TIME_LIMIT_SECONDS)
             if error:
                 raise error
             return {}
@@ -124,13 +132,13 @@ def test_a_run_whose_last_save_failed_does_not_end_well() -> None:
 def test_a_save_that_does_not_end_ends_the_run_and_the_rank_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(background, "WRITE_LIMIT", timedelta(seconds=0.3))
     recorder = Recorder()
     recorder.go_on.set()
     recorder.save(3)
     recorder.saver.settle()
     recorder.go_on.clear()
     recorder.save(6)
+    monkeypatch.setattr(background, "WRITE_LIMIT", timedelta(seconds=0.3))
     with pytest.raises(CheckpointError, match=r"within 0\.005 minutes on rank 0; look at the disk"):
         recorder.saver.settle()
     recorder.go_on.set()
@@ -198,7 +206,7 @@ def test_what_fails_on_one_rank_is_known_on_all_and_nothing_is_sealed() -> None:
 def test_a_run_that_ends_does_not_wait_for_a_rank_that_has_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(background, "CLOSING_SECONDS", 0.4)
+    monkeypatch.setattr(background, "ABSENT_SECONDS", 0.2)
     ranks = Ranks(rank=0, local_rank=0, world_size=2, device=torch.device("cpu"))
     told: list[SaveOutcome] = []
     saver = BackgroundSaver(ranks, is_background=True, tell=told.append, store=dist.HashStore())
@@ -219,7 +227,7 @@ def test_a_save_does_not_wait_for_a_rank_that_was_killed() -> None:
         saver._thread.join(0.3)
         assert saver._thread.is_alive(), "it may still write"
         other.kill()
-        saver._thread.join(10)
+        saver._thread.join(TIME_LIMIT_SECONDS)
         assert not saver._thread.is_alive()
     saver.close()
     assert [outcome.error for outcome in told] == ["rank 1 has not written its part"]

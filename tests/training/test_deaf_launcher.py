@@ -24,13 +24,27 @@ sys.exit(rank.wait())
 """
 _RANK = """
 import time
+from meloformer import interrupts
 from meloformer.interrupts import asked_to_stop, begin_work, listen
+interrupts._SAME_SECONDS = float("inf")  # a Ctrl-C that comes twice, however late, is one
 begin_work()
 listen()
 print("ready", flush=True)
 while not asked_to_stop():
     time.sleep(0.01)
 print("asked by", asked_to_stop().name)
+"""
+# A terminal that is closed when the launcher runs and the process that began it does not know it.
+_HANG_UP_AT_ONCE = """
+import os, signal, subprocess, sys
+from meloformer.training import deaf_launcher
+begin = subprocess.Popen
+def begin_and_hang_up(*arguments, **options):
+    launcher = begin(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGHUP)
+    return launcher
+subprocess.Popen = begin_and_hang_up
+sys.exit(deaf_launcher.run_deaf(["sleep", "3600"]))
 """
 DEAF = [sys.executable, "-m", "meloformer.training.deaf_launcher"]
 
@@ -96,11 +110,23 @@ def test_the_status_is_that_of_the_launcher(code: str, status: int) -> None:
 
 
 def test_a_terminal_that_is_closed_ends_the_launcher() -> None:
-    with start("bash", "-c", "echo up; sleep 60") as deaf:
+    with start("bash", "-c", "echo up; sleep 3600") as deaf:
         assert deaf.stdout and deaf.stdout.readline() == "up\n"
         deaf.send_signal(signal.SIGHUP)
         deaf.communicate(timeout=TIME_LIMIT_SECONDS)
     assert deaf.returncode == 128 + signal.SIGHUP
+
+
+def test_a_terminal_that_is_closed_while_the_launcher_starts_ends_it_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _HANG_UP_AT_ONCE],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,  # held until the launcher has ended too
+        timeout=TIME_LIMIT_SECONDS,
+        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
+    )
+    assert done.returncode == 128 + signal.SIGHUP
 
 
 def test_a_launcher_that_is_missing_is_named() -> None:

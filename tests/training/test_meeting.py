@@ -10,8 +10,9 @@ import torch.distributed as dist
 from meloformer.errors import TrainingError
 from meloformer.training import meeting
 from meloformer.training.meeting import meet
+from tests.training.launching import TIME_LIMIT_SECONDS
 
-LIMIT = timedelta(seconds=30)
+LIMIT = timedelta(seconds=TIME_LIMIT_SECONDS)
 
 
 @pytest.fixture
@@ -79,6 +80,7 @@ def test_ranks_that_are_told_to_stop_meet_all_the_same(
     store: dist.TCPStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(meeting, "asked_to_stop", lambda: signal.SIGTERM)
+    monkeypatch.setattr(meeting, "STOPPED_SECONDS", TIME_LIMIT_SECONDS)
     found = start(store, 2, [0, 1])
     found[0].set("key", "value")
     assert found[1].get("key") == b"value"

@@ -80,7 +80,7 @@ def test_a_run_says_of_each_phase_its_steps_micro_batch_workers_seconds_and_peak
     for phase in told:
         steps = lines(undisturbed)[phase["first_step"] - 1 : phase["last_step"]]
         assert phase["seconds_in_steps"] == pytest.approx(sum(s["step_seconds"] for s in steps))
-        assert phase["seconds"] >= 0.99 * phase["seconds_in_steps"]
+        assert phase["seconds"] >= phase["seconds_in_steps"]
         assert phase["memory"] is phase["memory_held"] is None, "there is no GPU"
         assert phase["memory_host"] > 1 << 26
         assert (phase["memory_workers"] > 1 << 20) == (phase["num_workers"] > 0)

@@ -12,6 +12,7 @@ from meloformer.training.gpu_monitor import GpuMonitor
 from meloformer.training.ranks import Ranks
 from meloformer.training.step import Clock, count_step
 from meloformer.training.step_meter import spread
+from tests.training.launching import TIME_LIMIT_SECONDS
 
 
 def test_the_spread_names_the_slowest_rank_and_is_silent_before_the_first_step() -> None:
@@ -96,16 +97,16 @@ def test_a_step_gets_the_mean_of_its_samples_and_the_newest_where_it_had_none(
 
     monkeypatch.setattr(gpu_monitor, "SECONDS_PER_SAMPLE", 0.0)
     monitor = GpuMonitor(sample)
-    assert asked.wait(5)
+    assert asked.wait(TIME_LIMIT_SECONDS)
     assert monitor.take() == pytest.approx(0.4)
     assert monitor.take() == pytest.approx(0.4), "a step shorter than a second"
-    monitor._thread.join(5)
+    monitor._thread.join(TIME_LIMIT_SECONDS)
     assert not monitor._thread.is_alive()
 
 
 def test_where_nobody_can_say_how_busy_the_gpu_is_there_is_no_figure_and_no_thread() -> None:
     monitor = GpuMonitor(lambda: None)
-    monitor._thread.join(5)
+    monitor._thread.join(TIME_LIMIT_SECONDS)
     assert not monitor._thread.is_alive()
     assert monitor.take() is None
     monitor.close()
