@@ -135,7 +135,7 @@ class DiskCache:
         part, path = self.folder / (name + _PART), self.folder / (name + _FINISHED)
         try:
             while not self.find(name, num_bytes):
-                with _locked(part, wait=wait) as file:
+                with self._locked(part, wait=wait) as file:
                     if file is not None:
                         self._write(name, num_bytes, write, file)
                         return path
@@ -153,13 +153,13 @@ class DiskCache:
         """
         path, part = self.folder / (name + _FINISHED), self.folder / (name + _PART)
         try:
-            if path.is_file() and path.read_bytes() == content:
-                return
-            with _locked(part, wait=True) as file:
-                # Where another process has just kept its own copy, that one serves as well.
-                if file is not None:
-                    path.unlink(missing_ok=True)
-                    self._write(name, len(content), lambda target: target.write(content), file)
+            # Another's write that this one waited for may have failed, or been of other bytes.
+            while not (path.is_file() and path.read_bytes() == content):
+                with self._locked(part, wait=True) as file:
+                    if file is not None:
+                        path.unlink(missing_ok=True)
+                        self._write(name, len(content), lambda target: target.write(content), file)
+                        return
         except OSError as error:
             raise self._unwritable(what, error) from error
 
@@ -225,6 +225,31 @@ class DiskCache:
         return True
 
     @contextlib.contextmanager
+    def _locked(self, part: Path, *, wait: bool) -> Iterator[BinaryIO | None]:
+        """Open and lock a part; None where another has it, or has just finished or deleted it.
+
+        A part is deleted or renamed by the holder of its lock only. So whoever gets the lock later
+        sees that the name no longer means the file that was locked.
+        """
+        # Made and locked at once for those who look for parts that nobody locks (`_make_room`).
+        with self._folder_lock():
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            file = os.fdopen(descriptor, "r+b", buffering=0)
+            is_ours = _lock(file)
+        with file:
+            if not is_ours:
+                if not wait:
+                    yield None
+                    return
+                # Not under the folder's lock, which the other needs to finish.
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield file if _is_named(file, part) else None
+            finally:
+                # A data worker forked meanwhile shares the lock: closing would leave it locked.
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
     def _folder_lock(self) -> Iterator[None]:
         with (self.folder / _LOCK).open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -242,26 +267,14 @@ class DiskCache:
         return ShardError(f"{what}: cannot be kept in --cache_dir {self.folder} ({error})")
 
 
-@contextlib.contextmanager
-def _locked(part: Path, *, wait: bool) -> Iterator[BinaryIO | None]:
-    """Open and lock a part; None where another has it, or has just finished or deleted it.
-
-    A part is deleted or renamed by the holder of its lock only. So whoever gets the lock later sees
-    that the name no longer means the file that was locked.
-    """
-    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    with os.fdopen(descriptor, "r+b", buffering=0) as file:
-        try:
-            # flock and not lockf: threads of one process exclude each other as well.
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield None
-            return
-        try:
-            yield file if _is_named(file, part) else None
-        finally:
-            # A data worker forked meanwhile shares the lock: closing alone would leave it locked.
-            fcntl.flock(file, fcntl.LOCK_UN)
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file unless another has done so; whether it is locked now."""
+    try:
+        # flock and not lockf: threads of one process exclude each other as well.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _note_use(path: Path) -> None:
@@ -281,9 +294,7 @@ def _is_named(file: BinaryIO, path: Path) -> bool:
 def _sweep(part: Path) -> bool:
     """Delete a part whose writer no longer lives; whether it was so."""
     with part.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(file):
             return False
         try:
             if _is_named(file, part):

@@ -282,3 +282,24 @@ def test_the_folder_lies_in_the_cache_folder_of_the_user(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     assert CacheConfig().folder == tmp_path / "mine" / "meloformer" / "shards"
     assert CacheConfig(cache_dir=Path("~/other")).folder == tmp_path / "other"
+
+
+def test_who_looks_for_parts_of_the_dead_takes_none_of_the_living(tmp_path: Path) -> None:
+    cache, is_done = cache_of(tmp_path, num_files=1000), threading.Event()
+
+    def look() -> None:
+        while not is_done.is_set():
+            DiskCache(CacheConfig(cache_dir=tmp_path))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        # Nobody else wants them, so each is written without waiting for anyone.
+        paths = [add(cache, number, wait=False) for number in range(200)]
+        for number in range(200):
+            cache.put(name_of(1000 + number), content_of(number), what="manifest.json")
+    finally:
+        is_done.set()
+        looking.join()
+    assert None not in paths
+    assert all(cache.find(name_of(1000 + number)) for number in range(200))
