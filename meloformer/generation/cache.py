@@ -20,19 +20,16 @@ from meloformer.model.museformer import Layer, MuseFormer
 
 @dataclass
 class LayerCache:
-    """Keys and values of one layer; the first axis is the row.
+    """Keys and values of one layer; the first axis says which, the second is the row.
 
     Args:
-        token: (2, B, G, T, K) of the token stream.
+        read: (2, B, G, I + S + T, K) of all that tokens read, in one piece of memory: of the open
+            summaries (I = 0 where there are none), of finished ones (K2 and V2), of tokens.
         summary: (2, B, G, S, K) of the summary stream, read by later summaries.
-        coarse: (2, B, G, S, K) of finished summaries, read by tokens (K2 and V2).
-        opened: (2, B, G, I, K) of open summaries, the same; I = 0 where there are none.
     """
 
-    token: Tensor
+    read: Tensor
     summary: Tensor
-    coarse: Tensor
-    opened: Tensor
 
 
 class DecodeCache:
@@ -52,7 +49,6 @@ class DecodeCache:
         weight = model.token_embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.num_tokens = 0
-        self.num_slots = 0
         self._groups = list(
             zip(
                 masks.rule_of(config.rule),
@@ -61,14 +57,8 @@ class DecodeCache:
             )
         )
         empty = (2, num_rows, config.num_kv_heads, 0, config.head_width)
-
-        def allocate() -> Tensor:
-            return torch.zeros(empty, device=self.device, dtype=self.dtype)
-
-        self.layers = [
-            LayerCache(allocate(), allocate(), allocate(), allocate())
-            for _ in range(config.num_layers)
-        ]
+        none = torch.zeros(empty, device=self.device, dtype=self.dtype)
+        self.layers = [LayerCache(none, none) for _ in range(config.num_layers)]
         self.injection = injection
         self._num_closed_layers = len(self.layers) if injection is None else injection.layer
         self._open_BI = torch.zeros((num_rows, 0), dtype=torch.bool, device=self.device)
@@ -77,7 +67,7 @@ class DecodeCache:
             assert len(injection.summaries_BSD) == num_rows, "one row of summaries a sequence"
             self._open(injection)
         # Rows: piece, bar, instrument, index; absent tokens and summaries are padding (-1).
-        self._token_labels = torch.full((4, num_rows, 0), -1, device=self.device)
+        self._labels_4BT = torch.full((4, num_rows, 0), -1, device=self.device)
         self._slot_piece_BS = torch.full((num_rows, 0), -1, device=self.device)
 
     @torch.no_grad()
@@ -94,10 +84,10 @@ class DecodeCache:
         """
         num_new = ids_BN.shape[1]
         start, stop = self.num_tokens, self.num_tokens + num_new
-        self._reserve(stop, self.num_slots)
+        self._reserve(stop)
         piece_BN = torch.where(active_B, 0, -1)[:, None].expand(-1, num_new)
         new_labels = torch.stack([piece_BN, labels.bar, labels.instrument, labels.index])
-        self._token_labels[:, :, start:stop] = new_labels
+        self._labels_4BT[:, :, start:stop] = new_labels
         self.num_tokens = stop
 
         time_N = torch.arange(start, stop, device=self.device)
@@ -105,21 +95,36 @@ class DecodeCache:
         is_summary = torch.zeros((), dtype=torch.bool, device=self.device)
         queries = Label(piece, bar, instrument, index, time_N[None, :, None], is_summary)
         keys = Label(*(field[:, None, :] for field in self._keys()))
-        mask_BHNN = self._token_mask(queries, keys)
-        opened_BHNN = self._with_open(mask_BHNN, queries)
+        closed_BHNN = self._token_mask(queries, keys)
+        opened_BHNN = self._with_open(closed_BHNN, queries)
+        masks_BHNN = [self._bias(closed_BHNN), self._bias(opened_BHNN)]
 
+        first = self._first_token
         x_BND = self.model.embed(ids_BN, labels.onset, labels.instrument)
         angles = self.model.angles(labels.bar, labels.index)
         for index, (layer, cache) in enumerate(zip(self.model.layers, self.layers, strict=True)):
             assert isinstance(layer, Layer)
             normed_BND = layer.attention_norm(x_BND)
-            cache.token[:, :, :, start:stop] = torch.stack(layer.keys_values(normed_BND, angles))
-            summaries = [cache.coarse[:, :, :, : self.num_slots], cache.opened]
-            k, v = torch.cat([*summaries, cache.token[:, :, :, :stop]], dim=3)
-            mask = mask_BHNN if index < self._num_closed_layers else opened_BHNN
-            read = _attend(layer.queries(normed_BND, angles), k, v, mask)
+            own = torch.stack(layer.keys_values(normed_BND, angles))
+            cache.read[:, :, :, first + start : first + stop] = own
+            has_open = index >= self._num_closed_layers
+            k, v = cache.read[:, :, :, 0 if has_open else self._num_open : first + stop]
+            read = _attend(layer.queries(normed_BND, angles), k, v, masks_BHNN[has_open])
             x_BND = layer.add_ffn(layer.add_attention(x_BND, read))
         return self.model.unembed(x_BND[:, -1:])[:, 0]
+
+    def keep(self, rows_R: Tensor) -> None:
+        """Go on with some of the rows, in this order."""
+        for cache in self.layers:
+            cache.read, cache.summary = cache.read[:, rows_R], cache.summary[:, rows_R]
+        self._labels_4BT = self._labels_4BT[:, rows_R]
+        self._slot_piece_BS, self._open_BI = self._slot_piece_BS[rows_R], self._open_BI[rows_R]
+        if self.injection is not None:
+            given = self.injection
+            rows_R = rows_R.to(given.mask_BS.device)
+            self.injection = replace(
+                given, summaries_BSD=given.summaries_BSD[rows_R], mask_BS=given.mask_BS[rows_R]
+            )
 
     @torch.no_grad()
     def close_bar(self, rows_R: Tensor, bar_R: Tensor) -> None:
@@ -142,7 +147,8 @@ class DecodeCache:
             bar_R[:, None, None],
             torch.ones((), dtype=torch.bool, device=self.device),
         )
-        mask_R1N = masks.summary_reads(queries, keys)[:, None]
+        mask_R1N = self._bias(masks.summary_reads(queries, keys)[:, None])
+        first = self._first_token
         angles = self.model.angles(bar_R[:, None], torch.zeros_like(bar_R)[:, None])
         s_R1D = self.model.summary_start.expand(len(rows_R), 1, -1)
         for index, (layer, cache) in enumerate(zip(self.model.layers, self.layers, strict=True)):
@@ -152,23 +158,21 @@ class DecodeCache:
             normed_R1D = layer.attention_norm(s_R1D)
             own = torch.stack(layer.keys_values(normed_R1D, angles))
             cache.summary[:, rows_R, :, bar_R] = own[:, :, :, 0].permute(1, 0, 2, 3)
-            k, v = torch.cat(
-                [
-                    cache.summary[:, rows_R, :, : self.num_slots],
-                    cache.token[:, rows_R, :, : self.num_tokens],
-                ],
-                dim=3,
-            )
+            tokens = cache.read[:, rows_R, :, first : first + self.num_tokens]
+            k, v = torch.cat([cache.summary[:, rows_R], tokens], dim=3)
             read = _attend(layer.queries(normed_R1D, angles), k, v, mask_R1N)
             s_R1D = layer.add_attention(s_R1D, read)
             coarse = torch.stack(layer.coarse_keys_values(s_R1D, angles))
-            cache.coarse[:, rows_R, :, bar_R] = coarse[:, :, :, 0].permute(1, 0, 2, 3)
+            slot_R = self._num_open + bar_R
+            cache.read[:, rows_R, :, slot_R] = coarse[:, :, :, 0].permute(1, 0, 2, 3)
             if not layer.is_last:
                 s_R1D = layer.add_ffn(s_R1D)
 
     def _open(self, injection: Injection) -> None:
         """Compute open summaries: they read no token, so all of them are known at the start."""
         self._open_BI = injection.mask_BS.to(self.device)
+        for cache in self.layers:  # the layers below leave this place empty
+            cache.read = F.pad(cache.read, (0, 0, 0, self._num_open))
         slot_BI = torch.arange(self._open_BI.shape[1], device=self.device).expand_as(self._open_BI)
         absent = torch.full_like(slot_BI, -1)
         piece_BI = torch.where(self._open_BI, 0, -1)
@@ -188,7 +192,7 @@ class DecodeCache:
             for layer, cache in layers[injection.layer :]:
                 assert isinstance(layer, Layer)
                 o_BID = layer.open_summarize(o_BID, angles, plan)
-                cache.opened = torch.stack(layer.coarse_keys_values(o_BID, angles))
+                cache.read = torch.stack(layer.coarse_keys_values(o_BID, angles))
                 if not layer.is_last:
                     o_BID = layer.add_ffn(o_BID)
 
@@ -200,15 +204,30 @@ class DecodeCache:
         own = replace(injection, summaries_BSD=injected_R1D, mask_BS=is_open_R1)
         return own.streams(s_R1D, torch.where(is_open_R1, 0, -1))[0]
 
+    @property
+    def _num_open(self) -> int:
+        return self._open_BI.shape[1]
+
+    @property
+    def _first_token(self) -> int:
+        """Where the tokens begin in `LayerCache.read`."""
+        return self._num_open + self._slot_piece_BS.shape[1]
+
     def _with_open(self, mask_BHNN: Tensor, queries: Label) -> Tensor:
-        """The mask with open summaries behind the finished ones."""
-        bar_I = torch.arange(self._open_BI.shape[1], device=self.device)
+        """The mask with open summaries before the finished ones."""
+        if not self._num_open:
+            return mask_BHNN
+        bar_I = torch.arange(self._num_open, device=self.device)
         piece_BI = torch.where(self._open_BI, 0, -1)
         keys = Label(piece_BI[:, None], bar_I, -1, -1, bar_I, self._open_BI[:, None])
         of_open = masks.token_reads_open(queries, keys)[:, None]
         of_open = of_open.expand(-1, mask_BHNN.shape[1], -1, -1)
-        slots = self.num_slots
-        return torch.cat([mask_BHNN[..., :slots], of_open, mask_BHNN[..., slots:]], dim=-1)
+        return torch.cat([of_open, mask_BHNN], dim=-1)
+
+    def _bias(self, mask: Tensor) -> Tensor:
+        """What attention adds to its scores: the form of a mask that no layer converts again."""
+        none = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
+        return none.masked_fill_(~mask, -torch.inf)
 
     def _token_mask(self, queries: Label, keys: Label) -> Tensor:
         """(B, H, N, S + T) bool, each head group under its own rule."""
@@ -225,38 +244,35 @@ class DecodeCache:
         )
 
     def _keys(self) -> Label:
-        """Labels (B, S + T) of all keys, summaries first."""
-        num_rows = self._slot_piece_BS.shape[0]
-        slot_BS = torch.arange(self.num_slots, device=self.device).expand(num_rows, -1)
+        """Labels (B, S + T) of all keys but the open ones, summaries first."""
+        num_rows, num_slots = self._slot_piece_BS.shape
+        slot_BS = torch.arange(num_slots, device=self.device).expand(num_rows, -1)
         time_BT = torch.arange(self.num_tokens, device=self.device).expand(num_rows, -1)
-        piece, bar, instrument, index = self._token_labels[:, :, : self.num_tokens]
+        piece, bar, instrument, index = self._labels_4BT[:, :, : self.num_tokens]
         absent = torch.full_like(slot_BS, -1)
-        summaries = (self._slot_piece_BS[:, : self.num_slots], slot_BS, absent, absent, slot_BS)
-        is_summary = torch.zeros(
-            (num_rows, self.num_slots + self.num_tokens), dtype=torch.bool, device=self.device
-        )
-        is_summary[:, : self.num_slots] = True
+        summaries = (self._slot_piece_BS, slot_BS, absent, absent, slot_BS)
+        is_summary = torch.arange(num_slots + self.num_tokens, device=self.device) < num_slots
         tokens = (piece, bar, instrument, index, time_BT)
         piece, bar, instrument, index, time = (
             torch.cat(pair, dim=1) for pair in zip(summaries, tokens, strict=True)
         )
-        return Label(piece, bar, instrument, index, time, is_summary)
+        return Label(piece, bar, instrument, index, time, is_summary.expand_as(piece))
 
-    def _reserve(self, num_tokens: int, num_slots: int) -> None:
+    def _reserve(self, num_tokens: int, num_slots: int = 0) -> None:
         """Make room, doubling, so that growth costs constant time per token."""
-        tokens, slots = self._token_labels.shape[2], self._slot_piece_BS.shape[1]
+        tokens, slots = self._labels_4BT.shape[2], self._slot_piece_BS.shape[1]
         if num_tokens > tokens:
             extra = max(num_tokens, 2 * tokens, 256) - tokens
             for cache in self.layers:
-                cache.token = F.pad(cache.token, (0, 0, 0, extra))
-            self._token_labels = F.pad(self._token_labels, (0, extra), value=-1)
+                cache.read = F.pad(cache.read, (0, 0, 0, extra))
+            self._labels_4BT = F.pad(self._labels_4BT, (0, extra), value=-1)
         if num_slots > slots:
-            extra = max(num_slots, 2 * slots, 32) - slots
+            extra, first = max(num_slots, 2 * slots, 32) - slots, self._first_token
             for cache in self.layers:
+                summaries = F.pad(cache.read[:, :, :, :first], (0, 0, 0, extra))
+                cache.read = torch.cat([summaries, cache.read[:, :, :, first:]], dim=3)
                 cache.summary = F.pad(cache.summary, (0, 0, 0, extra))
-                cache.coarse = F.pad(cache.coarse, (0, 0, 0, extra))
             self._slot_piece_BS = F.pad(self._slot_piece_BS, (0, extra), value=-1)
-        self.num_slots = max(self.num_slots, num_slots)
 
 
 @dataclass(frozen=True)

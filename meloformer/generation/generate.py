@@ -17,8 +17,11 @@ from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.attributes import Attributes
 from meloformer.tokens.grammar import GrammarState
 from meloformer.tokens.labels import HEADER, PREFIX, token_labels
-from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, PAD, Kind
+from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, PAD, VOCAB_SIZE, Kind
 from meloformer.tokens.windows import bar_starts
+
+# Below it rows that have ended are left out of the batch, which costs a copy of the cache.
+_LEAST_ACTIVE_SHARE = 0.75
 
 
 class Labeller:
@@ -50,6 +53,11 @@ class Labeller:
         onset_B = np.where(kind_B == Kind.ONSET, index_of_B, onset_B)
         onset_B = np.where(is_header_B | is_instrument_B, 0, onset_B)
         self.now = np.stack([bar_B, instrument_B, index_B, onset_B])
+        return self.now
+
+    def keep(self, rows_R: np.ndarray) -> np.ndarray:
+        """Go on with some of the rows, in this order; their labels (4, R)."""
+        self.now = self.now[:, rows_R]
         return self.now
 
 
@@ -158,59 +166,41 @@ def generate_batch(
         One uint16 sequence a piece, from BOS to EOS. A piece that was stopped ends with its last
         finished bar; where it has none, it is the prefix alone.
     """
-    generators = [torch.Generator().manual_seed(sample.seed) for sample in samples]
-    prefixes = [sample.controls.prefix(sample.told).astype(np.int64) for sample in samples]
-    grammars = [
-        GrammarState(
-            prefix.tolist(),
-            num_bars=sample.controls.num_bars,
-            instruments=sample.controls.instrument_indices or None,
-            metre=sample.controls.metre_index,
-            tempo=sample.controls.tempo_index,
-        )
-        for sample, prefix in zip(samples, prefixes, strict=True)
-    ]
-    cache = DecodeCache(model, len(samples), _side_by_side(samples))
+    rows = [_Row(sample) for sample in samples]
     # As far as the shortest prefix all rows go at once; where one has more, it is fed on.
-    num_shared = min(map(len, prefixes))
-    shared_BN = np.stack([prefix[:num_shared] for prefix in prefixes])
+    num_shared = min(len(row.prefix) for row in rows)
+    shared_BN = np.stack([row.prefix[:num_shared] for row in rows])
+    for row in rows:
+        row.ids = row.prefix[:num_shared].tolist()
+    cache = DecodeCache(model, len(samples), _side_by_side(samples))
     labeller = Labeller(shared_BN)
     active_B = np.ones(len(samples), dtype=bool)
-    pieces: list[list[int]] = [prefix[:num_shared].tolist() for prefix in prefixes]
-    allowed_BV = np.zeros((len(samples), model.config.vocab_size), dtype=bool)
-
     logits_BV = cache.add(
         torch.from_numpy(shared_BN).to(cache.device),
         StepLabels.from_numpy(labeller.prefix, cache.device),
-        torch.ones(len(samples), dtype=torch.bool, device=cache.device),
+        torch.from_numpy(active_B).to(cache.device),
     )
-    num_sampled = 0
-    while active_B.any():
-        told_B = np.array([len(ids) < len(p) for ids, p in zip(pieces, prefixes, strict=True)])
-        # Rows that have ended, or are still told what to say, draw PAD: the batch stays whole.
-        allowed_BV[:] = False
-        uniform_B = torch.zeros(len(samples))
-        for row, is_free in enumerate((active_B & ~told_B).tolist()):
-            if is_free:
-                allowed_BV[row] = grammars[row].allowed()
-                uniform_B[row] = torch.rand((), generator=generators[row])
-            else:
-                allowed_BV[row, PAD] = True
+    num_sampled, going = 0, rows
+    while True:
+        allowed_BV = np.stack([row.allowed() for row in going])
+        uniform_B = torch.tensor([row.draw() for row in going])
         ids_B = sample_tokens(logits_BV, torch.from_numpy(allowed_BV), sampling, uniform_B).numpy()
-        for row in np.flatnonzero(active_B).tolist():
-            if told_B[row]:
-                ids_B[row] = prefixes[row][len(pieces[row])]
-            else:
-                grammars[row].advance(int(ids_B[row]))
-                num_sampled += 1
-                active_B[row] = not grammars[row].is_finished
-            pieces[row].append(int(ids_B[row]))
+        for number, row in enumerate(going):
+            if not row.is_finished:
+                num_sampled += not row.is_told
+                ids_B[number] = row.take(int(ids_B[number]))
+        active_B = np.array([not row.is_finished for row in going])
         if on_token is not None:
             on_token(num_sampled)
         if not active_B.any() or (stop is not None and stop(num_sampled)):
             break
 
         labels_4B = labeller.advance(ids_B)
+        if active_B.mean() < _LEAST_ACTIVE_SHARE:
+            kept = np.flatnonzero(active_B)
+            cache.keep(torch.from_numpy(kept).to(cache.device))
+            labels_4B = labeller.keep(kept)
+            going, ids_B, active_B = [going[k] for k in kept], ids_B[kept], active_B[kept]
         bar_B = torch.from_numpy(labels_4B[0]).to(cache.device)
         # A bar token says that the bar before it is complete.
         closes_B = active_B & (labels_4B[2] == 0) & (labels_4B[0] > 0)
@@ -221,10 +211,68 @@ def generate_batch(
             StepLabels.from_numpy(labels_4B[:, :, None], cache.device),
             torch.from_numpy(active_B).to(cache.device),
         )
-    return [
-        _finished_bars(ids, prefix) if is_active else np.array(ids, dtype=np.uint16)
-        for ids, prefix, is_active in zip(pieces, prefixes, active_B, strict=True)
-    ]
+    return [row.piece() for row in rows]
+
+
+class _Row:
+    """A piece while it is sampled.
+
+    Args:
+        sample: what it shall be.
+    """
+
+    def __init__(self, sample: Sample) -> None:
+        controls = sample.controls
+        self.prefix = controls.prefix(sample.told).astype(np.int64)
+        self.ids: list[int] = []
+        self._generator = torch.Generator().manual_seed(sample.seed)
+        self._grammar = GrammarState(
+            self.prefix.tolist(),
+            num_bars=controls.num_bars,
+            instruments=controls.instrument_indices or None,
+            metre=controls.metre_index,
+            tempo=controls.tempo_index,
+        )
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the next token stands in the prefix."""
+        return len(self.ids) < len(self.prefix)
+
+    @property
+    def is_finished(self) -> bool:
+        return self._grammar.is_finished
+
+    def allowed(self) -> np.ndarray:
+        """(V,) bool: what may be drawn; PAD alone for a row that draws nothing."""
+        if not (self.is_told or self.is_finished):
+            return self._grammar.allowed()
+        only_pad = np.zeros(VOCAB_SIZE, dtype=bool)
+        only_pad[PAD] = True
+        return only_pad
+
+    def draw(self) -> float:
+        """A number from [0, 1), if one is needed."""
+        if self.is_told or self.is_finished:
+            return 0.0
+        return torch.rand((), generator=self._generator).item()
+
+    def take(self, token_id: int) -> int:
+        """Take what was drawn, unless the prefix says what is next; the token."""
+        if self.is_told:
+            token_id = int(self.prefix[len(self.ids)])
+        else:
+            self._grammar.advance(token_id)
+        self.ids.append(token_id)
+        return token_id
+
+    def piece(self) -> np.ndarray:
+        """The sequence, without a bar that it breaks off in."""
+        whole = np.array(self.ids, dtype=np.uint16)
+        if self.is_finished:
+            return whole
+        starts = bar_starts(whole)
+        return whole[: starts[-2]] if len(starts) > 1 else self.prefix.astype(np.uint16)
 
 
 def _side_by_side(samples: Sequence[Sample]) -> Injection | None:
@@ -237,10 +285,3 @@ def _side_by_side(samples: Sequence[Sample]) -> Injection | None:
             for sample in samples
         ]
     )
-
-
-def _finished_bars(ids: list[int], prefix: np.ndarray) -> np.ndarray:
-    """A sequence without the bar that it breaks off in."""
-    whole = np.array(ids, dtype=np.uint16)
-    starts = bar_starts(whole)
-    return whole[: starts[-2]] if len(starts) > 1 else prefix.astype(np.uint16)

@@ -37,14 +37,23 @@ def some_pieces(num: int, bars: int = 4) -> list[np.ndarray]:
 def step_by_step(
     model: MuseFormer, pieces: list[np.ndarray], injection: Injection | None = None
 ) -> list[torch.Tensor]:
-    """Logits of every position of every piece, fed one token at a time in one batch."""
-    num_rows = len(pieces)
-    cache = DecodeCache(model, num_rows, injection)
+    """Logits of every position of every piece, fed one token at a time in one batch.
+
+    Rows that have ended stay for three tokens and are then left out, the others turned round.
+    """
+    rows = np.arange(len(pieces))
+    cache = DecodeCache(model, len(pieces), injection)
     labeller = Labeller(np.stack([piece[:1] for piece in pieces]))
     logits: list[list[torch.Tensor]] = [[] for _ in pieces]
-    for t in range(max(map(len, pieces))):
-        active = np.array([t < len(piece) for piece in pieces])
-        ids = np.array([piece[t] if t < len(piece) else 0 for piece in pieces])
+    lengths = np.array([len(piece) for piece in pieces])
+    for t in range(lengths.max()):
+        if (lengths[rows] + 3 == t).any():
+            kept = np.flatnonzero(lengths[rows] > t)[::-1].copy()
+            cache.keep(torch.from_numpy(kept))
+            labeller.keep(kept)
+            rows = rows[kept]
+        active = lengths[rows] > t
+        ids = np.array([pieces[row][t] if t < lengths[row] else 0 for row in rows])
         labels = labeller.advance(ids) if t else labeller.now
         closing = np.flatnonzero(active & (labels[2] == 0) & (labels[0] > 0))
         cache.close_bar(torch.from_numpy(closing), torch.from_numpy(labels[0][closing] - 1))
@@ -53,8 +62,8 @@ def step_by_step(
             StepLabels.from_numpy(labels[:, :, None], cache.device),
             torch.from_numpy(active),
         )
-        for row in np.flatnonzero(active):
-            logits[row].append(out[row])
+        for place in np.flatnonzero(active):
+            logits[rows[place]].append(out[place])
     return [torch.stack(rows) for rows in logits]
 
 
