@@ -1,5 +1,6 @@
 """The pieces that are judged: unseen, each with a sentence whose wording training never saw."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -54,6 +55,9 @@ def choose_pieces(
         language: of the sentences.
         seed: of the draw.
 
+    Which pieces are drawn, and in which order, depends on their keys and on the seed alone: other
+    languages and other sentences are judged on the same pieces.
+
     Raises:
         ConfigError: no wording was held out, or fewer than two pieces are left.
     """
@@ -65,14 +69,13 @@ def choose_pieces(
             "sentences that training never saw"
         )
     by_split, without = _unseen(captions, held_out, language)
-    shards, random = _UnseenPieces(folder), np.random.default_rng(seed)
+    shards = _UnseenPieces(folder)
     pieces: list[JudgedPiece] = []
     notes = []
     for split in _UNSEEN:
-        found = by_split[split]
-        order = random.permutation(len(found)).tolist()
-        taken = [found[place] for place in order[: num_pieces - len(pieces)]]
-        pieces += [_judged(one, shards, held_out, language, random) for one in taken]
+        found = sorted(by_split[split], key=lambda one: _draw(seed, "piece", one.key))
+        taken = found[: num_pieces - len(pieces)]
+        pieces += [_judged(one, shards, held_out, language, seed) for one in taken]
         notes.append(f"{len(taken)} of {len(found)} pieces of the {split} split")
     if len(pieces) < num_pieces:
         notes.append(
@@ -87,6 +90,12 @@ def choose_pieces(
             "the test and valid splits; write the captions of these shards with launch/caption.py"
         )
     return Chosen(pieces=pieces, notes=notes)
+
+
+def _draw(seed: int, *words: str) -> int:
+    """64 bits that follow from these words and from no other draw."""
+    said = "/".join((str(seed), *words))
+    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "big")
 
 
 def _unseen(
@@ -122,14 +131,14 @@ def _judged(
     shards: "_UnseenPieces",
     held_out: set[str],
     language: Language,
-    random: np.random.Generator,
+    seed: int,
 ) -> JudgedPiece:
     numbers = unseen_sentences(window, held_out, language)
     mentions = window.mentions.get(language) or [None] * len(window.captions[language])
     wishes = [wanted_of(window.attributes, mentions[number]) for number in numbers]
     most = max(map(num_wishes, wishes))
     best = [place for place, wish in enumerate(wishes) if num_wishes(wish) == most]
-    place = best[int(random.integers(len(best)))]
+    place = best[_draw(seed, "sentence", language, window.key) % len(best)]
     number = numbers[place]
     return JudgedPiece(
         name=(window.split, window.key, window.first_bar, window.last_bar),

@@ -73,6 +73,43 @@ def test_the_test_split_comes_before_the_valid_one_and_the_seed_draws(captions, 
     ]
 
 
+def names(found) -> list[tuple]:
+    return [piece.name for piece in found.pieces]
+
+
+def test_another_language_and_other_sentences_choose_the_same_pieces(captions, folder) -> None:
+    """In one language two sentences say the most, so that one of them is drawn."""
+    ties = [
+        dataclasses.replace(
+            one,
+            captions=one.captions | {"zh": ["快", "慢", "E小调"]},
+            templates=one.templates | {"zh": ["zh-90", "zh-91", "zh-92"]},
+            mentions=one.mentions | {"zh": [["tempo"], ["tempo"], ["key"]]},
+        )
+        for one in captions
+    ]
+    facts = {"held_out_templates": {"en": HELD_OUT, "zh": ["zh-90", "zh-91", "zh-92"]}}
+    num_test = sum(one.split == "test" for one in captions)
+    for seed, num_pieces in ((0, 2), (0, num_test + 1), (1, num_test + 2), (2, num_test + 3)):
+        found = {
+            language: chosen(ties, folder, num_pieces, facts, language, seed)
+            for language in ("en", "zh")
+        }
+        assert names(found["en"]) == names(found["zh"])
+        assert names(found["en"]) == names(chosen(captions[::-1], folder, num_pieces, seed=seed))
+    assert len({piece.text for piece in found["zh"].pieces}) > 1, "ties are drawn"
+
+
+def test_a_piece_that_has_no_sentence_moves_no_other(captions, folder) -> None:
+    before = names(chosen(captions, folder))
+    gone = before[1]
+    without = [
+        dataclasses.replace(one, templates={"en": ["en-03"] * 4}) if one.name == gone else one
+        for one in captions
+    ]
+    assert names(chosen(without, folder)) == [name for name in before if name != gone]
+
+
 def test_the_sentence_is_the_fullest_of_unseen_wording_alone(captions, folder) -> None:
     for piece in chosen(captions, folder).pieces:
         assert piece.text == "fast, in E minor"
