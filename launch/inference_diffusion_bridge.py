@@ -15,6 +15,7 @@ from pathlib import Path
 
 from meloformer.bridge.bridge_folder import model_type_of
 from meloformer.bridge.bridges import BridgeWeights, load_bridge
+from meloformer.bridge.summarising import MAX_BARS
 from meloformer.bridge.text_to_summaries import (
     FlowConfig,
     encoder_of,
@@ -54,6 +55,8 @@ class InferenceDiffusionBridgeConfig:
 
     def __post_init__(self) -> None:
         check_output_file("--output", self.output)
+        if not 1 <= self.num_chunks <= MAX_BARS:
+            raise ConfigError(f"--num_chunks {self.num_chunks}: allowed 1 to {MAX_BARS}")
         if self.seed < 0:
             raise ConfigError(f"--seed {self.seed}: allowed 0 or more")
 

@@ -192,6 +192,7 @@ def _untrained(model: Any, device: torch.device) -> LoadedBridge:
         heads=None,
         weights="raw",
         folder=Path("untrained"),
+        trained_bars=made.config.num_queries,
     )
 
 

@@ -127,6 +127,10 @@ class LoadedBridge:
         weights: which ones these are.
         folder: where they come from.
         layer: of the base, after which the answers enter; 0 is the input.
+        trained_bars: of the longest window that it was trained on; bars beyond have queries or
+            positions that no gradient has reached.
+        token_loss_alpha: weight that its answers had in the blend when it was trained by the base's
+            own loss; None where it was not.
     """
 
     model: Bridge
@@ -138,6 +142,8 @@ class LoadedBridge:
     weights: Literal["raw", "ema"]
     folder: Path
     layer: int = INJECTION_LAYER
+    trained_bars: int
+    token_loss_alpha: float | None = None
 
     @torch.no_grad()
     def summaries(
@@ -154,7 +160,7 @@ class LoadedBridge:
 
         Args:
             states: of B texts, from the encoder that `encoder` names.
-            num_bars: S, at most what the bridge has queries for.
+            num_bars: S, at most what the bridge has queries for; `trained_bars` to be sure of it.
             seed: of the noise, one for each row, or one with which all rows begin from the same;
                 a Q-Former draws none.
             steps: of the solver.
@@ -225,8 +231,9 @@ def load_bridge(
     model = build_model(folder, config, MODELS)
     load_state(model, folder)
     mean_D, std_D = load_statistics(folder, config)
+    bridge = cast(Bridge, model.to(device).float().eval().requires_grad_(False))
     return LoadedBridge(
-        model=cast(Bridge, model.to(device).float().eval().requires_grad_(False)),
+        model=bridge,
         mean_D=mean_D.to(device),
         std_D=std_D.to(device),
         base=config["base"],
@@ -235,7 +242,32 @@ def load_bridge(
         weights=which,
         folder=folder,
         layer=config["layer"],
+        trained_bars=_trained_bars(folder, config, bridge.config.num_queries),
+        token_loss_alpha=_token_loss_alpha(folder, config),
     )
+
+
+def _trained_bars(folder: Path, config: dict[str, Any], num_queries: int) -> int:
+    """Bars of the longest window of a bridge's training; all where it is older than the figure."""
+    bars = config.get("trained_bars", num_queries)
+    if type(bars) is not int or not 1 <= bars <= num_queries:
+        raise CheckpointError(
+            f"{folder / CONFIG_NAME}: trained_bars: found {bars!r}, expected 1 to {num_queries}; "
+            "train the bridge again"
+        )
+    return bars
+
+
+def _token_loss_alpha(folder: Path, config: dict[str, Any]) -> float | None:
+    alpha = config.get("token_loss_alpha")
+    if alpha is None:
+        return None
+    if type(alpha) not in (int, float) or not 0 <= alpha <= 1:
+        raise CheckpointError(
+            f"{folder / CONFIG_NAME}: token_loss_alpha: found {alpha!r}, expected 0 to 1; train "
+            "the bridge again"
+        )
+    return float(alpha)
 
 
 def build_model(

@@ -1,6 +1,7 @@
 """From a text to summaries that a MuseFormer reads, through whichever bridge."""
 
 import pickle
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,23 @@ from pathlib import Path
 import torch
 
 from meloformer.bridge.bridges import LoadedBridge
-from meloformer.bridge.flow import Solver, check_solver
-from meloformer.bridge.text_encoder import TextEncoder
+from meloformer.bridge.flow import Solver, check_solver, row_seed
+from meloformer.bridge.joined_windows import join_windows
+from meloformer.bridge.summarising import OVERLAP
+from meloformer.bridge.text_encoder import TextEncoder, TextStates
 from meloformer.errors import ConfigError
+
+# What torch raises of a file that is no tensor; its reader of pickles lets its own stack break.
+_DAMAGED = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +78,9 @@ def summaries_of_texts(
 ) -> torch.Tensor:
     """Summaries (B, S, D) in the base's own scale, float32.
 
+    More bars than the bridge was trained on at once come as windows that overlap and are joined:
+    what it would say of bars beyond, it has never learned.
+
     Args:
         bridge: a trained one.
         encoder: `encoder_of` the bridge.
@@ -72,17 +90,51 @@ def summaries_of_texts(
         seed: one for each text, or one with which all begin from the same noise.
 
     Raises:
-        ConfigError: a text that the encoder cannot read, or more bars than the bridge has.
+        ConfigError: a text that the encoder cannot read.
     """
-    states = encoder.encode(texts).to(bridge.mean_D.device)
-    return bridge.summaries(
-        states,
-        num_bars,
-        seed=seed,
-        steps=flow.steps,
-        guidance=flow.guidance,
-        solver=flow.solver,
+    asked = list(dict.fromkeys(texts))
+    found, rows = encoder.encode(asked), [asked.index(text) for text in texts]
+    states = TextStates(found.states_BLW[rows], found.mask_BL[rows], found.pooled_BW[rows])
+    states = states.to(bridge.mean_D.device)
+    spans = _spans(num_bars, bridge.trained_bars)
+    windows = [
+        bridge.summaries(
+            states,
+            last - first,
+            seed=_seed_of_window(seed, number),
+            steps=flow.steps,
+            guidance=flow.guidance,
+            solver=flow.solver,
+        )
+        for number, (first, last) in enumerate(spans)
+    ]
+    return torch.stack(
+        [
+            join_windows([(*span, w[row]) for span, w in zip(spans, windows, strict=True)])
+            for row in range(len(texts))
+        ]
     )
+
+
+def _spans(num_bars: int, most_bars: int) -> list[tuple[int, int]]:
+    """First bar, and one past the last, of windows that overlap, of at most so many bars each.
+
+    >>> _spans(9, 4), _spans(2, 4)
+    ([(0, 4), (2, 6), (4, 8), (6, 9)], [(0, 2)])
+    """
+    step = most_bars - min(OVERLAP, most_bars // 2)
+    spans = [(0, min(most_bars, num_bars))]
+    while spans[-1][1] < num_bars:
+        first = spans[-1][0] + step
+        spans.append((first, min(first + most_bars, num_bars)))
+    return spans
+
+
+def _seed_of_window(seed: int | Sequence[int], number: int) -> int | list[int]:
+    """Another draw for each window, else a long piece would say the same over and over."""
+    if isinstance(seed, int):
+        return row_seed(seed, number) if number else seed
+    return [row_seed(one, number) if number else one for one in seed]
 
 
 def save_summaries(path: Path, summaries_SD: torch.Tensor) -> None:
@@ -121,8 +173,10 @@ def load_summaries(path: Path, width: int, max_bars: int) -> torch.Tensor:
     """
     expected = f"expected one tensor of 1 to {max_bars} bars x {width}"
     try:
-        summaries_SD = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        # What it has to say of another pickle's protocol is no line for a user.
+        with warnings.catch_warnings(action="ignore"):
+            summaries_SD = torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
         first_line = str(error).partition("\n")[0]
         raise ConfigError(f"{path}: cannot be read ({first_line}); {expected}") from error
     if not isinstance(summaries_SD, torch.Tensor):

@@ -65,6 +65,11 @@ class Pairs:
         """Texts of all windows."""
         return sum(map(len, self.texts))
 
+    @property
+    def longest_bars(self) -> int:
+        """Bars of the longest of them; there is at least one."""
+        return max(self.targets.windows[number].bars for number in self.windows)
+
     def some(self, most_windows: int | None) -> "Pairs":
         """At most so many windows, evenly spread over all; all if None."""
         if most_windows is None or most_windows >= len(self):

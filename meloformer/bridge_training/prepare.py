@@ -199,7 +199,7 @@ def prepare(
         mean_D=mean_D,
         std_D=std_D,
         layer=kind.layer,
-    ).with_extra(**kind.extra)
+    ).with_extra(**kind.extra, trained_bars=train.longest_bars)
     data_sum = hashlib.sha256(
         f"{targets.fingerprint} {states.encoder['fingerprint']} {states.captions_sha256}".encode()
     ).hexdigest()

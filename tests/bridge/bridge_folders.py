@@ -19,6 +19,7 @@ def write_bridge(
     encoder: TextEncoder,
     base: dict[str, Any] = BASE,
     layer: int = INJECTION_LAYER,
+    **extra: Any,
 ) -> Path:
     """A run folder's model/, for states of an encoder.
 
@@ -28,6 +29,7 @@ def write_bridge(
         encoder: whose states it reads.
         base: facts of the model that it makes summaries for.
         layer: of that model, after which they enter.
+        extra: more for config.json.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -40,6 +42,6 @@ def write_bridge(
         mean_D=torch.linspace(-3, 3, base["width"]),
         std_D=torch.linspace(0.5, 2, base["width"]),
         layer=layer,
-    )
+    ).with_extra(**extra)
     save_bridge(folder, facts, model.state_dict())
     return folder

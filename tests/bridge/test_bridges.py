@@ -133,6 +133,11 @@ def test_a_bridge_without_the_statistics_of_its_base_is_refused(
         ({"encoder": None}, "encoder: found no fingerprint"),
         ({"layer": -1}, "layer: found -1, expected the layer after which"),
         ({"layer": "0"}, "layer: found '0'"),
+        ({"trained_bars": 13}, "trained_bars: found 13, expected 1 to 12"),
+        ({"trained_bars": 0}, "trained_bars: found 0"),
+        ({"trained_bars": "9"}, "trained_bars: found '9'"),
+        ({"token_loss_alpha": 1.5}, "token_loss_alpha: found 1.5, expected 0 to 1"),
+        ({"token_loss_alpha": "a"}, "token_loss_alpha: found 'a'"),
         ({"num_layers": 3}, "expected"),
         ({"text_width": 25}, "text_projection.weight"),
     ],
@@ -141,6 +146,16 @@ def test_a_config_that_does_not_fit_is_refused(run: Path, values: dict, said: st
     change(run / "model", **values)
     with pytest.raises(CheckpointError, match=said):
         load_bridge(run)
+
+
+def test_a_bridge_says_on_how_many_bars_it_was_trained_and_how_its_token_loss_blended(
+    run: Path,
+) -> None:
+    bridge = load_bridge(run)
+    assert (bridge.trained_bars, bridge.token_loss_alpha) == (SMALL.num_queries, None)
+    change(run / "model", trained_bars=5, token_loss_alpha=0)
+    bridge = load_bridge(run)
+    assert (bridge.trained_bars, bridge.token_loss_alpha) == (5, 0.0)
 
 
 def test_missing_and_damaged_files_are_refused(run: Path, tmp_path: Path) -> None:

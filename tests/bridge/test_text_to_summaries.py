@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,21 @@ def test_either_bridge_answers_in_the_scale_of_the_base(run: Path, qformer_run: 
         assert not torch.allclose(made[0], made[1]), "texts differ"
 
 
+def test_each_text_of_a_long_answer_is_answered_as_if_it_were_alone(
+    run: Path, qformer_run: Path
+) -> None:
+    for folder in (run, qformer_run):
+        bridge = load_bridge(folder)
+        encoder = encoder_of(bridge)
+        texts, seeds = [SENTENCES[0], SENTENCES[1], SENTENCES[0]], [3, 4, 5]
+        made = summaries_of_texts(bridge, encoder, texts, 50, FlowConfig(), seed=seeds)
+        assert made.shape == (3, 50, SUMMARY_WIDTH)
+        for row, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
+            for asked in (seed, [seed]):
+                (alone,) = summaries_of_texts(bridge, encoder, [text], 50, FlowConfig(), seed=asked)
+                torch.testing.assert_close(made[row], alone, atol=1e-4, rtol=1e-4)
+
+
 def test_how_the_flow_is_asked_reaches_the_bridge(run: Path) -> None:
     bridge = load_bridge(run)
     encoder = encoder_of(bridge)
@@ -119,8 +135,8 @@ def test_a_recipe_writes_one_tensor_and_says_shape_and_seconds_last(
     ("flags", "said"),
     [
         (["--text", " "], "is empty"),
-        (["--num_chunks", 21], "21 bars asked for: allowed 1 to 20"),
-        (["--num_chunks", 0], "0 bars asked for"),
+        (["--num_chunks", 161], "--num_chunks 161: allowed 1 to 160"),
+        (["--num_chunks", 0], "--num_chunks 0: allowed 1 to 160"),
         (["--weights", "ema"], "found no averaged weights (model_ema/)"),
         (["--steps", 0], "--steps 0: allowed 1 or more"),
         (["--guidance", -1], "--guidance -1.0: allowed 0 or more"),
@@ -195,9 +211,19 @@ def test_summaries_that_are_none_are_refused(tmp_path: Path) -> None:
         torch.save(wrong, path)
         with pytest.raises(ConfigError, match=said):
             load_summaries(path, 8, 160)
-    path.write_bytes(b"no tensor")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load_summaries(path, 8, 160)
+    # Some break the reader in ways of its own: a stack without an end, a memo without an entry.
+    for damaged in (
+        b"no tensor",
+        b"",
+        b"qzH\xe5.)\xa3",
+        b"h8\x88V\xc0",
+        b"\x80\xfbh8",
+        b"MThd\0\0",
+    ):
+        path.write_bytes(damaged)
+        with warnings.catch_warnings(), pytest.raises(ConfigError, match="cannot be read"):
+            warnings.simplefilter("error")
+            load_summaries(path, 8, 160)
 
 
 def test_nothing_of_a_strangers_file_is_executed(tmp_path: Path) -> None:

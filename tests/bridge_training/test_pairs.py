@@ -1,6 +1,7 @@
 """Which rows form a step, with which texts, on which rank."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,17 @@ def test_every_text_is_joined_with_the_window_that_it_describes(train: Pairs) ->
         assert text.language is not None
         assert text.text == WORDS[text.language][kind_of(train.window(row))]
         assert text.split == "train"
+
+
+def test_the_longest_window_is_that_of_those_that_have_a_text(train: Pairs) -> None:
+    assert train.longest_bars == max(window.bars for window in windows_of("train")) == 9
+    short = [pair for pair in range(len(train)) if train.targets.windows[pair].bars < 6]
+    some = replace(
+        train,
+        windows=[train.windows[pair] for pair in short],
+        texts=[train.texts[pair] for pair in short],
+    )
+    assert some.longest_bars == 5
 
 
 def test_an_epoch_takes_every_window_once_also_where_steps_cross_its_end(train: Pairs) -> None:

@@ -74,6 +74,8 @@ def test_the_folder_of_a_trained_bridge_says_whose_summaries_and_whose_states_th
     assert summaries.shape == (1, 11, WIDTH)
     # The base's own scale, whose mean is far from 0.
     assert summaries.mean() > 2
+    assert bridge.trained_bars == 9 < bridge.model.config.num_queries
+    assert bridge.token_loss_alpha is None, "without a token loss nothing was blended"
 
 
 def test_averaged_weights_are_others_and_are_loaded_when_asked_for(whole: Path) -> None:
