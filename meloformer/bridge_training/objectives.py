@@ -92,15 +92,23 @@ class TokenTerm:
         loss: of the base.
         weight: of its nats per token.
         layer: of the base, after which the answers enter; 0 is the input.
+        alpha: weight of the answers in the blend as which closed summaries begin.
     """
 
     loss: TokenLoss
     weight: float
     layer: int = INJECTION_LAYER
+    alpha: float = Injection.alpha
 
     def inject(self, summaries_BSD: torch.Tensor, mask_BS: torch.Tensor) -> Injection:
         """Answers as they enter."""
-        return Injection(summaries_BSD=summaries_BSD, mask_BS=mask_BS, layer=self.layer)
+        return Injection(
+            summaries_BSD=summaries_BSD,
+            mask_BS=mask_BS,
+            strategy="blend",
+            alpha=self.alpha,
+            layer=self.layer,
+        )
 
 
 class QFormerObjective(Objective):

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from meloformer.bridge_training.objectives import (
 from meloformer.bridge_training.prepare import BridgeKind, of_targets
 from meloformer.bridge_training.token_loss import TokenLoss
 from meloformer.errors import ConfigError
-from meloformer.model.injection import INJECTION_LAYER
+from meloformer.model.injection import INJECTION_LAYER, Injection
 from meloformer.model.weights import find_model_folder, load_model, load_weights
 from meloformer.training.ranks import Ranks
 
@@ -45,6 +45,8 @@ class QFormerTrainConfig(BridgeTrainConfig):
         token_loss_weight: of the frozen base's own nats per token, with the answers injected; 0
             leaves it out. 0 if not given, and 1 at the input. Needs --checkpoint and --data, and
             the time of a forward and a backward pass of the base.
+        token_loss_alpha: weight of the answers in the blend as which the base's closed summaries
+            begin, in the token loss; generation takes the same unless it is given another.
         data: shards that the targets were extracted from, for the token loss.
         contrastive: the term against collapse; it compares answers with the targets too.
     """
@@ -57,6 +59,7 @@ class QFormerTrainConfig(BridgeTrainConfig):
     inject_after: int = INJECTION_LAYER
     regression_weight: float | None = None
     token_loss_weight: float | None = None
+    token_loss_alpha: float = Injection.alpha
     data: str | None = None
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
@@ -67,6 +70,8 @@ class QFormerTrainConfig(BridgeTrainConfig):
                 raise ConfigError(f"--{name} {getattr(self, name)}: allowed: 1 or more")
         check_weight("regression_weight", self.regression_weight)
         check_weight("token_loss_weight", self.token_loss_weight)
+        if not 0 <= self.token_loss_alpha <= 1:
+            raise ConfigError(f"--token_loss_alpha {self.token_loss_alpha:g}: allowed: 0 to 1")
         self._check_terms()
         self.model_config(text_width=1, summary_width=1)
 
@@ -92,6 +97,11 @@ class QFormerTrainConfig(BridgeTrainConfig):
             raise ConfigError(
                 "--token_loss_weight 0 with nothing beside it to learn from (--inject_after "
                 f"{self.inject_after}, --regression_weight 0); allowed: above 0"
+            )
+        if not self.token_loss and self.token_loss_alpha != Injection.alpha:
+            raise ConfigError(
+                f"--token_loss_alpha {self.token_loss_alpha:g} without a token loss: allowed: "
+                "beside --token_loss_weight above 0"
             )
         if self.token_loss and (self.checkpoint is None or self.data is None):
             raise ConfigError(
@@ -147,18 +157,26 @@ class QFormerTrainConfig(BridgeTrainConfig):
         return BridgeKind(
             build=build,
             objective=objective,
-            objective_settings={
-                **asdict(self.contrastive),
-                "contrastive_weight": self.contrastive.weight_beside(self.regression),
-                "token_loss_weight": self.token_loss,
-                "regression_weight": self.regression,
-                "inject_after": self.inject_after,
-            },
+            objective_settings=self._objective_settings(),
             most_bars=QFormerConfig.num_queries,
             tokens_from=self.data if self.token_loss else None,
             layer=self.inject_after,
             statistics=self._statistics,
+            extra={"token_loss_alpha": self.token_loss_alpha} if self.token_loss else {},
         )
+
+    def _objective_settings(self) -> dict[str, Any]:
+        settings = {
+            **asdict(self.contrastive),
+            "contrastive_weight": self.contrastive.weight_beside(self.regression),
+            "token_loss_weight": self.token_loss,
+            "regression_weight": self.regression,
+            "inject_after": self.inject_after,
+        }
+        # The usual one is left out, so that runs which are older than the flag can go on.
+        if self.token_loss_alpha != Injection.alpha:
+            settings["token_loss_alpha"] = self.token_loss_alpha
+        return settings
 
     def _statistics(self, targets: SummaryTargets) -> tuple[Tensor, Tensor]:
         """What answers are normalised by: the targets, or what the base has at its input."""
@@ -176,7 +194,10 @@ class QFormerTrainConfig(BridgeTrainConfig):
         if ranks.device.type == "cuda":
             model = model.bfloat16()
         return TokenTerm(
-            loss=TokenLoss(model, mean_D, std_D), weight=self.token_loss, layer=self.inject_after
+            loss=TokenLoss(model, mean_D, std_D),
+            weight=self.token_loss,
+            layer=self.inject_after,
+            alpha=self.token_loss_alpha,
         )
 
 

@@ -24,7 +24,7 @@ class Injecting:
     """
 
     strategy: Strategy = "blend"
-    alpha: float = 0.7
+    alpha: float = Injection.alpha
     adapter: LoadedAdapter | None = None
     layer: int = INJECTION_LAYER
 
@@ -60,12 +60,13 @@ class InjectingConfig:
 
     Args:
         strategy: replace them, blend with them, or let a trained adapter say what becomes of both.
-        alpha: weight of the injected ones in a blend; 1 replaces.
+        alpha: weight of the injected ones in a blend; 1 replaces. If not given, what the bridge was
+            trained with, and 0.7 where it was trained with none.
         adapter: run folder of launch/train_adapter.py, for --strategy adapter.
     """
 
     strategy: Strategy = "blend"
-    alpha: float = 0.7
+    alpha: float | None = None
     adapter: Path | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +80,7 @@ class InjectingConfig:
                 f"--adapter {self.adapter} with --strategy {self.strategy}: allowed: beside "
                 "--strategy adapter"
             )
-        if not 0 <= self.alpha <= 1:
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise GenerationError(
                 f"--alpha {self.alpha:g}: allowed 0 to 1, the injected ones' weight"
             )
@@ -99,8 +100,13 @@ class InjectingConfig:
             CheckpointError: there is no such adapter, or it is of another model or bridge.
         """
         layer = INJECTION_LAYER if bridge is None else bridge.layer
+        alpha = self.alpha
+        if alpha is None and bridge is not None:
+            alpha = bridge.token_loss_alpha
+        if alpha is None:
+            alpha = Injection.alpha
         if self.adapter is None:
-            return Injecting(strategy=self.strategy, alpha=self.alpha, layer=layer)
+            return Injecting(strategy=self.strategy, alpha=alpha, layer=layer)
         adapter = load_adapter(self.adapter, device)
         adapter.check_base(fingerprint)
         if bridge is not None:
@@ -111,4 +117,4 @@ class InjectingConfig:
                 f"{adapter.layer}, these enter after layer {layer}; allowed: the bridge that it "
                 "was trained for, or --strategy blend"
             )
-        return Injecting(strategy=self.strategy, alpha=self.alpha, adapter=adapter, layer=layer)
+        return Injecting(strategy=self.strategy, alpha=alpha, adapter=adapter, layer=layer)

@@ -19,6 +19,7 @@ from meloformer.bridge_training.objectives import (
 )
 from meloformer.bridge_training.token_loss import TokenLoss
 from meloformer.errors import ConfigError
+from meloformer.model.injection import Injection
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.windows import cut_window
 from tests.bridge.bases import random_base
@@ -146,6 +147,26 @@ def test_where_the_answers_enter_is_what_the_base_hears(windows: BridgeBatch) ->
     ]
     nats = [float(objective(windows)[0]) for objective in objectives]
     assert len({round(found, 4) for found in nats}) == 3, nats
+
+
+def test_the_weight_of_the_answers_in_the_blend_is_what_the_base_hears(
+    windows: BridgeBatch,
+) -> None:
+    torch.manual_seed(0)
+    model, loss = QFormer(SMALL).eval(), base_loss()
+    terms = [
+        TokenTerm(loss=loss, weight=1),
+        *(TokenTerm(loss=loss, weight=1, alpha=alpha) for alpha in (Injection.alpha, 0.1, 1.0)),
+    ]
+    nats = [
+        float(
+            QFormerObjective(model, ContrastiveConfig(), regression_weight=0, token_term=term)
+            .eval()(windows)[0]
+            .detach()
+        )
+        for term in terms
+    ]
+    assert nats[0] == nats[1] and len(set(nats)) == 3
 
 
 def test_validation_says_the_regression_or_without_one_the_nats_per_token(

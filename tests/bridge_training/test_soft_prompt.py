@@ -19,7 +19,7 @@ from meloformer.bridge.text_encoder import TextEncoder
 from meloformer.bridge_training.loop import train
 from meloformer.bridge_training.objectives import ContrastiveConfig
 from meloformer.bridge_training.outlook import outlook
-from meloformer.bridge_training.prepare import prepare
+from meloformer.bridge_training.prepare import BridgeKind, prepare
 from meloformer.bridge_training.qformer import QFormerTrainConfig, statistics_of_input
 from meloformer.captions.build import build_captions
 from meloformer.captions.settings import CaptionSettings
@@ -39,6 +39,7 @@ from tests.layouts import tiny_config
 PATHS: dict[str, Any] = {"targets": Path("targets"), "captions": Path("captions.jsonl")}
 BASE: dict[str, Any] = {"checkpoint": Path("runs/base"), "data": "data_shards/name"}
 MAX_BARS, ROWS = 4, 4
+ALPHA = 0.7
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,12 @@ MAX_BARS, ROWS = 4, 4
         ({"regression_weight": 0}, "--token_loss_weight 0 with nothing beside it"),
         ({"regression_weight": -1}, "--regression_weight -1: allowed: 0 or more"),
         ({"token_loss_weight": float("nan")}, "--token_loss_weight nan: allowed: 0 or more"),
+        (
+            {"token_loss_weight": 1, "token_loss_alpha": 1.5, **BASE},
+            "--token_loss_alpha 1.5: allowed: 0 to 1",
+        ),
+        ({"token_loss_alpha": float("nan")}, "--token_loss_alpha nan: allowed: 0 to 1"),
+        ({"token_loss_alpha": 0.5}, "--token_loss_alpha 0.5 without a token loss: allowed"),
     ],
 )
 def test_losses_that_nothing_can_be_learned_from_are_refused_in_one_line(
@@ -84,6 +91,19 @@ def test_the_input_is_trained_by_the_base_alone_and_layer_3_by_the_targets_unles
     assert weights(regression_weight=0, token_loss_weight=2) == [0, 0, 2, 3]
     asked = ContrastiveConfig(contrastive_weight=0.2)
     assert weights(regression_weight=0, token_loss_weight=1, contrastive=asked) == [0, 0.2, 1, 3]
+
+
+def test_the_blend_of_the_token_loss_is_written_down() -> None:
+    def kind(**flags: Any) -> BridgeKind:
+        return QFormerTrainConfig(**PATHS, **BASE, **flags).kind
+
+    assert kind().extra == {}
+    usual = kind(token_loss_weight=1)
+    assert usual.extra == {"token_loss_alpha": Injection.alpha}
+    other = kind(token_loss_weight=1, token_loss_alpha=0.25)
+    assert other.extra == {"token_loss_alpha": 0.25}
+    # A resumed run has to share it, and runs that are older than the flag go on.
+    assert other.objective_settings == {**usual.objective_settings, "token_loss_alpha": 0.25}
 
 
 def test_answers_at_the_input_have_the_deviation_of_what_summaries_begin_as(tmp_path: Path) -> None:
@@ -155,7 +175,9 @@ def nats_of_window(model: MuseFormer, ids: np.ndarray, summaries_SD: torch.Tenso
         is_open_BS = batch.layout.piece_BS >= 0
         slots = torch.zeros(1, is_open_BS.shape[1], summaries_SD.shape[1])
         slots[0, : len(summaries_SD)] = summaries_SD
-        injection = Injection(summaries_BSD=slots, mask_BS=is_open_BS, layer=0)
+        injection = Injection(
+            summaries_BSD=slots, mask_BS=is_open_BS, strategy="blend", alpha=ALPHA, layer=0
+        )
     plan = build_plan(batch.layout, rule_of(model.config.rule))
     with torch.no_grad():
         chances = model(batch.ids_BT, batch.layout, plan, injection)[0].double().log_softmax(-1)
@@ -176,6 +198,7 @@ def test_a_soft_prompt_lowers_the_nats_of_the_pieces_that_its_texts_speak_of(
             checkpoint=road / "base",
             data=chorale_shards,
             inject_after=0,
+            token_loss_alpha=ALPHA,
             max_steps=60,
             learning_rate=1e-2,
             batch_size=ROWS,
@@ -195,9 +218,9 @@ def test_a_soft_prompt_lowers_the_nats_of_the_pieces_that_its_texts_speak_of(
     assert {"regression", "contrastive"}.isdisjoint(scores[-1])
     assert scores[-1]["loss"] < scores[0]["loss"]
 
-    # The folder alone gives the same figure: layer, scale and a mean over tokens, not over batches.
+    # The folder alone gives the same figure: layer, blend, scale, a mean over tokens, not batches.
     bridge = load_bridge(road / "run")
-    assert bridge.layer == 0
+    assert bridge.layer == 0 and bridge.token_loss_alpha == ALPHA
     model, encoder = load_model(road / "base" / "model"), TextEncoder.load(road / "encoder")
     nats = {"none": 0.0, "untrained": 0.0, "trained": 0.0}
     num_targets = 0
