@@ -32,6 +32,8 @@ class ControlConfig:
         time_signature: such as 3/4; holds throughout.
         key: such as "C major" or "F# minor"; the model is told, nothing is enforced.
         instruments: the only ones that play: programs 0..127 or `drums`.
+        drums: may play where no instruments are listed; without, the grammar keeps them out. The
+            model is not told: a prefix says what plays, not what does not.
         density: notes per quarter; the model is told, nothing is enforced.
     """
 
@@ -40,12 +42,15 @@ class ControlConfig:
     time_signature: str | None = None
     key: str | None = None
     instruments: tuple[str, ...] = ()
+    drums: bool = True
     density: float | None = None
 
     def __post_init__(self) -> None:
         if self.bars is not None and self.bars < 1:
             raise GenerationError(f"--bars {self.bars}: allowed are 1 and above")
         self.prefix()
+        if not self.drums and grid.DRUMS in self.listed_instruments:
+            raise GenerationError("--instruments drums with --no_drums: allowed: one of them")
 
     @property
     def num_bars(self) -> int:
@@ -94,8 +99,8 @@ class ControlConfig:
         return index
 
     @property
-    def instrument_indices(self) -> tuple[int, ...]:
-        """Instruments of the grid, ascending: 0 drums, 1 + program."""
+    def listed_instruments(self) -> tuple[int, ...]:
+        """Instruments of the grid that are named, ascending: 0 drums, 1 + program."""
         indices = set()
         for name in self.instruments:
             if name.lower() in ("drums", "#d"):
@@ -108,6 +113,13 @@ class ControlConfig:
                     f"{grid.NUM_INSTRUMENTS - 2}"
                 )
         return tuple(sorted(indices))
+
+    @property
+    def instrument_indices(self) -> tuple[int, ...]:
+        """The only ones that may play, as in `listed_instruments`; () where all may."""
+        if self.drums or self.listed_instruments:
+            return self.listed_instruments
+        return tuple(index for index in range(grid.NUM_INSTRUMENTS) if index != grid.DRUMS)
 
     def prefix(self, told: Attributes = NOTHING) -> np.ndarray:
         """BOS and the wishes, in the order of the grammar.
@@ -126,13 +138,23 @@ class ControlConfig:
             key=self.key_index,
             length=int(length_bin(self.num_bars)),
             density=None if self.density is None else density_bin(self.density),
-            instruments=self.instrument_indices,
+            instruments=self.listed_instruments,
         )
+        told = replace(told, instruments=self._playing(told.instruments))
         said = {name: value for name, value in vars(wished).items() if value not in (None, ())}
         return write_prefix(replace(told, **said))
 
-    def keeping(self, told: Attributes) -> "ControlConfig":
-        """The same wishes, and those of a text where nothing is wished for yet; length apart."""
+    def _playing(self, instruments: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of a text that nobody has forbidden."""
+        return tuple(index for index in instruments if self.drums or index != grid.DRUMS)
+
+    def keeping(self, told: Attributes, *, drums: bool = True) -> "ControlConfig":
+        """The same wishes, and those of a text where nothing is wished for yet; length apart.
+
+        Args:
+            told: what the text says.
+            drums: False where it denies them; a list of instruments says that itself.
+        """
         wishes: dict[str, Any] = {
             "tempo": None if told.tempo is None else float(grid.TEMPOS_BPM[told.tempo]),
             "time_signature": None
@@ -140,12 +162,14 @@ class ControlConfig:
             else "{}/{}".format(*grid.METRES[told.metre]),
             "key": None if told.key is None else key_name(told.key),
             "instruments": tuple(
-                "drums" if index == grid.DRUMS else str(index - 1) for index in told.instruments
+                "drums" if index == grid.DRUMS else str(index - 1)
+                for index in self._playing(told.instruments)
             ),
             "density": None if told.density is None else density_of_bin(told.density),
         }
         free = {name: v for name, v in wishes.items() if getattr(self, name) in (None, ())}
-        return replace(self, **free)
+        kept = replace(self, **free)
+        return kept if drums or kept.instruments else replace(kept, drums=False)
 
     def describe(self) -> str:
         """The wishes in words, for logs and titles."""
@@ -153,7 +177,9 @@ class ControlConfig:
         if self.tempo is not None:
             words.append(f"{self.tempo:g} bpm")
         words += [word for word in (self.time_signature, self.key) if word]
-        words += [instrument_name(index) for index in self.instrument_indices]
+        words += [instrument_name(index) for index in self.listed_instruments]
+        if not (self.drums or self.instruments):
+            words.append("no drums")
         return ", ".join(words)
 
 

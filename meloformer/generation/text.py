@@ -5,15 +5,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from torch import Tensor
 
 from meloformer.bridge.attribute_heads import SaidAttributes
 from meloformer.bridge.bridges import BridgeWeights, LoadedBridge, load_bridge
 from meloformer.bridge.flow import row_seed
-from meloformer.bridge.joined_windows import join_windows
-from meloformer.bridge.summarising import OVERLAP, summaries_of_piece
+from meloformer.bridge.summarising import summaries_of_piece
 from meloformer.bridge.text_encoder import TextEncoder
 from meloformer.bridge.text_to_summaries import FlowConfig, encoder_of, summaries_of_texts
 from meloformer.errors import GenerationError, MidiError
@@ -51,7 +49,8 @@ class TextConfig:
         attributes: write what a text says of tempo, metre, key, density and instruments into the
             prefix, and as many bars as it says; without, the summaries alone say it. Flags of the
             user's own come first.
-        strict: keep what a text says of tempo, metre and instruments by force.
+        strict: keep what a text says of tempo, metre and instruments by force, and that there are
+            no drums.
         crossfade: bars over which one section fades into the next.
         summaries_from: MIDI file whose summaries the piece takes, in place of a text.
         mix: two MIDI files; the piece goes from the first one's summaries to the second one's.
@@ -124,7 +123,7 @@ class TextConfig:
         if self.prompts is None:
             return self.text
         try:
-            lines = self.prompts.read_text(encoding="utf-8").splitlines()
+            lines = self.prompts.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise GenerationError(f"--prompts {self.prompts}: cannot be read ({error})") from error
         if not (texts := tuple(line.strip() for line in lines if line.strip())):
@@ -199,7 +198,9 @@ def _written(
 ) -> Order:
     """A piece of one text or of several."""
     texts = [part.text for part in sections]
-    told = _told(config, bridge, encoder, texts)
+    heard = _heard(config, bridge, encoder, texts)
+    told = agreed([understood(said) for said in heard]) if heard else NOTHING
+    has_drums = not heard or any(said.has_drums is not False for said in heard)
     num_bars = sections[-1].last or said_bars(texts[0], told.length) or controls.num_bars
     sections = [Section(part.first, part.last or num_bars, part.text) for part in sections]
     weights = section_weights(sections, config.crossfade)
@@ -212,28 +213,29 @@ def _written(
     own = replace(controls, bars=num_bars)
     return Order(
         title="; ".join(texts),
-        controls=own.keeping(told) if config.strict else own,
+        controls=own.keeping(told, drums=has_drums) if config.strict else own,
         told=told,
         injection=injecting.injection(summaries_BSD),
     )
 
 
-def _told(
+def _heard(
     config: TextConfig, bridge: LoadedBridge, encoder: TextEncoder, texts: Sequence[str]
-) -> Attributes:
-    """What the prefix says for texts, where it is to say anything and the bridge can read it."""
+) -> list[SaidAttributes]:
+    """What each text says; nothing where nobody asks, or the bridge cannot read it."""
     if config.strict and bridge.heads is None:
         raise GenerationError(
             f"--strict with --bridge {bridge.folder}: found no attribute heads, so nobody reads "
             "what a text says; allowed: a bridge that was trained with them"
         )
     if not config.attributes or bridge.heads is None:
-        return NOTHING
-    return agreed([understood(said) for said in bridge.heads.predict(encoder.encode(texts))])
+        return []
+    heard: list[SaidAttributes] = bridge.heads.predict(encoder.encode(texts))
+    return heard
 
 
 def understood(said: SaidAttributes) -> Attributes:
-    """What a text is taken to ask for; instruments only where those named are all that play."""
+    """What the prefix says for a text; instruments only where those named are all that play."""
     if said.are_all_instruments:
         return said.attributes
     return replace(said.attributes, instruments=())
@@ -249,27 +251,9 @@ def long_summaries(
 ) -> Tensor:
     """(B, S, D) summaries of a text in the base's own scale, for each seed.
 
-    More bars than a bridge gives at once come as windows that overlap and are joined.
+    More bars than the bridge was trained on at once come as windows that are joined.
     """
-    most = bridge.model.config.num_queries
-    step = most - min(OVERLAP, most // 2)
-    spans = [(0, min(most, num_bars))]
-    while spans[-1][1] < num_bars:
-        first = spans[-1][0] + step
-        spans.append((first, min(first + most, num_bars)))
-    windows = []
-    for number, (first, end) in enumerate(spans):
-        # Another draw for each window, else a long piece would say the same over and over.
-        drawn = [row_seed(seed, number) for seed in seeds] if number else seeds
-        windows.append(
-            summaries_of_texts(bridge, encoder, [text] * len(seeds), end - first, flow, seed=drawn)
-        )
-    return torch.stack(
-        [
-            join_windows([(*span, w[row]) for span, w in zip(spans, windows, strict=True)])
-            for row in range(len(seeds))
-        ]
-    )
+    return summaries_of_texts(bridge, encoder, [text] * len(seeds), num_bars, flow, seed=seeds)
 
 
 def _borrowed(

@@ -39,6 +39,7 @@ def write_run(
     config: type,
     encoder: TextEncoder,
     layer: int = INJECTION_LAYER,
+    **extra: Any,
 ) -> Path:
     shape: dict[str, Any] = {
         "text_width": WIDTH,
@@ -50,16 +51,18 @@ def write_run(
         "ffn_width": 64,
     }
     facts = {"fingerprint": FINGERPRINT, "width": BASE_WIDTH}
-    write_bridge(folder / "model", kind(config(**shape)), encoder, facts, layer)
+    write_bridge(folder / "model", kind(config(**shape)), encoder, facts, layer, **extra)
     return folder
 
 
-def heads_that_say(said: Attributes, encoder: TextEncoder) -> AttributeHeads:
+def heads_that_say(
+    said: Attributes, encoder: TextEncoder, has_drums: bool | None = None
+) -> AttributeHeads:
     """Heads that hear the same in every text, and that its instruments are all that play."""
     heads = AttributeHeads(
         AttributeHeadsConfig(text_width=WIDTH, encoder_fingerprint=encoder.fingerprint, width=8)
     )
-    told = {name: getattr(said, name, None) for name in NUM_VALUES}
+    told = {name: getattr(said, name, None) for name in NUM_VALUES} | {"drums": has_drums}
     with torch.no_grad():
         for parameter in heads.parameters():
             parameter.zero_()
@@ -67,7 +70,7 @@ def heads_that_say(said: Attributes, encoder: TextEncoder) -> AttributeHeads:
             gate.bias.fill_(-5.0 if value is None else 5.0)
         for name, value in told.items():
             if value is not None:
-                heads.values[name].bias[value] = 50.0
+                heads.values[name].bias[int(value)] = 50.0
         heads.instrument_gates.bias.fill_(5.0 if said.instruments else -5.0)
         heads.naming.bias.fill_(-50.0)
         heads.naming.bias[list(said.instruments)] = 50.0

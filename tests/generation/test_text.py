@@ -3,15 +3,18 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from meloformer.bridge.attribute_heads import (
     SaidAttributes,
     save_heads,
 )
+from meloformer.bridge.diffusion_bridge import DiffusionBridge, DiffusionBridgeConfig
 from meloformer.bridge.qformer import QFormer, QFormerConfig
 from meloformer.errors import CheckpointError, GenerationError
 from meloformer.generation.controls import NOTHING, ControlConfig
@@ -19,12 +22,14 @@ from meloformer.generation.generate import generate
 from meloformer.generation.injecting import InjectingConfig
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.text import (
+    Order,
     TextConfig,
     orders_of,
     understood,
 )
 from meloformer.midi import grid
-from meloformer.model.injection import INJECTION_LAYER
+from meloformer.model.injection import INJECTION_LAYER, Injection
+from meloformer.tokens.attributes import read_prefix
 from meloformer.tokens.hid import decode
 from meloformer.tokens.vocabulary import length_bin
 from tests.bridge.adapter_folders import write_adapter
@@ -94,6 +99,8 @@ def test_prompts_are_the_lines_of_a_file_that_say_something(tmp_path) -> None:
         config.texts()
     path.write_text("  calm piano\n\nE小调的快速摇滚\n", encoding="utf-8")
     assert config.texts() == ("calm piano", "E小调的快速摇滚")
+    path.write_text("0-1: calm\n2-3: loud\n", encoding="utf-8-sig")
+    assert config.texts() == ("0-1: calm", "2-3: loud"), "editors begin a file with a mark"
     path.write_text("\n \n")
     with pytest.raises(GenerationError, match="found no text; allowed: one a line"):
         config.texts()
@@ -132,6 +139,25 @@ def test_answers_enter_where_their_bridge_was_trained_to_speak_and_lent_summarie
         for injection in (injections[1], replace(injections[1], layer=1))
     )
     assert not np.array_equal(at_the_input, later), "and the layer is heard"
+
+
+def test_a_blend_weighs_answers_as_their_bridge_was_trained_unless_a_flag_says_otherwise(
+    base, encoder, midi_files, tmp_path
+) -> None:
+    run = write_run(tmp_path / "run", QFormer, QFormerConfig, encoder, token_loss_alpha=0.25)
+    plain = write_run(tmp_path / "plain", QFormer, QFormerConfig, encoder)
+
+    def alpha(alpha: float | None = None, **flags: Any) -> float:
+        config = TextConfig(injecting=InjectingConfig(alpha=alpha), **flags)
+        (order,) = orders(config, base, ControlConfig(bars=2))
+        assert order.injection is not None and order.injection.strategy == "blend"
+        return order.injection.alpha
+
+    by_text: dict[str, Any] = {"text": ("calm",), "bridge": run}
+    assert alpha(**by_text) == 0.25
+    assert alpha(0.9, **by_text) == 0.9 and alpha(0.0, **by_text) == 0.0
+    assert alpha(**{**by_text, "bridge": plain}) == Injection.alpha
+    assert alpha(summaries_from=midi_files[0]) == Injection.alpha
 
 
 def test_an_adapter_says_what_becomes_of_a_texts_summaries_and_of_lent_ones(
@@ -233,6 +259,44 @@ def test_what_a_text_says_is_told_and_kept_only_with_strict(base, qformer_run) -
     assert set(piece.bar_tempo) == {SAID.tempo} and set(piece.instrument) <= {1, 41}
 
 
+def test_a_text_without_drums_has_none_with_strict_and_the_prefix_never_names_them(
+    base, qformer_run, encoder, tmp_path
+) -> None:
+    run = Path(shutil.copytree(qformer_run, tmp_path / "run"))
+    config = TextConfig(text=("calm, no drums",), bridge=run, strict=True)
+    asked = ControlConfig(bars=2)
+
+    def ask(named: tuple[int, ...] = (), has_drums: bool | None = False, **own: Any) -> Order:
+        said = replace(NOTHING, instruments=named)
+        save_heads(run / "model", heads_that_say(said, encoder, has_drums))
+        strict = own.pop("strict", True)
+        (order,) = orders(replace(config, strict=strict), base, replace(asked, **own))
+        return order
+
+    everything_else = tuple(range(1, grid.NUM_INSTRUMENTS))
+    denied = ask()
+    assert denied.controls.instrument_indices == everything_else
+    assert np.array_equal(denied.controls.prefix(denied.told), asked.prefix())
+    for ids in generate(
+        base,
+        denied.controls,
+        SamplingConfig(top_p=1.0),
+        num_samples=4,
+        injection=denied.injection,
+        told=denied.told,
+    ):
+        assert grid.DRUMS not in decode(ids).instrument
+    assert ask(strict=False).controls == ask(has_drums=None).controls == asked
+    assert ask(has_drums=True).controls == asked, "others may join them"
+    # Those that are all that play, and the user's own, say it themselves.
+    assert ask((1, 41)).controls.instrument_indices == (1, 41)
+    own = ask(instruments=("drums", "0"))
+    assert own.controls.instrument_indices == (grid.DRUMS, 1)
+
+    config = replace(config, text=("0-0: calm", "1-1: loud"))
+    assert ask().controls.instrument_indices == everything_else
+
+
 def test_flags_of_the_users_own_come_before_what_a_text_says(base, qformer_run) -> None:
     config = TextConfig(text=("in three",), bridge=qformer_run, strict=True)
     own = ControlConfig(bars=3, time_signature="4/4", instruments=("drums",))
@@ -244,6 +308,24 @@ def test_flags_of_the_users_own_come_before_what_a_text_says(base, qformer_run) 
     # Without --strict as well.
     (loose,) = orders(replace(config, strict=False), base, own)
     assert np.array_equal(loose.controls.prefix(loose.told), prefix)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_no_drums_of_the_users_own_leaves_the_others_that_a_text_names(
+    base, qformer_run, encoder, tmp_path, strict
+) -> None:
+    run = Path(shutil.copytree(qformer_run, tmp_path / "run"))
+    config = TextConfig(text=("a band",), bridge=run, strict=strict)
+    everything_else = tuple(range(1, grid.NUM_INSTRUMENTS))
+    for named, playing, told in (
+        ((grid.DRUMS, 41), (41,) if strict else everything_else, (41,)),
+        ((grid.DRUMS,), everything_else, ()),
+    ):
+        said = replace(NOTHING, instruments=named)
+        save_heads(run / "model", heads_that_say(said, encoder))
+        (order,) = orders(config, base, ControlConfig(bars=1, drums=False))
+        assert order.controls.instrument_indices == playing
+        assert read_prefix(order.controls.prefix(order.told)).instruments == told
 
 
 def test_a_text_that_says_its_length_sets_the_bars_where_nobody_else_does(
@@ -289,6 +371,45 @@ def test_more_bars_than_a_bridge_gives_at_once_are_joined(base, qformer_run) -> 
     # A window begins every 12 bars, and the next one fades in from there on.
     torch.testing.assert_close(long[:12], once[:12])
     torch.testing.assert_close(long[12], (12 * once[12] + once[0]) / 13)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"), [(QFormer, QFormerConfig), (DiffusionBridge, DiffusionBridgeConfig)]
+)
+def test_more_bars_than_a_bridge_was_trained_on_are_joined_from_windows_of_those_alone(
+    base, encoder, tmp_path, kind, config
+) -> None:
+    def ask(bars: int, **extra: int) -> torch.Tensor:
+        run = write_run(tmp_path / "run", kind, config, encoder, **extra)
+        steering = TextConfig(text=("calm",), bridge=run)
+        (order,) = orders(steering, base, ControlConfig(bars=bars))
+        return summaries(order)[0]
+
+    longest, whole, long = (ask(bars, trained_bars=10) for bars in (10, NUM_QUERIES, 40))
+    assert whole.shape == (NUM_QUERIES, BASE_WIDTH) and long.shape == (40, BASE_WIDTH)
+    for found in (whole, long):
+        # A window begins every 5 bars.
+        torch.testing.assert_close(found[:5], longest[:5])
+    # A bridge that does not say on how many it was trained: on as many as it has.
+    assert not torch.allclose(ask(NUM_QUERIES)[:5], longest[:5], atol=1e-3)
+
+
+def test_queries_that_were_never_trained_have_no_say(base, encoder, tmp_path) -> None:
+    def ask(bars: int, **extra: int) -> torch.Tensor:
+        run = write_run(tmp_path / "run", QFormer, QFormerConfig, encoder, **extra)
+        found = []
+        for noise in (0.0, 5.0):
+            path = run / "model" / "model.safetensors"
+            weights = load_file(path)
+            weights["queries"][10:] += noise
+            save_file(weights, path)
+            steering = TextConfig(text=("calm",), bridge=run)
+            (order,) = orders(steering, base, ControlConfig(bars=bars))
+            found.append(summaries(order))
+        return (found[1] - found[0]).abs().amax()
+
+    assert ask(10, trained_bars=10) == ask(11, trained_bars=10) == ask(60, trained_bars=10) == 0
+    assert ask(10) == 0 < ask(11), "which is no matter of course"
 
 
 def test_samples_of_a_diffusion_bridge_differ_and_repeat_with_the_seed(base, diffusion_run) -> None:
