@@ -3,13 +3,14 @@
     python launch/evaluate.py --control --checkpoint runs/<name> --bridge runs/<bridge> \
         --data data_shards/<name> --captions captions.jsonl --output reports/control
     python launch/evaluate.py --control ... --language zh --sections --n 500 --bars 32
+    python launch/evaluate.py --control ... --rows text shuffled none --ways summaries attributes
     python launch/evaluate.py --control ... --strategy adapter --adapter runs/<adapter>
     python launch/evaluate.py --control ... --captions midicaps.jsonl   (the protocol of text2midi)
 
 Unseen pieces in wordings that training never saw: rows text / shuffled / none / true, by summaries
-alone, with attributes told, and strictly kept; how bars come back, and how different two pieces of
-one text are; nats per note; the right piece among 100. Writes control.md, control.json and
-pieces.jsonl. Captions: launch/caption.py writes them.
+alone, with attributes told, and strictly kept, or those of --rows and --ways; how bars come back,
+and how different two pieces of one text are; nats per note; the right piece among 100. Writes
+control.md, control.json and pieces.jsonl. Captions: launch/caption.py writes them.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -23,9 +24,10 @@ from meloformer.bridge.bridges import BridgeWeights
 from meloformer.bridge.text_to_summaries import FlowConfig
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
-from meloformer.evaluation.control import ControlJudgeConfig, judge_control
+from meloformer.evaluation.control import judge_control
 from meloformer.evaluation.control_generator import load_generator
 from meloformer.evaluation.control_report import check_output, report_lines, save_report
+from meloformer.evaluation.control_settings import ControlJudgeConfig
 from meloformer.generation.injecting import InjectingConfig
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.model.device import DeviceName, choose_device

@@ -8,7 +8,8 @@
 Reads what launch/evaluate.py --control has written into each folder (control.json, pieces.jsonl).
 All have to be judged on the same pieces by the same texts. Prints Markdown: settings that differ,
 a table for each way of writing, nats per note, each report less the first one with 95 % intervals
-over pieces, and in the last line who wins what.
+over pieces, and in the last line who wins what. What only one of them has been judged in (--rows
+and --ways of the judge) is shown and held against nothing.
 
 Exit code: 0, or 2 where the reports cannot be paired.
 """
@@ -20,10 +21,10 @@ import tyro
 
 from meloformer.command_line import check_output_file, run_recipe
 from meloformer.errors import ConfigError
-from meloformer.evaluation.control_comparison import Compared
 from meloformer.evaluation.control_comparison_report import comparison_lines, save_lines
 from meloformer.evaluation.control_pairs import check_same_pieces, read_report
 from meloformer.evaluation.control_report import JSON_NAME, MARKDOWN_NAME, PIECES_NAME
+from meloformer.evaluation.control_rows import WRITTEN_SOURCES, WrittenSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,8 @@ class CompareControlConfig:
 
     reports: tyro.conf.Positional[tuple[Path, ...]]
     """Report folders; the others are held against the first."""
-    row: tuple[Compared, ...] = ("text",)
-    """Who said what was written."""
+    row: tuple[WrittenSource, ...] = ("text",)
+    """Who said what was written; rows that a report was judged without are named."""
     names: tuple[str, ...] = ()
     """Short names of the reports; those of the folders if none are given."""
     allow_other_texts: bool = False
@@ -47,7 +48,7 @@ class CompareControlConfig:
                 f"found {len(self.reports)} report folders; allowed: 2 or more to be compared"
             )
         if not self.row:
-            raise ConfigError("--row: found none; allowed: text, shuffled, true, none")
+            raise ConfigError(f"--row: found none; allowed: {', '.join(WRITTEN_SOURCES)}")
         if self.names and len(self.names) != len(self.reports):
             raise ConfigError(
                 f"--names: found {len(self.names)} for {len(self.reports)} reports; allowed: one "

@@ -29,60 +29,26 @@ from meloformer.evaluation.control_likelihood import (
     true_summaries,
 )
 from meloformer.evaluation.control_likeness import Likeness, OnProgress, judge_likeness
-from meloformer.evaluation.control_pieces import Chosen, Language, choose_pieces
+from meloformer.evaluation.control_pieces import Chosen, choose_pieces
 from meloformer.evaluation.control_protocol import protocol_numbers, protocol_pieces
 from meloformer.evaluation.control_rows import (
-    WAYS,
     Generated,
     JudgedPiece,
     Row,
     Way,
+    WrittenSource,
     judge_row,
     judge_sections,
     reference_row,
-    rows_of,
+)
+from meloformer.evaluation.control_settings import (
+    NO_TRUE_SUMMARIES,
+    NOT_THERE,
+    ControlJudgeConfig,
+    has_true_summaries,
+    rows_to_write,
 )
 from meloformer.shards.reader import ShardFolder
-
-_NO_TRUE_SUMMARIES = (
-    "rows of true summaries, their likelihood and retrieval not run: the bridge's answers enter at "
-    "the input, where a piece has no summaries of its own"
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ControlJudgeConfig:
-    """What is judged, and how much of it.
-
-    Args:
-        captions: captions.jsonl of launch/caption.py; or any JSON lines with location and caption,
-            for text2midi's protocol.
-        n: unseen pieces, if there are so many.
-        language: of the texts.
-        bars: bars that are written of each piece, at most.
-        sections: judge pieces of two texts too, each part against its own.
-        group_size: pieces among which a text looks for its own.
-        variety_n: pieces whose text is written once more, to see how different two pieces of one
-            text are; 0: none.
-    """
-
-    captions: Path | None = None
-    n: int = 300
-    language: Language = "en"
-    bars: int = 16
-    sections: bool = False
-    group_size: int = 100
-    variety_n: int = 64
-
-    def __post_init__(self) -> None:
-        for flag, value, least in (
-            ("n", self.n, 2),
-            ("bars", self.bars, 1),
-            ("group_size", self.group_size, 2),
-            ("variety_n", self.variety_n, 0),
-        ):
-            if value < least:
-                raise ConfigError(f"--{flag} {value}: allowed are {least} and above")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -130,12 +96,13 @@ def judge_control(
         on_progress: told after each batch.
 
     Raises:
-        ConfigError: captions that cannot be judged by.
+        ConfigError: captions that cannot be judged by, or rows none of which can be written.
     """
     if config.captions is None:
         raise ConfigError("--captions: found none; allowed: captions.jsonl of launch/caption.py")
     if not facts_path(config.captions).is_file():
         return _by_protocol(generator, folder, config, config.captions, seed, on_progress)
+    named, unwritten = rows_to_write(config, generator)
     chosen = choose_pieces(
         read_captions(config.captions),
         read_facts(config.captions),
@@ -151,62 +118,35 @@ def judge_control(
     of_piece = {piece.name: summaries for piece, summaries in zip(pieces, own, strict=False)}
 
     true = (lambda piece: of_piece[piece.name]) if own else None
-    rows, written = _write_rows(pieces, generator, config, seed, on_progress, true)
+    rows, written = _write_rows(pieces, named, generator, config, seed, on_progress, true)
     likeness = _likeness(pieces, written, generator, config, seed, on_progress)
-    sections = {}
-    if config.sections:
-        on_progress("sections", 0, len(pieces))
-        half = max(config.bars // 2, 1)
-        sections = judge_sections(pieces, generator, section_bars=half, seed=seed)
+    sections = _sections(pieces, generator, config, seed, on_progress)
     on_progress("likelihood", 0, len(pieces))
-    texts = from_texts(generator, pieces, config.bars, seed)
-    nats = _nats(generator, windows, own, texts, seed)
-    retrieval = None
-    if own:
-        retrieval = retrieve(
-            _pooled(generator, texts),
-            _pooled(generator, own),
-            group_size=config.group_size,
-            seed=seed,
-        )
+    nats = _nats(generator, pieces, windows, own, config.bars, seed)
     return Findings(
         pieces=pieces,
-        notes=chosen.notes + _unjudged(generator) + ([] if own else [_NO_TRUE_SUMMARIES]),
-        rows=[reference_row(pieces), *rows],
+        notes=chosen.notes + unwritten + ([] if own else [NO_TRUE_SUMMARIES]),
+        rows=[reference_row(pieces, max_bars=config.bars), *rows],
         likeness=likeness,
         sections=sections,
         nats=nats,
         differences=likelihood_differences(nats, seed=seed),
-        retrieval=retrieval,
+        retrieval=find_pieces(generator, pieces, own, config, seed) if own else None,
     )
-
-
-def ways_of(generator: BridgeGenerator) -> tuple[Way, ...]:
-    """Ways that a bridge can go: without heads nothing is known but summaries."""
-    return WAYS if generator.bridge.heads is not None else WAYS[:1]
-
-
-def has_true_summaries(generator: BridgeGenerator) -> bool:
-    """Whether a piece has summaries of its own where the bridge's answers enter.
-
-    At the input all summaries begin as one vector, whatever the piece.
-    """
-    return generator.bridge.layer > 0
 
 
 def _write_rows(
     pieces: Sequence[JudgedPiece],
+    named: Sequence[tuple[WrittenSource, Way]],
     generator: BridgeGenerator,
     config: ControlJudgeConfig,
     seed: int,
     on_progress: OnProgress,
     true_summaries: Callable[[JudgedPiece], Tensor] | None = None,
 ) -> tuple[list[Row], dict[str, list[Generated]]]:
-    """All rows, those of true summaries where there are some, and by name what was written."""
+    """The rows that are named, and by name what was written."""
     rows, written = [], {}
-    for source, way in rows_of(ways_of(generator)):
-        if source == "true" and true_summaries is None:
-            continue
+    for source, way in named:
         row, made = judge_row(
             pieces,
             source,
@@ -233,7 +173,6 @@ def _likeness(
     return judge_likeness(
         pieces,
         written,
-        ways_of(generator),
         generator,
         variety_n=config.variety_n,
         max_bars=config.bars,
@@ -242,11 +181,18 @@ def _likeness(
     )
 
 
-def _unjudged(generator: BridgeGenerator) -> list[str]:
-    left_out = [way for way in WAYS if way not in ways_of(generator)]
-    if not left_out:
-        return []
-    return [f"rows {' and '.join(left_out)} not run: the bridge has no attribute heads"]
+def _sections(
+    pieces: Sequence[JudgedPiece],
+    generator: BridgeGenerator,
+    config: ControlJudgeConfig,
+    seed: int,
+    on_progress: OnProgress,
+) -> dict[str, Row]:
+    if not config.sections:
+        return {}
+    on_progress("sections", 0, len(pieces))
+    half = max(config.bars // 2, 1)
+    return judge_sections(pieces, generator, section_bars=half, seed=seed)
 
 
 def _by_protocol(
@@ -257,47 +203,86 @@ def _by_protocol(
     seed: int,
     on_progress: OnProgress,
 ) -> Findings:
+    # Of true summaries no row: many of the pieces are not there.
+    named, unwritten = rows_to_write(config, generator, are_there=False)
     chosen: Chosen = protocol_pieces(
         path, folder, num_pieces=config.n, num_bars=config.bars, seed=seed
     )
-    # Of true summaries no row: many of the pieces are not there.
-    rows, written = _write_rows(chosen.pieces, generator, config, seed, on_progress)
+    rows, written = _write_rows(chosen.pieces, named, generator, config, seed, on_progress)
     likeness = _likeness(chosen.pieces, written, generator, config, seed, on_progress)
     return Findings(
         pieces=chosen.pieces,
-        notes=chosen.notes + _unjudged(generator),
+        notes=chosen.notes + unwritten + ([NOT_THERE] if "true" in config.rows else []),
         rows=rows,
         likeness=likeness,
+        sections=_sections(chosen.pieces, generator, config, seed, on_progress),
         protocol={row.name: protocol_numbers(row, written[row.name], seed=seed) for row in rows},
     )
 
 
 def from_texts(
-    generator: BridgeGenerator, pieces: Sequence[JudgedPiece], max_bars: int, seed: int
+    generator: BridgeGenerator, texts: Sequence[str], num_bars: Sequence[int], seed: int
 ) -> list[Tensor]:
-    """(bars, D) that the bridge makes of each piece's text, in the base's own scale."""
+    """(bars, D) that the bridge makes of texts, in the base's own scale, as rows have them."""
     return [
-        generator.summaries([(piece.text, min(piece.num_bars, max_bars))], seed=seed + number)
-        for number, piece in enumerate(pieces)
+        generator.summaries([section], seed=seed + number)
+        for number, section in enumerate(zip(texts, num_bars, strict=True))
     ]
 
 
 def _nats(
     generator: BridgeGenerator,
+    pieces: Sequence[JudgedPiece],
     windows: Sequence[np.ndarray],
     own: Sequence[Tensor],
-    texts: Sequence[Tensor],
+    max_bars: int,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    others = derangement(len(windows), seed)
+    others = derangement(len(pieces), seed)
+    num_bars = [min(piece.num_bars, max_bars) for piece in pieces]
+    texts = [piece.text for piece in pieces]
     kinds: dict[str, Sequence[Tensor] | None] = {"none": None}
     if own:
         kinds |= {"own": own, "another": [own[other] for other in others]}
-    kinds |= {"text": texts, "another_text": [texts[other] for other in others]}
+    # Another's text for as many bars as the piece has, as the row `shuffled` writes it: laid over
+    # again from its start, it would hurt by its seams too.
+    kinds |= {
+        "text": from_texts(generator, texts, num_bars, seed),
+        "another_text": from_texts(generator, [texts[other] for other in others], num_bars, seed),
+    }
     return {
         kind: nats_per_note(generator.model, windows, summaries, generator.inject)
         for kind, summaries in kinds.items()
     }
+
+
+def find_pieces(
+    generator: BridgeGenerator,
+    pieces: Sequence[JudgedPiece],
+    own: Sequence[Tensor],
+    config: ControlJudgeConfig,
+    seed: int,
+) -> Retrieval:
+    """Look for each piece by what the bridge makes of its text.
+
+    Every text for as many bars: it is to find its piece by what it says, not by how long that piece
+    is, which only the judge knows.
+
+    Args:
+        generator: whose bridge is asked.
+        pieces: that are looked for.
+        own: (bars, D) true summaries of each.
+        config: bars, and pieces of a group.
+        seed: of noise, groups and intervals.
+    """
+    texts = [piece.text for piece in pieces]
+    found_by = from_texts(generator, texts, [config.bars] * len(texts), seed)
+    return retrieve(
+        _pooled(generator, found_by),
+        _pooled(generator, own),
+        group_size=config.group_size,
+        seed=seed,
+    )
 
 
 def _pooled(generator: BridgeGenerator, summaries: Sequence[Tensor]) -> Tensor:

@@ -4,7 +4,6 @@ What makes one piece harder than another falls out of a difference piece by piec
 pieces tell two reports apart than their own intervals would need.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,19 +12,18 @@ from typing import Literal
 import numpy as np
 
 from meloformer.errors import ConfigError
-from meloformer.evaluation.control_intervals import LEVEL, Interval, difference
+from meloformer.evaluation.control_intervals import (
+    FEWEST_APART,
+    Interval,
+    difference,
+    num_apart,
+)
 from meloformer.evaluation.control_pairs import Report
-from meloformer.evaluation.control_rows import WAYS
+from meloformer.evaluation.control_rows import WAYS, WRITTEN_SOURCES, WrittenSource
 from meloformer.evaluation.control_scores import METRICS
 
-# Sources whose rows can be compared; the pieces themselves are the same in all reports.
-Compared = Literal["text", "shuffled", "true", "none"]
 # Those that are to score high: of the others nobody asks anything, or not what is scored.
 _ASKED = ("text", "true")
-
-# Fewer pieces that differ tell nothing apart, though all of them go one way, and the bootstrap
-# does not know that. Source: the sign test, two-sided: n of n by chance are 2 * 0.5 ** n.
-FEWEST_APART = math.ceil(math.log2(2 / (1 - LEVEL)))
 
 NATS = "nats per note against none"
 KINDS = ("text", "own")
@@ -108,17 +106,20 @@ def _counted(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: of for name, of in values.items() if not np.isnan(of).all()}
 
 
-def compared_rows(reports: Sequence[Report], sources: Sequence[Compared]) -> list[str]:
+def compared_rows(reports: Sequence[Report], sources: Sequence[WrittenSource]) -> list[str]:
     """Names of the rows that any report has of these sources, by way.
 
     Raises:
         ConfigError: there is no row of a source in any of them.
     """
     found = {row for report in reports for row in report.rows}
+    # The pieces themselves are the same in all reports.
+    there = [s for s in WRITTEN_SOURCES if any(f"{s}, {way}" in found for way in WAYS)]
     for source in sources:
-        if not any(f"{source}, {way}" in found for way in WAYS):
+        if source not in there:
             raise ConfigError(
-                f"--row {source}: found in no report; allowed: those of {', '.join(sorted(found))}"
+                f"--row {source}: found in no report; allowed: those that one has, "
+                f"{' '.join(there) or 'of which there is none'}"
             )
     rows = [f"{source}, {way}" for source in dict.fromkeys(sources) for way in WAYS]
     return [row for row in rows if row in found]
@@ -128,13 +129,12 @@ def differences(measure: Measure) -> dict[tuple[str, str], Difference]:
     """Each report less each that stands before it, by both names."""
     found = {}
     for (other, others), (name, values) in combinations(measure.values.items(), 2):
-        apart = values - others
         found[name, other] = Difference(
             measure=measure,
             report=name,
             other=other,
             found=difference(values, others),
-            num_apart=int(np.count_nonzero(apart[~np.isnan(apart)])),
+            num_apart=num_apart(values, others),
         )
     return found
 

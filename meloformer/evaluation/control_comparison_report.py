@@ -6,11 +6,9 @@ from typing import Any
 
 from meloformer.errors import ConfigError
 from meloformer.evaluation.control_comparison import (
-    FEWEST_APART,
     KINDS,
     NATS,
     VARIETY,
-    Compared,
     Difference,
     Measure,
     compared_rows,
@@ -18,9 +16,10 @@ from meloformer.evaluation.control_comparison import (
     measures_of,
     winner,
 )
-from meloformer.evaluation.control_intervals import LEVEL, Interval
+from meloformer.evaluation.control_intervals import FEWEST_APART, LEVEL, Interval
 from meloformer.evaluation.control_likeness import REAL
 from meloformer.evaluation.control_pairs import NOTHING, Report
+from meloformer.evaluation.control_rows import WrittenSource
 from meloformer.evaluation.control_scores import METRICS
 from meloformer.evaluation.control_table import markdown, percent, signed
 
@@ -29,7 +28,7 @@ Found = Mapping[Measure, Mapping[tuple[str, str], Difference]]
 
 
 def comparison_lines(
-    reports: Sequence[Report], sources: Sequence[Compared], notes: Sequence[str]
+    reports: Sequence[Report], sources: Sequence[WrittenSource], notes: Sequence[str]
 ) -> list[str]:
     """The comparison as Markdown.
 

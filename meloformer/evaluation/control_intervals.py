@@ -1,5 +1,6 @@
 """Means over pieces with their 95 % intervals, and who is paired with whom."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ from meloformer.errors import ConfigError
 
 NUM_RESAMPLES = 2000
 LEVEL = 0.95
+# Fewer pieces that differ tell nothing apart, though all of them go one way, and the bootstrap
+# does not know that. Source: the sign test, two-sided: n of n by chance are 2 * 0.5 ** n.
+FEWEST_APART = math.ceil(math.log2(2 / (1 - LEVEL)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,12 @@ def interval(
 def difference(values: np.ndarray, others: np.ndarray, *, seed: int = 0) -> Interval:
     """`interval` of values less others, piece by piece: pairs in which one is nan do not count."""
     return interval(np.asarray(values) - np.asarray(others), seed=seed, is_share=False)
+
+
+def num_apart(values: np.ndarray, others: np.ndarray) -> int:
+    """Pieces in which two values are there and are not equal."""
+    apart = np.asarray(values) - np.asarray(others)
+    return int(np.count_nonzero(apart[~np.isnan(apart)]))
 
 
 def derangement(num_pieces: int, seed: int) -> list[int]:

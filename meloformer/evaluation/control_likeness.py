@@ -22,7 +22,7 @@ from meloformer.evaluation.control_rows import Generated, Generator, JudgedPiece
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.tokens.hid import decode
 
-# Ways in which texts are written twice, where the bridge can go them.
+# Ways in which texts are written twice, where they are written so at all.
 VARIETY_WAYS: tuple[Way, ...] = ("summaries", "attributes")
 # What stands for the real pieces, as in the rows of scores.
 REAL = "piece"
@@ -49,7 +49,6 @@ class Likeness:
 def judge_likeness(
     pieces: Sequence[JudgedPiece],
     written: Mapping[str, Sequence[Generated]],
-    ways: Sequence[Way],
     generator: Generator,
     *,
     variety_n: int,
@@ -62,10 +61,9 @@ def judge_likeness(
     Args:
         pieces: at least two.
         written: by the name of the row, a piece for each of the judged ones.
-        ways: that the generator goes.
         generator: what wrote them.
         variety_n: a seeded draw of as many pieces, at most, whose texts are written once more with
-            other noise and other draws; 0: none.
+            other noise and other draws, in each of VARIETY_WAYS that has been written; 0: none.
         max_bars: as in what has been written.
         seed: as in what has been written.
         on_progress: told after each batch.
@@ -74,13 +72,14 @@ def judge_likeness(
     pairs = {REAL: BarPairs.of(real, max_bars - 1)}
     for name, made in written.items():
         pairs[name] = BarPairs.of((decode(one.ids) for one in made), max_bars - 1)
-    if variety_n == 0:
+    ways = [way for way in VARIETY_WAYS if f"text, {way}" in written]
+    if variety_n == 0 or not ways:
         return Likeness(pairs=pairs, variety={})
     random = np.random.default_rng(seed)
     places = sorted(random.permutation(len(pieces))[:variety_n].tolist())
     others = derangement(len(pieces), seed)
     found = {REAL: [_variety(real[place], real[others[place]]) for place in places]}
-    for way in (way for way in VARIETY_WAYS if way in ways):
+    for way in ways:
         row, again = judge_row(
             [pieces[place] for place in places],
             "text",

@@ -12,15 +12,20 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from meloformer.evaluation.control_intervals import derangement, stack
+from meloformer.evaluation.control_likelihood import bare_bars
 from meloformer.evaluation.control_scores import METRICS, Wanted, hear, score
 from meloformer.midi.grid import TEMPOS_BPM
 from meloformer.tokens.attributes import Attributes, attributes_of
 from meloformer.tokens.hid import decode
 from meloformer.tokens.windows import cut_window
 
-Source = Literal["text", "shuffled", "none", "true", "piece"]
+WrittenSource = Literal["text", "shuffled", "true", "none"]
+Source = Literal[WrittenSource, "piece"]
 Way = Literal["summaries", "attributes", "strict"]
+WRITTEN_SOURCES: tuple[WrittenSource, ...] = ("text", "shuffled", "true", "none")
 WAYS: tuple[Way, ...] = ("summaries", "attributes", "strict")
+# A bin of bars that no text asks for.
+_UNHEARD = -1
 # Requests that are handed to the generator at once.
 _AT_ONCE = 16
 
@@ -111,17 +116,26 @@ class Row:
         return self.source if self.way is None else f"{self.source}, {self.way}"
 
 
-def rows_of(ways: Sequence[Way] = WAYS) -> list[tuple[Source, Way]]:
-    """All rows that are generated; nobody has no attributes to say."""
-    spoken: list[tuple[Source, Way]] = [
-        (source, way) for source in ("text", "shuffled", "true") for way in ways
+def rows_of(
+    sources: Sequence[WrittenSource] = WRITTEN_SOURCES, ways: Sequence[Way] = WAYS
+) -> list[tuple[WrittenSource, Way]]:
+    """Rows that are generated, in the order of the tables.
+
+    Nobody has no attributes to say, so `none` goes by summaries whatever the ways.
+    """
+    of_nobody: tuple[Way, ...] = ("summaries",)
+    return [
+        (source, way)
+        for source in WRITTEN_SOURCES
+        if source in sources
+        for way in (of_nobody if source == "none" else WAYS)
+        if source == "none" or way in ways
     ]
-    return [*spoken, ("none", "summaries")]
 
 
 def judge_row(
     pieces: Sequence[JudgedPiece],
-    source: Source,
+    source: WrittenSource,
     way: Way,
     generator: Generator,
     *,
@@ -134,7 +148,7 @@ def judge_row(
 
     Args:
         pieces: at least two.
-        source: any but `piece`.
+        source: who says what to write.
         way: what the model is told besides summaries.
         generator: what writes.
         max_bars: longer pieces are written up to here.
@@ -172,9 +186,15 @@ def judge_row(
     return _scored(pieces, written, source, way), written
 
 
-def reference_row(pieces: Sequence[JudgedPiece]) -> Row:
-    """The real pieces against their own texts: nobody is expected to do better."""
-    scores = [score(piece.wanted, hear(decode(piece.ids))) for piece in pieces]
+def reference_row(pieces: Sequence[JudgedPiece], *, max_bars: int) -> Row:
+    """The real pieces against their own texts: nobody is expected to do better.
+
+    Args:
+        pieces: that are judged.
+        max_bars: they are heard up to here, as far as those of the other rows are written. Texts
+            speak of all bars, so that real pieces miss what comes later.
+    """
+    scores = [score(piece.wanted, hear(decode(bare_bars(piece.ids, max_bars)))) for piece in pieces]
     nothing = dict.fromkeys(METRICS, np.full(len(pieces), np.nan))
     return Row(source="piece", way=None, scores=stack(scores, METRICS), kept=nothing)
 
@@ -182,12 +202,19 @@ def reference_row(pieces: Sequence[JudgedPiece]) -> Row:
 def _scored(
     pieces: Sequence[JudgedPiece], written: Sequence[Generated], source: Source, way: Way
 ) -> Row:
+    # Of true summaries the judge itself says the length, and nobody of silence.
+    is_listening = source in ("text", "shuffled") and way != "summaries"
     scores, kept = [], []
     for piece, made in zip(pieces, written, strict=True):
-        heard = hear(decode(made.ids), length=made.said.length if made.said else None)
+        heard = hear(decode(made.ids), length=_length(made.said) if is_listening else None)
         scores.append(score(piece.wanted, heard))
         kept.append(score(said_wanted(made.said), heard))
     return Row(source=source, way=way, scores=stack(scores, METRICS), kept=stack(kept, METRICS))
+
+
+def _length(said: Attributes | None) -> int:
+    """Bin of bars that was heard in a text; what goes unheard counts as a miss."""
+    return _UNHEARD if said is None or said.length is None else said.length
 
 
 def said_wanted(said: Attributes | None) -> Wanted:

@@ -73,7 +73,7 @@ class Heard:
         key: by `second_key`; None of drums alone.
         instruments: those that play a note.
         density: bin of notes per quarter.
-        length: bin of the bars that the text is taken to ask for; None where nobody asked.
+        length: bin of the bars that the text is taken to ask for; None where nobody listened.
     """
 
     tempo_bpm: float

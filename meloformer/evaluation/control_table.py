@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from meloformer.evaluation.control_intervals import Interval, difference, interval
+from meloformer.evaluation.control_intervals import (
+    FEWEST_APART,
+    Interval,
+    difference,
+    interval,
+    num_apart,
+)
 from meloformer.evaluation.control_rows import Row
 from meloformer.evaluation.control_scores import MEANING, METRICS
 
@@ -63,8 +69,8 @@ def comparisons(rows: Sequence[Row], *, seed: int = 0) -> list[dict[str, Any]]:
     """Each way of writing from the own text beside another's text and beside none.
 
     Returns:
-        Of each pair and metric: both intervals, whether they touch, and the interval of the
-        difference piece by piece.
+        Of each pair and metric: both intervals, whether they touch, the interval of the difference
+        piece by piece, and in how many pieces the two are not equal.
     """
     by_name = {row.name: row for row in rows}
     found = []
@@ -87,6 +93,7 @@ def comparisons(rows: Sequence[Row], *, seed: int = 0) -> list[dict[str, Any]]:
                             "other": asdict(theirs),
                             "touch": mine.touches(theirs),
                             "difference": asdict(difference(own, others, seed=seed)),
+                            "num_apart": num_apart(own, others),
                         }
                     )
     return found
@@ -111,9 +118,11 @@ def comparison_table(found: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def verdict(one: dict[str, Any]) -> str:
-    """Whether intervals touch, and if not, who is ahead."""
+    """Whether intervals touch, and if not, who is ahead, where pieces enough say so."""
     if one["touch"]:
         return "touch"
+    if one["num_apart"] < FEWEST_APART:
+        return f"nothing shown, {one['num_apart']} pieces differ"
     return "apart, higher" if one["own"]["mean"] > one["other"]["mean"] else "apart, LOWER"
 
 

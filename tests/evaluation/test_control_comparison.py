@@ -8,7 +8,6 @@ import pytest
 
 from meloformer.errors import ConfigError
 from meloformer.evaluation.control_comparison import (
-    FEWEST_APART,
     Difference,
     compared_rows,
     differences,
@@ -16,6 +15,7 @@ from meloformer.evaluation.control_comparison import (
     winner,
 )
 from meloformer.evaluation.control_comparison_report import comparison_lines, wins_line
+from meloformer.evaluation.control_intervals import FEWEST_APART
 from meloformer.evaluation.control_pairs import Report, check_same_pieces, read_report
 from meloformer.evaluation.control_scores import Wanted
 from tests.evaluation.control_reports import write_report
@@ -170,8 +170,23 @@ def test_each_way_has_a_table_and_the_first_that_has_the_row_is_held_against(
     strict = lines[lines.index("## text, strict") :]
     assert "without this row: a" in strict
     assert [row[:3] for row in cells(strict, "no difference shown")] == [["c", "b", "key"]]
-    with pytest.raises(ConfigError, match="--row true: found in no report; allowed: those of text"):
+    with pytest.raises(ConfigError, match=r"--row true: found in no report; .* text"):
         compared_rows(read(a, b), ["true"])
+
+
+def test_rows_that_were_left_out_are_compared_by_nobody(tmp_path: Path) -> None:
+    values = {"key": [1.0] * 10}
+    a = write_report(tmp_path / "a", {"none, summaries": values, "true, strict": values})
+    b = write_report(tmp_path / "b", {"none, summaries": values, "true, summaries": values})
+    with pytest.raises(ConfigError, match=r"--row text: found in no report; .* true none"):
+        compared(a, b)
+    lines = compared(a, b, sources=("none", "true"))
+    words = [row[:3] for row in cells(lines, "no difference shown")]
+    assert words == [["b", "a", "key"]], "what both have"
+    assert [line for line in lines if line.startswith("without")] == [
+        "without this row: a",
+        "without this row: b",
+    ]
 
 
 def test_settings_that_differ_are_named_and_no_others(tmp_path: Path) -> None:

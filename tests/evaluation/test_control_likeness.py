@@ -81,7 +81,7 @@ def judged(
         row, made = judge_row(pieces, source, way, generator, max_bars=MAX_BARS, seed=3)
         written[row.name] = made
     return judge_likeness(
-        pieces, written, ways, generator, variety_n=variety_n, max_bars=MAX_BARS, seed=3
+        pieces, written, generator, variety_n=variety_n, max_bars=MAX_BARS, seed=3
     )
 
 
@@ -119,6 +119,13 @@ def test_so_many_pieces_and_ways_as_asked_for_are_written_again_with_seeds_of_th
     assert told[0].sum() == 2 and (told[0] == told[1]).all()
     texts = [piece.text for piece, is_told in zip(pieces, told[0], strict=True) if is_told]
     assert [one.sections[0][0] for one in again] == texts
+
+
+def test_only_ways_in_which_texts_were_written_are_written_again(pieces) -> None:
+    strict = Restless()
+    assert judged(pieces, strict, 2, ("strict",)).variety == {}
+    assert len(strict.requests) == 2 * NUM_PIECES, "nothing was written twice"
+    assert set(judged(pieces, Restless(), 2, ("attributes",)).variety) == {REAL, "text, attributes"}
 
 
 def test_pieces_that_are_not_there_count_in_no_row(pieces) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from meloformer.evaluation.control_intervals import FEWEST_APART
 from meloformer.evaluation.control_rows import (
     Generated,
     JudgedPiece,
     Request,
+    Row,
     judge_row,
     judge_sections,
     reference_row,
@@ -22,6 +24,7 @@ from meloformer.evaluation.control_table import (
     intervals_of,
     plain,
     score_tables,
+    verdict,
 )
 from meloformer.midi.grid import METRE_INDEX, METRE_STEPS
 from meloformer.midi.quantised import QuantisedPiece
@@ -130,8 +133,53 @@ def judged(pieces, generator, source="text", way="summaries", **kwargs):
 
 
 def test_real_pieces_score_full_marks_against_their_own_texts(pieces) -> None:
-    found = intervals_of(reference_row(pieces))
+    found = intervals_of(reference_row(pieces, max_bars=8))
     assert {name for name in METRICS if found[name].mean == 1} == set(METRICS) - {"length"}
+
+
+def test_real_pieces_are_heard_as_far_as_pieces_are_written(pieces) -> None:
+    texts = ("piece 0", 3), ("piece 1", 9)
+    request = Request(sections=texts, num_bars=12, way="summaries", seed=0)
+    ids = Perfect().write(request).ids
+    begins, goes_on = (
+        dataclasses.replace(piece, name=("test", "both", 0, 12), ids=ids) for piece in pieces[:2]
+    )
+    for max_bars, scores in ((3, [1, 0]), (12, [0, 1])):
+        found = reference_row([begins, goes_on], max_bars=max_bars).scores
+        assert found["metre"].tolist() == found["tempo_bin"].tolist() == scores
+    (heard,) = reference_row([begins], max_bars=3).scores["instruments"]
+    assert heard == 1, "what enters later is not heard"
+    metre = [METRES[0]] * 2
+    late = encode(canonical_piece(metre, [TEMPOS[0]] * 2, [(1, 1, 0, 60, 24, 66)]))
+    begins = dataclasses.replace(begins, ids=late)
+    found = reference_row([begins], max_bars=1).scores
+    assert found["key"] == found["instruments"] == 0, "a silent beginning is heard as one"
+
+
+def test_rows_and_ways_are_chosen_and_silence_has_one_way() -> None:
+    assert rows_of(("none", "text"), ("strict", "summaries")) == [
+        ("text", "summaries"),
+        ("text", "strict"),
+        ("none", "summaries"),
+    ]
+    assert rows_of(("none",), ("strict",)) == [("none", "summaries")]
+    assert set(rows_of(("shuffled", "true"))) < set(rows_of()) and len(rows_of()) == 10
+
+
+def test_a_length_that_goes_unheard_counts_against_and_a_given_one_not_at_all(pieces) -> None:
+    class HardOfHearing(Perfect):
+        def write(self, request: Request) -> Generated:
+            honest = super().write(request)
+            is_heard = request.sections and request.seed % 2
+            said = honest.said if is_heard else dataclasses.replace(honest.said, length=None)
+            return Generated(ids=honest.ids, said=said if request.seed % 3 else None)
+
+    found = intervals_of(judged(pieces, HardOfHearing(), way="attributes"))["length"]
+    heard = [seed % 2 and seed % 3 for seed in range(1, 1 + NUM_PIECES)]
+    assert (found.n, found.mean) == (NUM_PIECES, np.mean(np.array(heard) > 0))
+    given = judged(pieces, Perfect(), "true", "strict", true_summaries=lambda piece: object())
+    for row in (given, judged(pieces, Perfect(), "none")):
+        assert intervals_of(row)["length"].n == 0, "nobody listened"
 
 
 def test_a_perfect_generator_is_perfect_from_its_text_and_lost_with_anothers(pieces) -> None:
@@ -212,6 +260,21 @@ def test_tables_hold_pieces_and_interval_of_every_share(pieces) -> None:
         ("[" in cell and f"n {NUM_PIECES}" in cell) or "-" in cell for cell in cells
     )
     assert len({len(line) for line in comparison_table(comparisons(rows))}) == 1
+
+
+def test_few_pieces_show_nothing_however_far_apart_their_intervals_are(pieces) -> None:
+    def row(source, value: float, num_pieces: int) -> Row:
+        nothing = dict.fromkeys(METRICS, np.full(num_pieces, np.nan))
+        scores = nothing | {"instruments": np.full(num_pieces, value)}
+        return Row(source=source, way="summaries", scores=scores, kept=nothing)
+
+    for num_pieces, word in (
+        (FEWEST_APART - 1, "nothing shown, 5 pieces differ"),
+        (FEWEST_APART, "apart, higher"),
+    ):
+        rows = [row("text", 0.75, num_pieces), row("shuffled", 0.5, num_pieces)]
+        (found,) = comparisons(rows)
+        assert not found["touch"] and verdict(found) == word
 
 
 def test_json_has_null_where_nothing_was_measured() -> None:

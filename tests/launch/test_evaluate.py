@@ -6,11 +6,20 @@ from pathlib import Path
 import pytest
 
 from launch.evaluate import EvaluateConfig, main
+from launch.tools.compare_control import CompareControlConfig
+from launch.tools.compare_control import main as compare
 from meloformer.captions.build import build_captions
+from meloformer.captions.caption_set import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    WindowCaptions,
+    facts_path,
+)
 from meloformer.captions.settings import CaptionSettings
 from meloformer.command_line import run_recipe
 from meloformer.evaluation.control_report import JSON_NAME, MARKDOWN_NAME, PIECES_NAME
 from meloformer.evaluation.control_scores import METRICS
+from meloformer.shards.reader import ShardFolder
 from tests.bridge.adapter_folders import write_adapter
 from tests.evaluation.judged_models import write_base, write_models
 
@@ -89,6 +98,65 @@ def test_bars_are_compared_within_pieces_and_between_two_of_one_text(
     assert "| similarity error" in report and "| variety" in report
 
 
+def test_rows_that_are_not_asked_for_are_not_written_and_nothing_asks_for_them(
+    trained, chorale_shards, tmp_path, capsys
+) -> None:
+    output = tmp_path / "few"
+    captions = ("--captions", str(trained / "captions.jsonl"), "--variety_n", "2")
+    few = ("--rows", "none", "text", "--ways", "attributes")
+    assert evaluate(trained, chorale_shards, output, *captions, *few) == 0
+    figures = json.loads((output / JSON_NAME).read_text())
+    assert set(figures["rows"]) == {"piece", "text, attributes", "none, summaries"}
+    assert set(figures["bar_similarity"]) == set(figures["rows"])
+    assert set(figures["variety"]) == {"piece", "text, attributes"}
+    assert {one["beside"] for one in figures["comparisons"]} == {"none, summaries"}
+    assert set(figures["nats_against_none"]) == {"own", "another", "text", "another_text"}
+    assert figures["settings"]["judge"]["rows"] == ["none", "text"]
+    alone = tmp_path / "alone"
+    true = ("--rows", "true", "--ways", "strict")
+    assert evaluate(trained, chorale_shards, alone, *captions, *true) == 0
+    figures = json.loads((alone / JSON_NAME).read_text())
+    assert set(figures["rows"]) == {"piece", "true, strict"} and not figures["comparisons"]
+    assert figures["variety"] == {}
+    capsys.readouterr()
+    compared = CompareControlConfig(reports=(output, alone), row=("true", "none"))
+    compare(compared)
+    assert "without this row: few" in capsys.readouterr().out
+
+
+def test_texts_that_say_the_same_do_the_same_however_long_their_own_pieces_are(
+    trained, chorale_shards, tmp_path
+) -> None:
+    """Pieces of 1, 2 and 3 bars: another's text is asked for as many bars as the piece has."""
+    index = ShardFolder.open(chorale_shards).split("test")
+    windows = [
+        WindowCaptions(
+            location=key,
+            key=key,
+            split="test",
+            first_bar=0,
+            last_bar=bars,
+            captions={"en": ["calm"]},
+            templates={"en": ["en-90"]},
+            mentions={"en": [["tempo"]]},
+            attributes={"tempo_bpm": 90.0},
+        )
+        for bars, key in enumerate(index.keys()[:3], start=1)
+    ]
+    path = tmp_path / "captions.jsonl"
+    path.write_text("".join(window.to_line() for window in windows))
+    facts = {"name": FORMAT_NAME, "format": FORMAT_VERSION}
+    facts_path(path).write_text(json.dumps(facts | {"held_out_templates": {"en": ["en-90"]}}))
+    output = tmp_path / "out"
+    flags = ("--captions", str(path), "--bars", "3", "--rows", "none")
+    assert evaluate(trained, chorale_shards, output, *flags) == 0
+    pieces = [json.loads(line) for line in (output / PIECES_NAME).read_text().splitlines()]
+    assert sorted(piece["name"][3] for piece in pieces) == [1, 2, 3]
+    for piece in pieces:
+        nats = piece["nats_per_note"]
+        assert nats["another_text"] == pytest.approx(nats["text"], rel=1e-6)
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_figures_and_no_heads_no_attributes(
     trained, chorale_shards, tmp_path, capsys
@@ -139,9 +207,11 @@ def test_a_users_captions_run_the_published_protocol(
     ]
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     output = tmp_path / "out"
-    flags = ("--captions", str(path))
+    flags = ("--captions", str(path), "--sections")
     assert evaluate(trained, chorale_shards, output, *flags, bridge="plain_bridge") == 0
-    assert "| row " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| row " in said and "rows of true summaries not run" in said
+    assert "## Two texts, one after the other" in said
     figures = json.loads((output / JSON_NAME).read_text())
     assert figures["variety"]["text, summaries"]["n"] == 2
     assert figures["variety"]["piece"]["n"] == 0, "no real piece is there"
@@ -155,12 +225,20 @@ def test_bad_input_ends_in_one_line_and_code_2(trained, chorale_shards, tmp_path
     other = write_base(tmp_path / "other", seed=1)
     file = tmp_path / "file"
     file.write_text("")
+    plain = ("--bridge", str(trained / "plain_bridge"))
+    soft = ("--bridge", str(trained / "soft_prompt"))
     adapted = ("--strategy", "adapter", "--adapter")
     soft_adapter = write_adapter(tmp_path / "adapter", trained / "soft_prompt")
     for flags, message in (
         ((), "--captions: found none"),
         (("--captions", "absent.jsonl"), "absent.jsonl"),
         ((*own, "--n", "1"), "--n 1"),
+        ((*own, "--rows", "piece"), "piece"),
+        ((*own, "--ways", "tight"), "tight"),
+        ((*own, "--rows"), "--rows: found none; allowed: text"),
+        ((*own, "--ways"), "--ways: found none; allowed: summaries"),
+        ((*own, *plain, "--ways", "strict", "--rows", "text"), "no attribute heads; allowed"),
+        ((*own, *soft, "--rows", "true"), "have no summaries of their own; allowed"),
         ((*own, "--variety_n", "-1"), "--variety_n -1"),
         ((*own, "--checkpoint", str(other)), "was trained on"),
         ((*own, "--output", str(file)), "--output"),
