@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meloformer.bridge.attribute_heads import SaidAttributes
 from meloformer.bridge.bridge_folder import model_type_of
 from meloformer.bridge.bridges import BridgeWeights, LoadedBridge, load_bridge
 from meloformer.bridge.text_encoder import TextEncoder
@@ -55,7 +56,7 @@ class BridgeGenerator:
     injecting: Injecting = field(default_factory=Injecting)
     # Of texts that have been asked for: rows share them.
     _summaries: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, init=False)
-    _said: dict[str, Attributes] = field(default_factory=dict, init=False)
+    _heard: dict[str, SaidAttributes] = field(default_factory=dict, init=False)
 
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
         """See `Generator`; all requests are sampled side by side."""
@@ -72,8 +73,11 @@ class BridgeGenerator:
 
     def _sample(self, request: Request, told: Attributes) -> Sample:
         controls = ControlConfig(bars=request.num_bars)
+        if request.way == "strict":
+            heard = self._hears(request)
+            controls = controls.keeping(told, drums=heard is None or heard.has_drums is not False)
         return Sample(
-            controls=controls.keeping(told) if request.way == "strict" else controls,
+            controls=controls,
             told=told,
             injection=self._injection(request),
             seed=request.seed,
@@ -114,13 +118,17 @@ class BridgeGenerator:
             return NOTHING
         if request.attributes is not None:
             return request.attributes
-        if not request.sections:
-            return NOTHING
+        heard = self._hears(request)
+        return NOTHING if heard is None else understood(heard)
+
+    def _hears(self, request: Request) -> SaidAttributes | None:
+        """What the heads hear in a text; None where nobody says anything, or others than a text."""
+        if request.attributes is not None or not request.sections:
+            return None
         text = request.sections[0][0]
-        if text not in self._said:
-            (said,) = self.bridge.heads.predict(self.encoder.encode([text]))
-            self._said[text] = understood(said)
-        return self._said[text]
+        if text not in self._heard:
+            (self._heard[text],) = self.bridge.heads.predict(self.encoder.encode([text]))
+        return self._heard[text]
 
     def _injection(self, request: Request) -> Injection | None:
         """What is injected; None where nobody says anything."""

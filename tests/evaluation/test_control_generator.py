@@ -1,5 +1,7 @@
 """What the judge hears is what was asked for: order, sections, told and kept attributes."""
 
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +11,15 @@ from meloformer.bridge.text_to_summaries import FlowConfig, summaries_of_texts
 from meloformer.errors import CheckpointError
 from meloformer.evaluation.control_generator import BridgeGenerator, load_generator
 from meloformer.evaluation.control_rows import Request
+from meloformer.generation.controls import NOTHING
 from meloformer.generation.injecting import InjectingConfig
-from meloformer.midi.grid import METRE_INDEX, TEMPOS_BPM
+from meloformer.midi.grid import DRUMS, METRE_INDEX, TEMPOS_BPM
 from meloformer.tokens.attributes import Attributes, read_prefix
 from meloformer.tokens.hid import decode
-from meloformer.tokens.vocabulary import length_bin
+from meloformer.tokens.vocabulary import Kind, length_bin, token_id
 from tests.bridge.adapter_folders import write_adapter
 from tests.evaluation.judged_models import WIDTH, write_base, write_models
+from tests.generation.steered_models import heads_that_say
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +80,18 @@ def test_strict_keeps_what_attributes_only_tell(generator) -> None:
     # 65 tempos and 100 metres: a model of random weights does not hit them unforced.
     free = decode(told.ids)
     assert set(free.bar_metre) != {metre} or set(free.bar_tempo) != {tempo}
+
+
+def test_strict_keeps_drums_out_where_a_text_denies_them(generator) -> None:
+    model = deepcopy(generator.model)
+    with torch.no_grad():  # drums whenever they may play
+        model.token_embedding.weight[token_id(Kind.INSTRUMENT, DRUMS), 0] = 4.0
+    heads = heads_that_say(NOTHING, generator.encoder, has_drums=False)
+    denied = replace(generator, model=model, bridge=replace(generator.bridge, heads=heads))
+    ways = ("attributes", "strict")
+    told, kept = denied.generate([ask(("no drums", 2), way=way) for way in ways])
+    assert DRUMS in decode(told.ids).instrument and DRUMS not in decode(kept.ids).instrument
+    assert told.said is None and kept.said is None, "a prefix has no word for it"
 
 
 def test_summaries_change_what_is_written_and_nobodys_are_none(generator) -> None:
