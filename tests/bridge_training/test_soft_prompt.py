@@ -39,7 +39,7 @@ from tests.layouts import tiny_config
 PATHS: dict[str, Any] = {"targets": Path("targets"), "captions": Path("captions.jsonl")}
 BASE: dict[str, Any] = {"checkpoint": Path("runs/base"), "data": "data_shards/name"}
 MAX_BARS, ROWS = 4, 4
-ALPHA = 0.7
+ALPHA = 0.9
 
 
 @pytest.mark.parametrize(
@@ -199,11 +199,11 @@ def test_a_soft_prompt_lowers_the_nats_of_the_pieces_that_its_texts_speak_of(
             data=chorale_shards,
             inject_after=0,
             token_loss_alpha=ALPHA,
-            max_steps=60,
+            max_steps=120,
             learning_rate=1e-2,
             batch_size=ROWS,
             dropout=0,
-            validate_every=20,
+            validate_every=40,
             save_every=0,
         ),
     )
