@@ -112,13 +112,7 @@ class Layer(nn.Module):
             read_BHTK = attention.update(q_BHTK, k_BGTK, v_BGTK, plan)
             return self._ffn(self.add_attention(x_BTD, read_BHTK)), None, None
 
-        normed_BSD = self.attention_norm(s_BSD)
-        k_BGSK, v_BGSK = self.keys_values(normed_BSD, summary_angles)
-        gathered_BHSK = attention.summarize(
-            self.queries(normed_BSD, summary_angles), k_BGTK, v_BGTK, plan, (k_BGSK, v_BGSK)
-        )
-        s_BSD = self.add_attention(s_BSD, gathered_BHSK)
-
+        s_BSD = self._summarize(s_BSD, (k_BGTK, v_BGTK), summary_angles, plan)
         coarse = self.coarse_keys_values(s_BSD, summary_angles)
         if o_BSD is not None:
             assert plan.opened is not None, "open summaries without a plan for them"
@@ -132,6 +126,28 @@ class Layer(nn.Module):
         if self.is_last:
             return x_BTD, s_BSD, o_BSD
         return x_BTD, self._ffn(s_BSD), o_BSD if o_BSD is None else self._ffn(o_BSD)
+
+    def summaries(
+        self,
+        x_BTD: Tensor,
+        s_BSD: Tensor,
+        token_angles: Tensor,
+        summary_angles: Tensor,
+        plan: AttentionPlan,
+    ) -> Tensor:
+        """The summary stream after this layer, without the tokens'; see `forward`."""
+        read = self.keys_values(self.attention_norm(x_BTD), token_angles)
+        s_BSD = self._summarize(s_BSD, read, summary_angles, plan)
+        return s_BSD if self.is_last else self._ffn(s_BSD)
+
+    def _summarize(
+        self, s_BSD: Tensor, tokens: tuple[Tensor, Tensor], angles: Tensor, plan: AttentionPlan
+    ) -> Tensor:
+        """SUMMARIZE, with keys and values of the tokens."""
+        normed_BSD = self.attention_norm(s_BSD)
+        own = self.keys_values(normed_BSD, angles)
+        queries_BHSK = self.queries(normed_BSD, angles)
+        return self.add_attention(s_BSD, attention.summarize(queries_BHSK, *tokens, plan, own))
 
     def open_summarize(self, o_BSD: Tensor, angles: Tensor, opened: AttentionPlan) -> Tensor:
         """SUMMARIZE of open summaries, which read each other; see `AttentionPlan.opened`."""
@@ -268,9 +284,19 @@ class MuseFormer(nn.Module):
                 f"summaries after layer {layer} of {self.config.num_layers}: allowed are 1 to "
                 f"{self.config.num_layers - 1}, of a model with summaries"
             )
-        _, s_BSD = self._streams(ids_BT, layout, plan, None, layer)
-        assert s_BSD is not None
-        return s_BSD
+        # What the last of these layers does to the tokens, nobody reads.
+        x_BTD, s_BSD = self._streams(ids_BT, layout, plan, None, layer - 1)
+        last = self.layers[layer - 1]
+        assert s_BSD is not None and isinstance(last, Layer)
+        angles = self._angles(layout)
+        return last.summaries(x_BTD, s_BSD, *angles, plan.for_dtype(x_BTD.dtype))
+
+    def _angles(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Of tokens (B, 1, T, K/2) and of summaries (B, 1, S, K/2)."""
+        return (
+            self.angles(layout.bar_BT, layout.index_BT),
+            self.angles(layout.bar_BS, torch.zeros_like(layout.bar_BS)),
+        )
 
     def _streams(
         self,
@@ -287,8 +313,7 @@ class MuseFormer(nn.Module):
         s_BSD = o_BSD = None
         if self.config.summaries:
             s_BSD = self.summary_start.expand(*layout.piece_BS.shape, -1)
-        token_angles = self.angles(layout.bar_BT, layout.index_BT)
-        summary_angles = self.angles(layout.bar_BS, torch.zeros_like(layout.bar_BS))
+        token_angles, summary_angles = self._angles(layout)
         again = self.checkpointing == "layer" and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers[:num_layers]):
             if start is not None and index == start.layer:
