@@ -105,11 +105,13 @@ class Bridge(Protocol):
         guidance: float = 1.0,
         solver: Solver = "euler",
         mask_BS: torch.Tensor | None = None,
+        first_bar: int = 0,
     ) -> torch.Tensor:
         """Normalised summaries (B, S, D); a row does not depend on the others of its batch.
 
         `mask_BS` is True at the bars that each row wants, which come first; all S if not given. The
-        others change nothing of these.
+        others change nothing of these. `first_bar` is where they begin in their piece: windows that
+        share a bar begin with the same noise there.
         """
 
 
@@ -155,6 +157,7 @@ class LoadedBridge:
         steps: int = 10,
         guidance: float = 1.0,
         solver: Solver = "euler",
+        first_bar: int = 0,
     ) -> torch.Tensor:
         """Summaries (B, S, D) in the base's own scale, for `Injection`.
 
@@ -166,9 +169,17 @@ class LoadedBridge:
             steps: of the solver.
             guidance: how far to go beyond the unconditional answer; 1 is the plain answer.
             solver: of the flow.
+            first_bar: of these bars in their piece: windows that share a bar begin with the same
+                noise there.
         """
         normalised = self.model.sample(
-            states, num_bars, seed=seed, steps=steps, guidance=guidance, solver=solver
+            states,
+            num_bars,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            solver=solver,
+            first_bar=first_bar,
         )
         return normalised.float() * self.std_D + self.mean_D
 

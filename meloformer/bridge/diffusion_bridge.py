@@ -268,6 +268,7 @@ class DiffusionBridge(nn.Module):
         guidance: float = 1.0,
         solver: Solver = "euler",
         mask_BS: Tensor | None = None,
+        first_bar: int = 0,
     ) -> Tensor:
         """Normalised summaries (B, S, D) of texts.
 
@@ -279,6 +280,7 @@ class DiffusionBridge(nn.Module):
             guidance: 1 is the answer to the text, more exaggerates what the text changes.
             solver: `heun` asks the network twice a step.
             mask_BS: True at the bars that each row wants; all S if not given.
+            first_bar: of these bars in their piece, whose noise they get.
 
         Raises:
             ConfigError: more bars than the bridge has, as many seeds as there are no rows.
@@ -294,7 +296,8 @@ class DiffusionBridge(nn.Module):
             raise ConfigError(f"{len(seeds)} seeds for {num_rows} texts: allowed one, or one each")
         device = self.summary_in.weight.device
         states_BLW, mask_BL = states.states_BLW.to(device), states.mask_BL.to(device)
-        noise_BSD = noise_of_rows(seeds, num_bars, self.config.summary_width, device)
+        width, last_bar = self.config.summary_width, first_bar + num_bars
+        noise_BSD = noise_of_rows(seeds, last_bar, width, device)[:, first_bar:]
         # Guidance asks for both answers in one call: rows with their text, then without.
         copies = 1 if guidance == 1 else 2
         without_B = torch.arange(copies * num_rows, device=device) >= num_rows

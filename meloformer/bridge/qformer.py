@@ -132,6 +132,7 @@ class QFormer(nn.Module):
         guidance: float = 1.0,
         solver: Solver = "euler",
         mask_BS: torch.Tensor | None = None,
+        first_bar: int = 0,
     ) -> torch.Tensor:
         """Normalised summaries (B, S, D): the one answer, whatever seed, steps and solver say.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from meloformer.bridge.bridges import LoadedBridge
-from meloformer.bridge.flow import Solver, check_solver, row_seed
+from meloformer.bridge.flow import Solver, check_solver
 from meloformer.bridge.joined_windows import join_windows
 from meloformer.bridge.summarising import OVERLAP
 from meloformer.bridge.text_encoder import TextEncoder, TextStates
@@ -101,12 +101,13 @@ def summaries_of_texts(
         bridge.summaries(
             states,
             last - first,
-            seed=_seed_of_window(seed, number),
+            seed=seed,
+            first_bar=first,
             steps=flow.steps,
             guidance=flow.guidance,
             solver=flow.solver,
         )
-        for number, (first, last) in enumerate(spans)
+        for first, last in spans
     ]
     return torch.stack(
         [
@@ -128,13 +129,6 @@ def _spans(num_bars: int, most_bars: int) -> list[tuple[int, int]]:
         first = spans[-1][0] + step
         spans.append((first, min(first + most_bars, num_bars)))
     return spans
-
-
-def _seed_of_window(seed: int | Sequence[int], number: int) -> int | list[int]:
-    """Another draw for each window, else a long piece would say the same over and over."""
-    if isinstance(seed, int):
-        return row_seed(seed, number) if number else seed
-    return [row_seed(one, number) if number else one for one in seed]
 
 
 def save_summaries(path: Path, summaries_SD: torch.Tensor) -> None:

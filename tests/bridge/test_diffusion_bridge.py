@@ -252,6 +252,15 @@ def test_a_text_alone_gives_what_it_gives_in_a_batch(settings: dict) -> None:
         torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
 
 
+def test_windows_that_share_a_bar_begin_with_the_same_noise_there() -> None:
+    bridge, states = some_bridge(), some_states()
+    for parameter in bridge.summary_out.parameters():
+        torch.nn.init.zeros_(parameter)  # no velocity: the answer is the noise
+    whole = bridge.sample(states, 9, seed=[4, 5, 6])
+    assert torch.equal(bridge.sample(states, 6, seed=[4, 5, 6], first_bar=3), whole[:, 3:])
+    assert not torch.equal(whole[:, :6], whole[:, 3:])
+
+
 def test_a_seed_gives_the_same_summaries_again_and_another_seed_others() -> None:
     bridge, states = some_bridge(), some_states()
     first = bridge.sample(states, 7, seed=3)
