@@ -17,9 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from meloformer.bridge.bridges import BridgeWeights
 from meloformer.bridge.text_to_summaries import FlowConfig
 from meloformer.command_line import run_recipe
@@ -32,6 +29,7 @@ from meloformer.generation.injecting import InjectingConfig
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.weights import Weights
+from meloformer.progress import shown
 from meloformer.shards.reader import ShardFolder
 
 
@@ -95,17 +93,13 @@ def main(config: EvaluateConfig) -> None:
         sampling=config.sampling,
         injecting=config.injecting,
     )
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
+    with shown("judging", "pieces") as tell:
         findings = judge_control(
             generator,
             folder,
             config.judge,
             seed=config.seed,
-            on_progress=lambda part, done, total: progress.update(
-                task, description=part, completed=done, total=total
-            ),
+            on_progress=lambda part, done, total: tell(done, total, part),
         )
     facts = generator.describe() | settings(config)
     save_report(config.output, findings, facts, config.seed)

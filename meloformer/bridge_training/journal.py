@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from meloformer.training.metrics import STEPS_PER_LINE, duration
+from meloformer.progress import duration
+from meloformer.training.metrics import STEPS_PER_LINE
 from meloformer.training.run_writer import RunWriter
 
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from meloformer.progress import duration
 from meloformer.training.doing import read_doing
-from meloformer.training.metrics import BYTES_PER_GIB, duration, gibibytes
+from meloformer.training.metrics import BYTES_PER_GIB, gibibytes
 from meloformer.training.run_reader import RunReader
 
 # Where a figure is no longer that of a healthy run.

@@ -7,6 +7,8 @@ from typing import Any
 import psutil
 import torch
 
+from meloformer.progress import duration
+
 METRICS_NAME, LOG_NAME, TENSORBOARD_NAME = "metrics.jsonl", "train.log", "tensorboard"
 VALIDATION_NAME = "validation.jsonl"
 STEPS_PER_LINE = 10
@@ -164,14 +166,3 @@ def gibibytes(size: float) -> str:
     '1.50 GiB'
     """
     return f"{size / BYTES_PER_GIB:.2f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> duration(59), duration(3661)
-    ('0:00:59', '1:01:01')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"

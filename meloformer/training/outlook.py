@@ -9,13 +9,14 @@ from meloformer.batches.phases import outlook_of_phases, too_short
 from meloformer.model.counts import StepPairs, num_parameters, training_flops
 from meloformer.model.memory import BatchSize
 from meloformer.model.rules import describe_rule
+from meloformer.progress import duration
 from meloformer.training.building import count_moved, count_trained
 from meloformer.training.cards import peak_flops
 from meloformer.training.config import fuses
 from meloformer.training.data import TrainData
 from meloformer.training.freezing import describe_trained
 from meloformer.training.memory import Partitioning, forecast
-from meloformer.training.metrics import BYTES_PER_GIB, duration
+from meloformer.training.metrics import BYTES_PER_GIB
 from meloformer.training.out_of_memory import total_bytes
 from meloformer.training.prepare import Prepared
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from meloformer.progress import duration
 from meloformer.training.board import Board
 from meloformer.training.doing import DoingWriter
 from meloformer.training.line_file import LineFile
@@ -22,7 +23,6 @@ from meloformer.training.metrics import (
     METRICS_NAME,
     TENSORBOARD_NAME,
     VALIDATION_NAME,
-    duration,
 )
 
 # Where nobody watches a bar: words on a validation that takes longer than this, so often.

@@ -15,12 +15,12 @@ from torch import Tensor
 from meloformer.batches.batch import Batch
 from meloformer.batches.phases import PhaseConfig, phase_at
 from meloformer.model.masks import rule_of
+from meloformer.progress import duration
 from meloformer.training.compile_ahead import CompileAhead, CompileSpec
 from meloformer.training.compile_cache import found_in_cache
 from meloformer.training.config import ResolvedConfig
 from meloformer.training.engine import Engine
 from meloformer.training.graphs import GraphBudget, warm_up
-from meloformer.training.metrics import duration
 from meloformer.training.out_of_memory import describe
 from meloformer.training.preflight import is_cheap, try_largest
 from meloformer.training.step import Clock

@@ -10,9 +10,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from meloformer.progress import duration
 from meloformer.training.doing import read_doing
 from meloformer.training.health import Finding, silent_seconds
-from meloformer.training.metrics import duration, gibibytes
+from meloformer.training.metrics import gibibytes
 from meloformer.training.run_reader import RunReader
 
 _LOSS_ROWS = 9

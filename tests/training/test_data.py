@@ -11,13 +11,13 @@ from meloformer.command_line import parse_flags
 from meloformer.errors import BatchError
 from meloformer.midi.default_corpus import default_corpus_paths
 from meloformer.model.counts import StepPairs, training_flops
+from meloformer.progress import duration
 from meloformer.shards.build import build_shards
 from meloformer.shards.manifest import ShardSettings
 from meloformer.shards.pool import local_engine
 from meloformer.shards.reader import ShardFolder
 from meloformer.shards.sources import score_source
 from meloformer.training.config import TrainConfig
-from meloformer.training.metrics import duration
 from meloformer.training.outlook import EXPECTED_MFU, estimated_time, outlook
 from meloformer.training.prepare import Prepared, prepare
 from tests.conftest import NUM_CHORALES
