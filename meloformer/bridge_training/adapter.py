@@ -37,7 +37,8 @@ class AdapterTrainConfig(BridgeTrainConfig):
         text_encoder: another place of the bridge's encoder, such as a folder; auto takes the one
             that the bridge names.
         hidden_width: of the adapter's layer.
-        alpha: weight of the injected summaries in the blend that it begins as.
+        alpha: weight of the injected summaries in the blend that it begins as; if not given, what
+            the bridge was trained with, and 0.7 where it was trained with none.
         validation_windows: that a validation looks at, evenly spread; 0 for all.
         batch_size: rows per rank at the first start, each a forward and a backward pass of the
             MuseFormer; later starts follow the number of ranks.
@@ -51,7 +52,7 @@ class AdapterTrainConfig(BridgeTrainConfig):
     data: str
     text_encoder: str = _OF_BRIDGE
     hidden_width: int = SummaryAdapterConfig.hidden_width
-    alpha: float = SummaryAdapterConfig.alpha
+    alpha: float | None = None
     validation_windows: int = 256
     batch_size: int = 8
     epochs: int = 3
@@ -71,7 +72,9 @@ class AdapterTrainConfig(BridgeTrainConfig):
     def model_config(self, summary_width: int) -> SummaryAdapterConfig:
         """Shape of the adapter for summaries of a width."""
         return SummaryAdapterConfig(
-            summary_width=summary_width, hidden_width=self.hidden_width, alpha=self.alpha
+            summary_width=summary_width,
+            hidden_width=self.hidden_width,
+            alpha=SummaryAdapterConfig.alpha if self.alpha is None else self.alpha,
         )
 
 
@@ -168,6 +171,8 @@ def prepare_adapter(flags: AdapterTrainConfig, command: list[str] | None = None)
         )
     if flags.text_encoder == _OF_BRIDGE:
         flags = replace(flags, text_encoder=bridge.encoder["name"])
+    if flags.alpha is None:
+        flags = replace(flags, alpha=bridge.token_loss_alpha)
     prepared = prepare(flags, kind_of(flags, bridge), command)
     bridge.check_encoder(prepared.facts.encoder["fingerprint"])
     return prepared
@@ -202,7 +207,7 @@ def kind_of(flags: AdapterTrainConfig, bridge: LoadedBridge) -> BridgeKind:
         build=build,
         objective=objective,
         objective_settings={"bridge": facts["fingerprint"], "flow": asdict(flags.flow)},
-        most_bars=bridge.model.config.num_queries,
+        most_bars=bridge.trained_bars,
         tokens_from=flags.data,
         layer=bridge.layer,
         statistics=lambda targets: (bridge.mean_D, bridge.std_D),

@@ -54,7 +54,7 @@ class BridgeKind:
         build: a new bridge for a width of text states and a width of summaries.
         objective: wraps it, as attribute `bridge`.
         objective_settings: plain data that a resumed run has to share.
-        most_bars: of a window, as many as there are queries.
+        most_bars: of a window, as many as the bridge has queries for or has been trained on.
         tokens_from: shards to read the windows from, for an objective that asks for their tokens.
         layer: of the base, after which the answers enter.
         statistics: mean and deviation, (D,) float32, that undo normalising the answers.
@@ -279,7 +279,7 @@ def check_targets(targets: SummaryTargets, flags: BridgeTrainConfig) -> None:
 
 
 def check_windows(splits: Iterable[SplitTargets], most_bars: int, folder: Path) -> None:
-    """Refuse windows of more bars than a bridge has queries for.
+    """Refuse windows of more bars than a bridge takes.
 
     Args:
         splits: that a run reads.
@@ -292,8 +292,8 @@ def check_windows(splits: Iterable[SplitTargets], most_bars: int, folder: Path) 
     longest = max((window.bars for split in splits for window in split.windows), default=0)
     if longest > most_bars:
         raise ConfigError(
-            f"--targets {folder}: found windows of up to {longest} bars, allowed {most_bars}, one "
-            "for each query of the bridge; extract the summaries and write the captions again with "
+            f"--targets {folder}: found windows of up to {longest} bars, allowed {most_bars}, as "
+            "many as the bridge takes; extract the summaries and write the captions again with "
             f"--max_bars {most_bars}"
         )
 

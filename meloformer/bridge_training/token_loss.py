@@ -59,11 +59,6 @@ class WindowTokens:
         return bare_window(ids, starts, window.first_bar, window.last_bar)
 
 
-def blended(summaries_BSD: Tensor, mask_BS: Tensor) -> Injection:
-    """Summaries as `Injection` takes them if nobody says how."""
-    return Injection(summaries_BSD=summaries_BSD, mask_BS=mask_BS)
-
-
 def num_graphs(rule: Rule) -> int:
     """Attention graphs of one shape of batch, whatever is trained through a frozen base.
 
@@ -109,7 +104,7 @@ class TokenLoss:
         predicted_BSD: Tensor,
         tokens: Sequence[np.ndarray],
         world_size: int,
-        inject: Inject = blended,
+        inject: Inject,
     ) -> tuple[Tensor, Tensor]:
         """Share of these rows in the mean over the global batch; collective.
 
@@ -134,7 +129,7 @@ class TokenLoss:
         self,
         predicted_BSD: Tensor | None,
         tokens: Sequence[np.ndarray],
-        inject: Inject = blended,
+        inject: Inject,
     ) -> tuple[Tensor, int]:
         """Nats of all tokens of these rows, and how many tokens that are.
 

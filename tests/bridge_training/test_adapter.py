@@ -25,7 +25,7 @@ from meloformer.model.injection import Injection
 from meloformer.model.masks import rule_of
 from meloformer.model.weights import load_model, model_fingerprint
 from tests.bridge.text_encoders import write_qwen3
-from tests.bridge_training.adapter_folders import SHAPE, write_adapter_data
+from tests.bridge_training.adapter_folders import write_adapter_data
 from tests.bridge_training.conftest import ROOT
 from tests.layouts import layout_of
 from tests.training.launching import python, run, torchrun
@@ -214,14 +214,27 @@ def test_what_does_not_belong_together_is_refused_before_anything_is_encoded(
     assert "\n" not in str(refusal.value) and not (tmp_path / "run").exists()
 
 
-def test_windows_of_more_bars_than_the_bridge_has_queries_are_refused(
+def test_windows_of_more_bars_than_the_bridge_was_trained_on_are_refused(
     flags: Flags, folders: Path, tmp_path: Path
 ) -> None:
     wanted = flags(tmp_path / "run")
-    kind = kind_of(wanted, load_bridge(folders / "qformer"))
-    assert kind.most_bars == SHAPE["num_queries"]
+    bridge = load_bridge(folders / "qformer")
+    assert kind_of(wanted, bridge).most_bars == bridge.trained_bars
     with pytest.raises(ConfigError, match="windows of up to 3 bars, allowed 2"):
-        prepare(wanted, replace(kind, most_bars=2))
+        prepare(wanted, kind_of(wanted, replace(bridge, trained_bars=2)))
+
+
+def test_it_begins_as_the_blend_that_the_bridge_was_trained_with(
+    flags: Flags, folders: Path, tmp_path: Path
+) -> None:
+    bridge = Path(shutil.copytree(folders / "qformer", tmp_path / "qformer"))
+    found = next(bridge.rglob("model/config.json"))
+    found.write_text(json.dumps(json.loads(found.read_text()) | {"token_loss_alpha": 0.25}))
+    for alpha, wanted in ((None, 0.25), (0.5, 0.5)):
+        more = {} if alpha is None else {"alpha": alpha}
+        prepared = prepare_adapter(flags(tmp_path / f"run-{wanted}", bridge=bridge, **more))
+        assert prepared.objective.bridge.config.alpha == wanted
+    assert prepare_adapter(flags(tmp_path / "run")).objective.bridge.config.alpha == 0.7
 
 
 def test_states_of_another_encoder_than_the_bridges_are_refused(

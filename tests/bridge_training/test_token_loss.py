@@ -45,6 +45,10 @@ def predicted(model: MuseFormer) -> torch.Tensor:
     return torch.randn(len(BARS), max(BARS), model.config.width, generator=generator)
 
 
+def entering(alpha: float) -> Inject:
+    return lambda summaries, mask: Injection(summaries_BSD=summaries, mask_BS=mask, alpha=alpha)
+
+
 def loss_of(model: MuseFormer) -> TokenLoss:
     width = model.config.width
     return TokenLoss(model, torch.linspace(-1, 1, width), torch.linspace(0.5, 2, width))
@@ -57,7 +61,7 @@ def nats_alone(model: MuseFormer, ids: np.ndarray, summaries_SD: torch.Tensor) -
     assert batch.layout.open_BS is not None
     slots = torch.zeros(1, batch.layout.open_BS.shape[1], summaries_SD.shape[1])
     slots[0, : len(summaries_SD)] = summaries_SD
-    injection = Injection(summaries_BSD=slots, mask_BS=batch.layout.open_BS >= 0)
+    injection = entering(0.7)(slots, batch.layout.open_BS >= 0)
     plan = build_plan(batch.layout, rule_of(model.config.rule), "dense", None)
     with torch.no_grad():
         chances = model(batch.ids_BT, batch.layout, plan, injection)[0].log_softmax(-1)
@@ -84,7 +88,7 @@ def test_it_is_the_mean_nats_per_token_over_all_windows_with_the_answers_injecte
     )
     nats = [nats_alone(model, ids, in_scale[row, : BARS[row]]) for row, ids in enumerate(tokens)]
     wanted = sum(map(sum, nats)) / sum(map(len, nats))
-    assert float(loss(summaries, tokens, 1)[1]) == pytest.approx(wanted, rel=1e-4)
+    assert float(loss(summaries, tokens, 1, entering(0.7))[1]) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_rows_of_one_shape_for_a_kernel_that_is_compiled_by_shape_cost_the_same(
@@ -97,8 +101,8 @@ def test_rows_of_one_shape_for_a_kernel_that_is_compiled_by_shape_cost_the_same(
     summaries = predicted(model)
     all_rows, one_row = slice(0, 3), slice(1, 2)
     for rows, given in ((all_rows, summaries), (one_row, summaries[one_row]), (one_row, None)):
-        found, num_targets = loss.nats(given, tokens[rows])
-        wanted, known = plain.nats(given, tokens[rows])
+        found, num_targets = loss.nats(given, tokens[rows], entering(0.7))
+        wanted, known = plain.nats(given, tokens[rows], entering(0.7))
         assert num_targets == known == sum(len(ids) - 1 for ids in tokens[rows])
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
 
@@ -106,20 +110,17 @@ def test_rows_of_one_shape_for_a_kernel_that_is_compiled_by_shape_cost_the_same(
 def test_how_summaries_enter_is_the_callers_to_say(
     model: MuseFormer, tokens: list[np.ndarray]
 ) -> None:
-    def entering(alpha: float) -> Inject:
-        return lambda summaries, mask: Injection(summaries_BSD=summaries, mask_BS=mask, alpha=alpha)
-
     loss, summaries = loss_of(model), predicted(model)
     found = [float(loss.nats(summaries, tokens, entering(alpha))[0]) for alpha in (0.7, 0.1)]
-    assert found[0] == float(loss.nats(summaries, tokens)[0]) != found[1]
-    assert float(loss.nats(None, tokens)[0]) not in found
+    assert found[0] != found[1]
+    assert float(loss.nats(None, tokens, entering(0.7))[0]) not in found
 
 
 def test_its_gradient_reaches_the_summaries_of_real_bars_and_no_weight_of_the_base(
     model: MuseFormer, tokens: list[np.ndarray]
 ) -> None:
     summaries = predicted(model).requires_grad_()
-    share, _ = loss_of(model)(summaries, tokens, 1)
+    share, _ = loss_of(model)(summaries, tokens, 1, entering(0.7))
     share.backward()
     assert summaries.grad is not None
     for row, bars in enumerate(BARS):
