@@ -67,11 +67,11 @@ class DiffusionBridgeConfig:
     def __post_init__(self) -> None:
         if self.width % (2 * self.num_heads):
             raise ConfigError(
-                f"width {self.width} over {self.num_heads} heads: allowed are multiples of "
+                f"--bridge_width {self.width} with {self.num_heads} heads; allowed: a multiple of "
                 f"{2 * self.num_heads}"
             )
         if not 0 <= self.condition_drop < 1:
-            raise ConfigError(f"condition_drop {self.condition_drop}: allowed 0 to below 1")
+            raise ConfigError(f"--condition_drop {self.condition_drop:g}: allowed: 0 up to below 1")
 
 
 @dataclass(frozen=True)
