@@ -24,6 +24,10 @@ Config = TypeVar("Config")
 
 EXIT_REFUSED = 2
 
+# The recipes: beside the package in a checkout, inside it in an installed wheel.
+_PACKAGE = Path(__file__).resolve().parent
+LAUNCH = _PACKAGE / "launch" if (_PACKAGE / "launch").is_dir() else _PACKAGE.parent / "launch"
+
 
 def parse_flags(
     config_class: type[Config],

@@ -3,15 +3,11 @@
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
+from meloformer.command_line import LAUNCH
 from meloformer.errors import TrainingError
-
-# Beside the package in a checkout, inside it in an installed wheel.
-_PACKAGE = Path(__file__).resolve().parents[1]
-LAUNCH = _PACKAGE / "launch" if (_PACKAGE / "launch").is_dir() else _PACKAGE.parent / "launch"
 
 console = Console()
 
