@@ -46,6 +46,8 @@ ALLOWED = {
     },
     "demo": {"midi", "tokens", "model", "bridge", "generation", "evaluation"},
 }
+# What others hold in their hands: the model, its tokens, its pieces and what its run knows of it.
+ALLOWED["hub"] = {*ALLOWED["generation"], "generation", "shards", "batches", "training"}
 ALLOWED["benchmarks"] = {*ALLOWED["evaluation"], "evaluation"}
 # batches reads the rules to build block plans, and nothing else of the model.
 EXCEPTIONS = {("batches", "meloformer.model.masks"), ("batches", "meloformer.model")}

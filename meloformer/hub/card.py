@@ -1,0 +1,1 @@
+CARD_NAME = "README.md"
