@@ -13,7 +13,6 @@ from transformers.utils import cached_file
 from meloformer.batches.batch import IGNORE_INDEX
 from meloformer.errors import CheckpointError, GenerationError
 from meloformer.generation.wishes import sample_pieces
-from meloformer.hub.card import CARD_NAME
 from meloformer.hub.config import MuseFormerConfig
 from meloformer.hub.inputs import batch_of, targets_of
 from meloformer.hub.tokenizer import HIDTokenizer
@@ -24,6 +23,7 @@ from meloformer.model.attention import build_plan
 from meloformer.model.masks import rule_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import WEIGHTS_NAME, load_model, model_metadata, save_model
+from meloformer.shards.manifest import CARD_NAME
 from meloformer.tokens.vocabulary import check_fingerprint, fingerprint
 
 # What of `from_pretrained` says where a file lies, and not what becomes of it.
