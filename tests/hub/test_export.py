@@ -209,7 +209,7 @@ def test_runs_of_every_stage_are_exported_whole(stage, chorale_shards, tmp_path)
     )
     train.main(parse_flags(TrainConfig, flags.split()))
     for source in (output / "model", output / "checkpoints/step-2/model"):
-        done = export_folder(source, tmp_path / source.parent.name)
+        done = export_folder(source, tmp_path / f"of-{source.parent.name}")
         assert (done.folder / "model.safetensors").read_bytes() == (
             source / "model.safetensors"
         ).read_bytes()
