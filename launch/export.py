@@ -3,10 +3,12 @@
     python launch/export.py --checkpoint runs/<name> --output <folder> --licence cc-by-4.0
     python launch/export.py --checkpoint runs/<name> --weights ema --output <folder>
     python launch/export.py --checkpoint runs/<name>/checkpoints/step-1000 --output <folder>
+    python launch/export.py --checkpoint runs/<name> --output <folder> --onnx
 
 Writes config.json, model.safetensors, the vocabulary, tokenizer_config.json and a model card that
 says what the run knows: data and their licences, settings, nats. The folder is loaded again and its
-logits are compared; nothing is written over. Then `hf upload owner/name <folder>` shares it.
+logits are compared; nothing is written over. --onnx adds the decoding step as two graphs, compared
+with the model through onnxruntime (extra `onnx`). Then `hf upload owner/name <folder>` shares it.
 """
 
 import os
@@ -30,6 +32,7 @@ class ExportConfig:
         weights: those of the last step, or the moving average of a run trained with --ema.
         name: of the model, for its card; that of the folder if not given.
         licence: of the weights, as model hubs spell it, such as apache-2.0 or cc-by-nc-4.0.
+        onnx: write the decoding step as graphs too, for runtimes without torch.
     """
 
     output: Path
@@ -37,6 +40,7 @@ class ExportConfig:
     weights: Weights = "raw"
     name: str | None = None
     licence: str | None = None
+    onnx: bool = False
 
 
 def main(config: ExportConfig) -> None:
@@ -51,11 +55,15 @@ def main(config: ExportConfig) -> None:
 
     check_output_folder(config.output)
     source = find_base(config.checkpoint, config.weights)
-    done = export_folder(source, config.output, name=config.name, licence=config.licence)
+    done = export_folder(
+        source, config.output, name=config.name, licence=config.licence, onnx=config.onnx
+    )
     console = Console(markup=False)
-    for path in sorted(done.folder.iterdir()):
+    for path in sorted(path for path in done.folder.rglob("*") if path.is_file()):
         console.print(f"{path}: {path.stat().st_size:,} bytes")
     console.print(f"from {source}; loaded again, {done.num_probed:,} logits equal to the last bit")
+    if done.onnx_difference is not None:
+        console.print(f"ONNX: logits of every step within {done.onnx_difference:.1g} of torch's")
     if config.licence is None:
         console.print("the card says that nobody has told the licence of the weights: --licence")
 

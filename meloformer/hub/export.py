@@ -10,17 +10,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from meloformer.errors import CheckpointError, ConfigError
-from meloformer.generation.controls import ControlConfig
 from meloformer.hub.card import model_card
 from meloformer.hub.modeling import MuseFormerForCausalLM
+from meloformer.hub.onnx_decoder import FOLDER_NAME
+from meloformer.hub.onnx_files import check_installed, write_onnx
+from meloformer.hub.probe import probe_ids
 from meloformer.hub.run_facts import RunFacts, run_facts
 from meloformer.hub.tokenizer import HIDTokenizer
-from meloformer.model.weights import WEIGHTS_NAME, model_fingerprint
-from meloformer.tokens.vocabulary import OFFSET, Kind
+from meloformer.model.weights import WEIGHTS_NAME, load_model, model_fingerprint
 from meloformer.training.checkpoint import MANIFEST_NAME, put_in_place
-
-# Bars of the row on which the folder is compared with the run.
-_PROBE_BARS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +30,14 @@ class Exported:
         source: the model folder that it is of.
         facts: of its run.
         num_probed: logits that were compared, each equal to the last bit.
+        onnx_difference: the largest between logits of the graphs and the model's; None without.
     """
 
     folder: Path
     source: Path
     facts: RunFacts
     num_probed: int
+    onnx_difference: float | None = None
 
 
 def check_output_folder(output: Path) -> None:
@@ -54,7 +54,12 @@ def check_output_folder(output: Path) -> None:
 
 
 def export_folder(
-    source: Path, output: Path, *, name: str | None = None, licence: str | None = None
+    source: Path,
+    output: Path,
+    *,
+    name: str | None = None,
+    licence: str | None = None,
+    onnx: bool = False,
 ) -> Exported:
     """Write weights, settings, vocabulary and card, whole or not at all.
 
@@ -63,6 +68,7 @@ def export_folder(
         output: folder to be made.
         name: of the model, for its card; that of the folder if not given.
         licence: of the weights; see `model_card`.
+        onnx: write the decoding step as graphs too; see `onnx_files.write_onnx`.
 
     Raises:
         ConfigError: something stands at the output, or it cannot be written.
@@ -70,6 +76,8 @@ def export_folder(
             folder did not load as what it was made of.
     """
     check_output_folder(output)
+    if onnx:
+        check_installed()
     _check_sealed(source)
     model = MuseFormerForCausalLM.of_folder(source)
     facts = run_facts(source)
@@ -81,6 +89,9 @@ def export_folder(
         model.save_pretrained(aside)
         HIDTokenizer().save_pretrained(aside)
         num_probed = check_same(aside, model)
+        difference = None
+        if onnx:
+            difference = write_onnx(load_model(aside).float(), aside / FOLDER_NAME)
         put_in_place(aside)
     except OSError as error:
         raise ConfigError(
@@ -88,7 +99,9 @@ def export_folder(
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return Exported(folder=output, source=source, facts=facts, num_probed=num_probed)
+    return Exported(
+        folder=output, source=source, facts=facts, num_probed=num_probed, onnx_difference=difference
+    )
 
 
 def check_same(folder: Path, model: MuseFormerForCausalLM) -> int:
@@ -117,19 +130,6 @@ def check_same(folder: Path, model: MuseFormerForCausalLM) -> int:
             "disk sound?"
         )
     return found.numel()
-
-
-def probe_ids() -> torch.Tensor:
-    """(1, T) a prefix and some bars with tokens of every kind, always the same."""
-    ids = ControlConfig(bars=_PROBE_BARS, tempo=120.0, instruments=("0", "drums")).prefix().tolist()
-    first = {kind: OFFSET[kind] for kind in Kind}
-    for bar in range(_PROBE_BARS):
-        ids.append(first[Kind.BAR] + bar)
-        ids += [first[Kind.METRE], first[Kind.TEMPO]] if bar == 0 else []
-        for instrument in (0, 1):
-            ids += [first[Kind.INSTRUMENT] + instrument, first[Kind.ONSET] + bar]
-            ids += [first[Kind.PITCH] + 60 + bar, first[Kind.DURATION], first[Kind.VELOCITY] + 1]
-    return torch.tensor([ids])
 
 
 def _check_sealed(source: Path) -> None:

@@ -13,7 +13,8 @@ from meloformer.command_line import parse_flags, run_recipe
 from meloformer.errors import CheckpointError, ConfigError
 from meloformer.hub import HIDTokenizer, MuseFormerForCausalLM
 from meloformer.hub.card import model_card
-from meloformer.hub.export import check_same, export_folder, probe_ids
+from meloformer.hub.export import check_same, export_folder
+from meloformer.hub.probe import probe_ids
 from meloformer.hub.run_facts import RunFacts, run_facts
 from meloformer.model.weights import load_weights
 from meloformer.shards.reader import ShardFolder
