@@ -125,7 +125,7 @@ def save_vector(found: PieceVector, output: Path) -> list[Path]:
             np.save(output, found.vector)
             files.append(output.with_suffix(".json"))
         else:
-            facts = {**facts, "vector": found.vector.tolist()}  # type: ignore[dict-item]
+            facts = {**facts, "vector": found.vector.tolist()}
         files[-1].write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written ({error})") from error

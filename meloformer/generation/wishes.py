@@ -1,9 +1,9 @@
 """Pieces for programs: what the flags of launch/generate.py say, as arguments of a function."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from meloformer.bridge.base_folder import find_base
 from meloformer.errors import GenerationError, MeloFormerError
@@ -17,8 +17,6 @@ from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import Weights, load_model, model_fingerprint
 from meloformer.tokens.hid import decode
-
-Config = TypeVar("Config")
 
 
 def generate(
@@ -79,7 +77,7 @@ def sample_pieces(
     return [to_piece(decode(ids)) for ids in generate_batch(model, samples, sampling)]
 
 
-def split_wishes(wishes: dict[str, Any], *kinds: type) -> list[Any]:
+def split_wishes(wishes: dict[str, Any], *kinds: Callable[..., Any]) -> list[Any]:
     """One object of each kind from arguments by name, as the command line does with flags.
 
     Args:
@@ -101,11 +99,11 @@ def split_wishes(wishes: dict[str, Any], *kinds: type) -> list[Any]:
     return made
 
 
-def _made(kind: type[Config], left: dict[str, Any]) -> Config:
-    given = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if _is_nested(field):
-            given[field.name] = _made(field.default_factory, left)
+def _made(kind: Callable[..., Any], left: dict[str, Any]) -> Any:
+    given: dict[str, Any] = {}
+    for field in _fields(kind):
+        if nested := _nested(field):
+            given[field.name] = _made(nested, left)
         elif field.name in left:
             given[field.name] = _fitted(left.pop(field.name), field)
     try:
@@ -116,13 +114,20 @@ def _made(kind: type[Config], left: dict[str, Any]) -> Config:
         raise GenerationError(f"{given}: cannot be read ({error})") from error
 
 
-def _is_nested(field: dataclasses.Field) -> bool:
-    return dataclasses.is_dataclass(field.default_factory)
+def _fields(kind: Callable[..., Any]) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(kind)  # type: ignore[arg-type]
 
 
-def _names(kind: type) -> Iterable[str]:
-    for field in dataclasses.fields(kind):
-        yield from _names(field.default_factory) if _is_nested(field) else [field.name]
+def _nested(field: dataclasses.Field) -> Callable[..., Any] | None:
+    """The dataclass that a field holds, if it holds one."""
+    made = field.default_factory
+    return made if callable(made) and dataclasses.is_dataclass(made) else None
+
+
+def _names(kind: Callable[..., Any]) -> Iterator[str]:
+    for field in _fields(kind):
+        nested = _nested(field)
+        yield from _names(nested) if nested else [field.name]
 
 
 def _fitted(value: Any, field: dataclasses.Field) -> Any:

@@ -81,7 +81,9 @@ class MuseFormerForCausalLM(PreTrainedModel):
         return cls.of(load_model(folder, device), model_metadata(folder))
 
     @classmethod
-    def from_pretrained(cls, path: Any, *arguments: Any, **options: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]  # the same, without a list of all options
+        cls, path: Any, *arguments: Any, **options: Any
+    ) -> Any:
         """Load a folder or a repository of a hub, in evaluation mode.
 
         Args:
@@ -95,10 +97,12 @@ class MuseFormerForCausalLM(PreTrainedModel):
         """
         places = {name: options[name] for name in _PLACES if name in options}
         weights = cached_file(path, WEIGHTS_NAME, **places)
+        assert weights is not None, "raises where it finds none"
         facts = model_metadata(Path(weights).parent)
         check_fingerprint(facts.get("tokenizer", "none"), str(path))
         wants_info = options.pop("output_loading_info", False)
-        model, info = super().from_pretrained(path, *arguments, output_loading_info=True, **options)
+        loaded: Any = super().from_pretrained(path, *arguments, output_loading_info=True, **options)
+        model, info = loaded
         wrong = sorted(
             str(key) for kind in ("missing_keys", "unexpected_keys") for key in info[kind]
         )
@@ -112,7 +116,7 @@ class MuseFormerForCausalLM(PreTrainedModel):
         model.card = Path(card).read_text(encoding="utf-8") if card else ""
         return (model, info) if wants_info else model
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: Any,
         is_main_process: bool = True,
@@ -148,7 +152,9 @@ class MuseFormerForCausalLM(PreTrainedModel):
         if push_to_hub:
             upload(folder, **{"repo_id": folder.name, **hub_options})
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, **options: Any
+    ) -> str:
         """Send weights, settings, vocabulary and card to the hub; see `hub.upload.upload`."""
 
         def write(folder: Path) -> None:
