@@ -15,7 +15,7 @@ from meloformer.errors import CheckpointError, GenerationError
 from meloformer.generation.wishes import sample_pieces
 from meloformer.hub.config import MuseFormerConfig
 from meloformer.hub.inputs import batch_of, targets_of
-from meloformer.hub.tokenizer import HIDTokenizer
+from meloformer.hub.tokenizer import PLACES, HIDTokenizer
 from meloformer.hub.upload import upload
 from meloformer.midi.piece import Piece
 from meloformer.model import config as model_config
@@ -25,12 +25,6 @@ from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import WEIGHTS_NAME, load_model, model_metadata, save_model
 from meloformer.shards.manifest import CARD_NAME
 from meloformer.tokens.vocabulary import check_fingerprint, fingerprint
-
-# What of `from_pretrained` says where a file lies, and not what becomes of it.
-_PLACES = (
-    *("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"),
-    "proxies",
-)
 
 
 class MuseFormerForCausalLM(PreTrainedModel):
@@ -95,7 +89,7 @@ class MuseFormerForCausalLM(PreTrainedModel):
             CheckpointError: tensors are missing or left over.
             TokenError: weights of another vocabulary.
         """
-        places = {name: options[name] for name in _PLACES if name in options}
+        places = {name: options[name] for name in PLACES if name in options}
         weights = cached_file(path, WEIGHTS_NAME, **places)
         assert weights is not None, "raises where it finds none"
         facts = model_metadata(Path(weights).parent)

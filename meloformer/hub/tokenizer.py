@@ -31,7 +31,10 @@ from meloformer.tokens.vocabulary import (
 VOCABULARY_NAME = "hid_vocabulary.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 # What of `from_pretrained` says where a file lies.
-_PLACES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+PLACES = (
+    *("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"),
+    "proxies",
+)
 
 # A MIDI file by its bytes or its path, or a piece that was read already.
 Music = bytes | str | Path | Piece | QuantisedPiece
@@ -201,7 +204,7 @@ class HIDTokenizer:
         Raises:
             TokenError: it has another vocabulary, or none.
         """
-        places = {name: options[name] for name in _PLACES if name in options}
+        places = {name: options[name] for name in PLACES if name in options}
         found = cached_file(
             path, VOCABULARY_NAME, _raise_exceptions_for_missing_entries=False, **places
         )
