@@ -3,8 +3,8 @@
     python launch/similar.py song.mid folder/ --checkpoint runs/<name> --top 10
     python launch/similar.py song.mid folder/ --checkpoint runs/<name> --json ranking.json
 
-Cosines between the vectors of launch/embed.py, after the mean over the folder's files is taken from
-all of them. The file itself is left out where the folder holds it; files that cannot be read are
+Cosines between vectors as embed.py makes them, after the mean over the files of the folder is taken
+from all of them. The file itself is left out where the folder holds it; files that cannot be read are
 named, skipped and counted.
 """
 

@@ -114,7 +114,10 @@ def test_only_the_adapters_import_peft_and_not_before_somebody_wants_some() -> N
     "arguments",
     [
         ["-c", "import meloformer"],
-        ["-c", "import meloformer.hub.export, meloformer.generation.wishes"],
+        pytest.param(
+            ["-c", "import meloformer.hub.export, meloformer.generation.wishes"],
+            marks=pytest.mark.slow,
+        ),
         ["launch/generate.py", "-h"],
         ["launch/shard_data.py", "-h"],
     ],
