@@ -4,8 +4,8 @@
     python launch/similar.py song.mid folder/ --checkpoint runs/<name> --json ranking.json
 
 Cosines between vectors as embed.py makes them, after the mean over the files of the folder is taken
-from all of them. The file itself is left out where the folder holds it; files that cannot be read are
-named, skipped and counted.
+from all of them. The file itself is left out where the folder holds it; files that cannot be read
+are named, skipped and counted.
 """
 
 import json
@@ -69,6 +69,12 @@ def main(config: SimilarConfig) -> None:
     console = Console()
     for path, reason in ranking.skipped:
         console.print(f"skipped {path}: {reason}", markup=False, soft_wrap=True)
+    console.print(
+        f"{len(ranking.files)} files, {len(ranking.skipped)} skipped; cosines to "
+        f"{config.midi.name}, after the mean over the folder's files was taken from all vectors",
+        markup=False,
+        soft_wrap=True,
+    )
     console.print(as_table(ranking, config))
     if config.json is not None:
         config.json.write_text(json.dumps(as_json(ranking, asked.facts()), indent=1) + "\n")
@@ -76,12 +82,10 @@ def main(config: SimilarConfig) -> None:
 
 def as_table(ranking: Ranking, config: SimilarConfig) -> Table:
     """The most similar files."""
-    count = f"{len(ranking.files)} files, {len(ranking.skipped)} skipped"
-    table = Table("", "file", title=f"like {config.midi.name}: {count}", title_justify="left")
+    table = Table("", "file")
     table.add_column("cosine", justify="right")
     for place, (path, cosine) in enumerate(ranking.files[: config.top], start=1):
         table.add_row(str(place), str(path.relative_to(config.folder)), f"{cosine:+.3f}")
-    table.caption = "cosines after the mean over the folder's files was taken from all vectors"
     return table
 
 
