@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field, fields
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -178,6 +179,12 @@ class Piece:
     @property
     def last_onset_ticks(self) -> int:
         return int(self.notes.onset_ticks.max())
+
+    def save(self, path: Path | str) -> None:
+        """Write a MIDI file; see `write.midi_bytes`."""
+        from meloformer.midi.write import write_midi  # which needs this module
+
+        write_midi(self, path)
 
     def to_miditoolkit(self) -> miditoolkit.MidiFile:
         """The same music as the object that miditoolkit users hold.

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 
 from meloformer.progress import duration
@@ -137,6 +136,8 @@ def device_memory(device: torch.device) -> int | None:
 
 def host_memory() -> int:
     """Bytes that this process holds."""
+    import psutil  # of an extra, and whoever reads a run from outside has no need of it
+
     return psutil.Process().memory_info().rss
 
 

@@ -1,0 +1,144 @@
+"""One vector a piece: the mean over its bars of the summaries after the injection layer."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from meloformer.bridge.summarising import summaries_of_piece
+from meloformer.errors import ConfigError, MidiError, TokenError
+from meloformer.midi.quantise import quantise
+from meloformer.midi.read import read_midi
+from meloformer.model.injection import INJECTION_LAYER
+from meloformer.model.museformer import MuseFormer
+from meloformer.tokens.hid import encode
+from meloformer.tokens.windows import bar_starts
+
+VECTOR_SUFFIXES = (".json", ".npy")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PieceVector:
+    """What a model makes of a piece.
+
+    Args:
+        vector: (D,) float32, not normalised and not centred.
+        file: name of the MIDI file.
+        sha256: of the file.
+        num_bars: that the mean is over.
+        layer: after which the summaries were taken, counted from 1.
+        model: fingerprint of the weights; vectors of other weights lie in another space.
+    """
+
+    vector: np.ndarray
+    file: str
+    sha256: str
+    num_bars: int
+    layer: int
+    model: str
+
+    def facts(self) -> dict[str, str | int]:
+        """Everything but the numbers."""
+        facts = asdict(self)
+        del facts["vector"]
+        return facts | {"width": len(self.vector)}
+
+
+def check_has_layer(model: MuseFormer) -> None:
+    """Refuse a model that has no summaries to take.
+
+    Raises:
+        ConfigError: no summaries, or too few layers.
+    """
+    config = model.config
+    if not config.summaries or config.num_layers <= INJECTION_LAYER:
+        has = f"{config.num_layers} layers" if config.summaries else "no summaries"
+        raise ConfigError(
+            f"--checkpoint: found a model with {has}; allowed: one with summaries and more than "
+            f"{INJECTION_LAYER} layers, after which they are taken"
+        )
+
+
+def vector_of_ids(model: MuseFormer, ids: np.ndarray) -> np.ndarray:
+    """(D,) float32: bars that several windows hold are joined, then all bars count alike.
+
+    Args:
+        model: in evaluation mode; see `check_has_layer`.
+        ids: (T,) a whole piece, BOS to EOS; its prefix is not read.
+
+    Raises:
+        ConfigError: a bar is longer than a row of the model.
+    """
+    mean: np.ndarray = summaries_of_piece(model, ids).double().mean(0).float().numpy()
+    return mean
+
+
+def vector_of_file(model: MuseFormer, fingerprint: str, path: Path) -> PieceVector:
+    """The vector of a MIDI file.
+
+    Args:
+        model: in evaluation mode; see `check_has_layer`.
+        fingerprint: of its weights.
+        path: of the file.
+
+    Raises:
+        MidiError: the file cannot be read, or a bar of it does not fit the model.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise MidiError("unreadable", f"{path}: {error.strerror}") from error
+    try:
+        ids = encode(quantise(read_midi(data)))
+        vector = vector_of_ids(model, ids)
+    except (TokenError, ConfigError) as error:
+        raise MidiError("does_not_fit", str(error)) from error
+    return PieceVector(
+        vector=vector,
+        file=path.name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        num_bars=len(bar_starts(ids)) - 1,
+        layer=INJECTION_LAYER,
+        model=fingerprint,
+    )
+
+
+def save_vector(found: PieceVector, output: Path) -> list[Path]:
+    """Write a vector as JSON, or as .npy with its facts in a .json beside it.
+
+    Args:
+        found: the vector.
+        output: its suffix says how; see `check_vector_file`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: they cannot be written.
+    """
+    facts = found.facts()
+    files = [output]
+    try:
+        if output.suffix.lower() == ".npy":
+            np.save(output, found.vector)
+            files.append(output.with_suffix(".json"))
+        else:
+            facts = {**facts, "vector": found.vector.tolist()}
+        files[-1].write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot be written ({error})") from error
+    return files
+
+
+def check_vector_file(output: Path) -> None:
+    """Refuse a name that does not say how a vector is written.
+
+    Raises:
+        ConfigError: another suffix.
+    """
+    if output.suffix.lower() not in VECTOR_SUFFIXES:
+        raise ConfigError(
+            f"--output {output}: allowed are names that end in {' or '.join(VECTOR_SUFFIXES)}"
+        )
