@@ -163,8 +163,11 @@ def _percent(share: float) -> str:
 
 
 def _repetition(findings: StatisticsFindings) -> str:
-    series = _series(findings, [one.pairs.curve() for one in findings.sets])
-    distances = list(range(1, len(series[0].values) + 1))
+    curves_ST = np.stack([one.pairs.curve() for one in findings.sets])
+    # As far as any piece reaches.
+    reached = int(np.flatnonzero(~np.isnan(curves_ST).all(axis=0)).max(initial=0)) + 1
+    series = _series(findings, list(curves_ST[:, :reached]))
+    distances = list(range(1, reached + 1))
     ticks = distances[3::4] if len(distances) <= _FEW_DISTANCES else distances[15::16]
     drawing = curves(distances, series, "Similarity of bars by distance", ticks=ticks)
     about = (
@@ -212,17 +215,16 @@ def _likelihood(findings: StatisticsFindings) -> str:
     if not scored:
         return ""
     kinds = list(dict.fromkeys(kind for one in scored for kind in one.nats.per_kind))
+    means = [one.per_note for one in scored]
     rows = [
-        [
-            tokens_text(one.length),
-            f"{one.nats.per_note:.3f}",
-            f"{one.per_note.mean:.3f} [{one.per_note.low:.3f}, {one.per_note.high:.3f}]",
-            f"{one.nats.per_token:.3f}",
-            *(f"{one.nats.per_kind.get(kind, np.nan):.3f}" for kind in kinds),
-        ]
-        for one in scored
+        ["per note", *(f"{one.nats.per_note:.3f}" for one in scored)],
+        ["mean of pieces", *(f"{of.mean:.3f} [{of.low:.3f}, {of.high:.3f}]" for of in means)],
+        ["per token", *(f"{one.nats.per_token:.3f}" for one in scored)],
     ]
-    head = ["context", "per note", "mean of pieces", "per token", *(k.lower() for k in kinds)]
+    for kind in kinds:
+        found = [one.nats.per_kind.get(kind) for one in scored]
+        rows.append([kind.lower(), *("-" if of is None else f"{of:.3f}" for of in found)])
+    head = ["tokens read at once", *(tokens_text(one.length) for one in scored)]
     drawing = ""
     if len(scored) > 1:
         values = np.array([one.nats.per_note for one in scored])
@@ -240,7 +242,7 @@ def _likelihood(findings: StatisticsFindings) -> str:
         )
     return (
         f"<h2>Likelihood</h2><p>Nats of {scored[0].per_note.n:,} held-out pieces, every note "
-        "scored once at each context length; below the kinds, nats per token of each.</p>"
+        "scored once at each context length; the kinds: nats per token of each.</p>"
         f"{table(head, rows)}{drawing}"
     )
 

@@ -124,10 +124,12 @@ def judge_model(
         seed: of draws, sampling and intervals.
 
     Raises:
-        ConfigError: an output that is taken, or no held-out piece.
+        ConfigError: an output that is taken, bars said twice, or no held-out piece.
         CheckpointError: no model there.
         ShardError: no shards there.
     """
+    if config.first_bars is not None:
+        raise ConfigError("--first_bars with --checkpoint: allowed: --bars, of all pieces alike")
     check_new_folder(output)
     folder = ShardFolder.open(data)
     model_folder = find_base(checkpoint, weights)

@@ -1,6 +1,7 @@
 """The report on statistics: a table for the terminal, statistics.json, pieces.jsonl, the page."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from meloformer.errors import ConfigError
@@ -175,18 +177,20 @@ def print_statistics(findings: StatisticsFindings, console: Console) -> None:
     for one in findings.sets:
         if one.pieces.unread:
             reasons = ", ".join(f"{count} {name}" for name, count in one.pieces.reasons.items())
-            console.print(f"{one.name}: {len(one.pieces.unread)} files not read: {reasons}")
+            console.print(
+                f"{one.name}: {len(one.pieces.unread)} files not read: {reasons}", markup=False
+            )
     for note in findings.notes:
-        console.print(note)
+        console.print(note, markup=False)
 
 
 def statistics_table(findings: StatisticsFindings) -> Table:
     """A line a statistic, a column a set; * where its interval does not meet the reference's."""
     beside = "" if findings.reference is None else f"; * apart from {findings.reference}"
-    found = Table(caption=f"means over pieces [{LEVEL:.0%} interval]{beside}".replace("[", r"\["))
+    found = Table(caption=escape(f"means over pieces ({LEVEL:.0%} interval){beside}"))
     found.add_column("", no_wrap=True)
     for one in findings.sets:
-        found.add_column(f"{one.name}, {len(one.pieces.pieces):,} pieces", justify="right")
+        found.add_column(f"{escape(one.name)}, {len(one.pieces.pieces):,} pieces", justify="right")
     for name in names_of(findings):
         cells = []
         for one in findings.sets:
@@ -195,23 +199,25 @@ def statistics_table(findings: StatisticsFindings) -> Table:
                 cells.append("-")
                 continue
             mark = " *" if is_apart(findings, one, name) else ""
-            cells.append(rf"{number(of.mean, name)} \[{span(of, name)}]{mark}")
+            cells.append(escape(f"{number(of.mean, name)} [{span(of, name)}]{mark}"))
         found.add_row(name, *cells)
     return found
 
 
 def likelihood_table(findings: StatisticsFindings) -> Table:
-    """A line a context length: nats per note, per token, and per token of each kind."""
+    """A column a context length: nats per note, per token, and per token of each kind."""
     scored = findings.likelihood
-    kinds = list(dict.fromkeys(kind for one in scored for kind in one.nats.per_kind))
-    found = Table(title="nats of held-out pieces")
-    for name in ("context", "per note", "per token", *(kind.lower() for kind in kinds)):
-        found.add_column(name, justify="right")
+    found = Table(title="nats of held-out pieces, by tokens that are read at once")
+    found.add_column("", no_wrap=True)
     for one in scored:
-        found.add_row(
-            tokens_text(one.length),
-            f"{one.nats.per_note:.3f}",
-            f"{one.nats.per_token:.3f}",
-            *(f"{one.nats.per_kind[k]:.2f}" if k in one.nats.per_kind else "-" for k in kinds),
-        )
+        found.add_column(tokens_text(one.length), justify="right")
+    rows = {
+        "per note": [one.nats.per_note for one in scored],
+        "per note, mean of pieces": [one.per_note.mean for one in scored],
+        "per token": [one.nats.per_token for one in scored],
+    }
+    for kind in dict.fromkeys(kind for one in scored for kind in one.nats.per_kind):
+        rows[kind.lower()] = [one.nats.per_kind.get(kind, math.nan) for one in scored]
+    for name, values in rows.items():
+        found.add_row(name, *("-" if math.isnan(of) else f"{of:.3f}" for of in values))
     return found

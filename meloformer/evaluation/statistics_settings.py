@@ -13,8 +13,8 @@ class StatisticsConfig:
     """How folders and models are measured.
 
     Args:
-        first_bars: bars of each piece that are looked at; all if not given. Pieces that a model
-            writes, and those beside them, have --bars.
+        first_bars: bars of each piece that are looked at; all if not given. With --checkpoint
+            --bars says it.
         distances: bars are compared that are up to so many apart.
         copying: look through the training split for what the pieces copy.
         rolls: pieces of each folder that the page draws.
