@@ -1,5 +1,9 @@
-"""Judge a trained model: does a text decide what it writes?
+"""Judge music: folders of MIDI files side by side, a trained model, or what a text decides.
 
+    python launch/evaluate.py --midi real ours other --output reports/beside
+    python launch/evaluate.py --midi generated.zip --against data_shards/<name> --output reports/new
+    python launch/evaluate.py --checkpoint runs/<name> --data data_shards/<name> \
+        --output reports/model --n 100 --bars 32
     python launch/evaluate.py --control --checkpoint runs/<name> --bridge runs/<bridge> \
         --data data_shards/<name> --captions captions.jsonl --output reports/control
     python launch/evaluate.py --control ... --language zh --sections --n 500 --bars 32
@@ -7,30 +11,49 @@
     python launch/evaluate.py --control ... --strategy adapter --adapter runs/<adapter>
     python launch/evaluate.py --control ... --captions midicaps.jsonl   (the protocol of text2midi)
 
-Unseen pieces in wordings that training never saw: rows text / shuffled / none / true, by summaries
-alone, with attributes told, and strictly kept, or those of --rows and --ways; how bars come back,
-and how different two pieces of one text are; nats per note; the right piece among 100. Writes
-control.md, control.json and pieces.jsonl. Captions: launch/caption.py writes them.
+--midi takes what launch/shard_data.py takes, of any system. Statistics of every piece with 95 %
+intervals, how bars come back, what is copied from the training split of --against, and files that
+cannot be read. --checkpoint alone: nats of held-out pieces by kind of token and context length;
+then pieces are sampled and judged beside the held-out ones. Both write report.html,
+statistics.json and pieces.jsonl; see docs/evaluation.md.
+
+--control: unseen pieces in wordings that training never saw: rows text / shuffled / none / true, by
+summaries alone, with attributes told, and strictly kept, or those of --rows and --ways; how bars
+come back, and how different two pieces of one text are; nats per note; the right piece among 100.
+Writes control.md, control.json and pieces.jsonl. Captions: launch/caption.py writes them.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from meloformer.bridge.bridges import BridgeWeights
 from meloformer.bridge.text_to_summaries import FlowConfig
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
-from meloformer.evaluation.control import judge_control
-from meloformer.evaluation.control_generator import load_generator
-from meloformer.evaluation.control_report import check_output, report_lines, save_report
+from meloformer.evaluation.control_recipe import judge_bridge
 from meloformer.evaluation.control_settings import ControlJudgeConfig
+from meloformer.evaluation.statistics_recipes import judge_folders, judge_model
+from meloformer.evaluation.statistics_settings import StatisticsConfig
 from meloformer.generation.injecting import InjectingConfig
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.weights import Weights
-from meloformer.progress import shown
-from meloformer.shards.reader import ShardFolder
+
+Mode = Literal["control", "midi", "model"]
+
+# Flags that a mode cannot do without, and those of other modes, with what they belong to.
+_NEEDED: dict[Mode, tuple[str, ...]] = {
+    "control": ("checkpoint", "bridge", "data"),
+    "midi": (),
+    "model": ("checkpoint", "data"),
+}
+_FOREIGN: dict[Mode, dict[str, str]] = {
+    "control": {"against": "--midi"},
+    "midi": {"checkpoint": "no --midi", "bridge": "--control", "data": "--checkpoint"},
+    "model": {"bridge": "--control", "against": "--midi"},
+}
+_ALLOWED = "allowed: --midi, or --checkpoint and --data, or --control with its flags"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,83 +62,122 @@ class EvaluateConfig:
 
     Args:
         control: judge what texts do.
+        midi: judge these folders, archives or lists of MIDI files.
+        against: shards whose held-out pieces are the reference of --midi, and whose training split
+            is looked through for copies.
         checkpoint: run folder, step folder or model folder of a MuseFormer.
         weights: those of the last step, or their moving average.
         bridge: run folder or model folder of a Q-Former or of a Diffusion Bridge.
         bridge_weights: auto takes the average where there is one.
         text_encoder: another place of the bridge's encoder, such as a folder.
-        data: shards that the captions were written for.
-        output: folder of the report.
+        data: shards that the captions were written for, or whose held-out pieces a model is judged
+            by.
+        output: folder of the report; reports/control, reports/midi or reports/model if not given.
         seed: of draws, noise, sampling and intervals.
         device: where the models run.
         judge: what is judged.
+        statistics: how folders and models are measured.
         injecting: what injected summaries do to the model's own.
         flow: how a Diffusion Bridge is asked.
         sampling: how bold the choice of a token is.
     """
 
     control: bool = False
+    midi: tuple[str, ...] = ()
+    against: str | None = None
     checkpoint: Path | None = None
     weights: Weights = "raw"
     bridge: Path | None = None
     bridge_weights: BridgeWeights = "auto"
     text_encoder: str | None = None
     data: str | None = None
-    output: Path = Path("reports/control")
+    output: Path | None = None
     seed: int = 0
     device: DeviceName = "auto"
     judge: ControlJudgeConfig = field(default_factory=ControlJudgeConfig)
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     injecting: InjectingConfig = field(default_factory=InjectingConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        if not self.control:
-            raise ConfigError("nothing to evaluate: found no --control; allowed: --control")
-        for flag in ("checkpoint", "bridge", "data"):
+        for flag in _NEEDED[self.mode]:
             if getattr(self, flag) is None:
-                raise ConfigError(f"--control without --{flag}: found none; allowed: its folder")
+                raise ConfigError(f"{self._named} without --{flag}: found none; {_ALLOWED}")
+        for flag, place in _FOREIGN[self.mode].items():
+            if getattr(self, flag) is not None:
+                raise ConfigError(
+                    f"{self._named} with --{flag}, which goes with {place}; {_ALLOWED}"
+                )
+
+    @property
+    def mode(self) -> Mode:
+        """What is judged.
+
+        Raises:
+            ConfigError: nothing, or two things at once.
+        """
+        if self.control and self.midi:
+            raise ConfigError(f"--control with --midi: found both; {_ALLOWED}")
+        if self.control or self.midi:
+            return "control" if self.control else "midi"
+        if self.checkpoint is None and self.data is None:
+            raise ConfigError(f"nothing to evaluate: found no --control; {_ALLOWED}")
+        return "model"
+
+    @property
+    def _named(self) -> str:
+        if self.mode != "model":
+            return f"--{self.mode}"
+        return "--data" if self.checkpoint is None else "--checkpoint"
+
+    @property
+    def folder(self) -> Path:
+        """Where the report goes."""
+        return self.output or Path("reports") / self.mode
 
 
 def main(config: EvaluateConfig) -> None:
-    """Load, judge, write, print."""
-    assert config.checkpoint and config.bridge and config.data
-    check_output(config.output)
-    folder = ShardFolder.open(config.data)
-    generator = load_generator(
+    """Judge what is asked for, write and print the report."""
+    if config.mode == "midi":
+        return judge_folders(
+            config.midi,
+            config.against,
+            config.folder,
+            config.statistics,
+            num_held_out=config.judge.n,
+            seed=config.seed,
+        )
+    assert config.checkpoint and config.data
+    if config.mode == "model":
+        return judge_model(
+            config.checkpoint,
+            config.data,
+            config.folder,
+            config.statistics,
+            weights=config.weights,
+            device=choose_device(config.device),
+            sampling=config.sampling,
+            num_pieces=config.judge.n,
+            bars=config.judge.bars,
+            seed=config.seed,
+        )
+    assert config.bridge
+    return judge_bridge(
         config.checkpoint,
         config.bridge,
-        device=choose_device(config.device),
+        config.data,
+        config.folder,
+        config.judge,
         weights=config.weights,
         bridge_weights=config.bridge_weights,
         text_encoder=config.text_encoder,
+        device=choose_device(config.device),
+        injecting=config.injecting,
         flow=config.flow,
         sampling=config.sampling,
-        injecting=config.injecting,
+        seed=config.seed,
     )
-    with shown("judging", "pieces") as tell:
-        findings = judge_control(
-            generator,
-            folder,
-            config.judge,
-            seed=config.seed,
-            on_progress=lambda part, done, total: tell(done, total, part),
-        )
-    facts = generator.describe() | settings(config)
-    save_report(config.output, findings, facts, config.seed)
-    print("\n".join(report_lines(findings, facts, config.seed)))
-    print(config.output)
-
-
-def settings(config: EvaluateConfig) -> dict[str, Any]:
-    """What decides the figures, without the places of this machine."""
-    return {
-        "data": Path(str(config.data)).name,
-        "captions": config.judge.captions.name if config.judge.captions else None,
-        "seed": config.seed,
-        "judge": {k: v for k, v in asdict(config.judge).items() if k != "captions"},
-        "sampling": asdict(config.sampling),
-    }
 
 
 if __name__ == "__main__":

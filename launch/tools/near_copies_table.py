@@ -28,7 +28,7 @@ from rich.table import Table
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError, MidiError
 from meloformer.evaluation.piece_edits import EDITS
-from meloformer.evaluation.tune_overlap import tune_overlap
+from meloformer.evaluation.tune_overlap import ONE_TUNE, tune_overlap
 from meloformer.midi.piece import Piece
 from meloformer.midi.quantise import quantise
 from meloformer.midi.read import read_midi
@@ -38,9 +38,6 @@ from meloformer.shards.fingerprints import signature
 from meloformer.shards.manifest import ShardSettings
 from meloformer.shards.near_copies import find_pairs
 from meloformer.shards.sources import open_source
-
-# Of pairs drawn at random few coincide in as much; the table says how many do.
-ONE_TUNE = 0.45
 
 _CELL = ("found", "copies")
 _WIDTH_OF_A_FILE = 200

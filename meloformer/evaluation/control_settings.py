@@ -32,7 +32,7 @@ class ControlJudgeConfig:
     Args:
         captions: captions.jsonl of launch/caption.py; or any JSON lines with location and caption,
             for text2midi's protocol.
-        n: unseen pieces, if there are so many.
+        n: unseen pieces, if there are so many; pieces that a model writes.
         language: of the texts.
         rows: who says what is written: the piece's own text, another's (shuffled), its own
             summaries (true), nobody (none). The real pieces stand beside them, and likelihood and

@@ -5,6 +5,9 @@ import numpy as np
 from meloformer.midi.grid import STEPS_PER_QUARTER
 from meloformer.midi.piece import Piece
 
+# Versions of one tune coincide in as much; few pairs drawn at random do.
+ONE_TUNE = 0.45
+
 _WINDOW_NOTES = 128
 _MAX_WINDOWS = 12
 _MAX_NOTES = 20_000

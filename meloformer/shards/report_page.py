@@ -1,6 +1,6 @@
 """A report as one HTML page that needs nothing but itself."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -21,7 +21,7 @@ from meloformer.shards.report_charts import (
     short,
     tokens_text,
 )
-from meloformer.shards.report_style import STYLE
+from meloformer.shards.report_parts import card, page, table
 from meloformer.tokens.vocabulary import NUM_KEYS, PITCH_CLASSES, key_name
 
 ROW_LENGTHS = (1024, 2048, 4096, 8192, 16384)
@@ -72,14 +72,8 @@ def report_page(
             _copies(statistics, num_duplicates, cluster_sizes),
             _quality(statistics),
         ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(parts)
-        + "\n<footer>One row for each piece, with all of these columns: pieces.parquet</footer>"
-        "\n</main></body></html>\n"
-    )
+    footer = "One row for each piece, with all of these columns: pieces.parquet"
+    return page(title, parts, footer)
 
 
 def _head(statistics: PieceStatistics, title: str) -> str:
@@ -114,13 +108,13 @@ def _files(statistics: PieceStatistics, rejected: Mapping[str, int], num_duplica
     )
     bars = [Bar(reason, count) for reason, count in _by_count(rejected)]
     reasons = (
-        _card(
+        card(
             "Rejected, by reason",
             bar_chart(bars, num_in, colour="var(--third)"),
             "files, and their share of all files",
         )
         if bars
-        else _card("Rejected, by reason", '<p class="muted">None.</p>')
+        else card("Rejected, by reason", '<p class="muted">None.</p>')
     )
     rows = [
         [name or "not split", *(f"{counts[what]:,}" for what in TOTALS)]
@@ -133,7 +127,7 @@ def _files(statistics: PieceStatistics, rejected: Mapping[str, int], num_duplica
         f"<h2>Files</h2><p>{num_in:,} files in = {pieces:,} pieces + {num_duplicates:,} duplicates "
         f"+ {num_rejected:,} rejected.</p>"
         f'<div class="stack">{stack}</div><p class="legend">{legend}</p>'
-        f'<div class="cards wide">{reasons}{_card("Pieces", _table(["", *TOTALS], rows))}</div>'
+        f'<div class="cards wide">{reasons}{card("Pieces", table(["", *TOTALS], rows))}</div>'
     )
 
 
@@ -166,7 +160,7 @@ def _quantity(title: str, unit: str, histogram: Histogram, *, times: bool = Fals
         text=_short_time if times else short,
         ticks=ticks or None,
     )
-    return _card(
+    return card(
         title,
         f'<div class="big">{median} <small>{unit}</small></div>{drawing}',
         f"5 to 95 %: {low} to {high}; at most {text(histogram.largest)}",
@@ -220,9 +214,9 @@ def _coverage(statistics: PieceStatistics) -> str:
         "the tokens in these, and the tokens seen together with all that went before them in their "
         "piece. The last column counts the pieces with a bar that no such row holds, its prefix "
         "included: training with that --max_seq_len stops at them.</p>"
-        f'<div class="cards wide">{_card("", curves, "along the axis: tokens in a row")}'
-        f"{_card('', _table(head, rows))}</div>"
-        + _card("", _table(["", "tokens", "split", "key", "source"], records))
+        f'<div class="cards wide">{card("", curves, "along the axis: tokens in a row")}'
+        f"{card('', table(head, rows))}</div>"
+        + card("", table(["", "tokens", "split", "key", "source"], records))
     )
 
 
@@ -246,14 +240,14 @@ def _music(statistics: PieceStatistics) -> str:
     tempos = statistics.tempo_bpm
     half_step = 2 ** (1 / 32)
     edges = np.append(TEMPOS_BPM[::2] / half_step, TEMPOS_BPM[-1] * half_step)
-    tempo_card = _card(
+    tempo_card = card(
         "Tempo",
         f'<div class="big">{short(tempos.quantile(0.5))} <small>quarters a minute</small></div>'
         + log_histogram(tempos, name="tempo", edges=edges, ticks=_TEMPO_TICKS),
         f"5 to 95 %: {short(tempos.quantile(0.05))} to {short(tempos.quantile(0.95))}; the "
         f"tempo changes in {percent(statistics.several_tempos / pieces)} of the pieces",
     )
-    key_card = _card(
+    key_card = card(
         "Keys",
         columns((("major", keys[:12]), ("minor", keys[12:])), PITCH_CLASSES, "Pieces by key"),
         "pieces by the key that their notes suggest; "
@@ -265,7 +259,7 @@ def _music(statistics: PieceStatistics) -> str:
     per_count = counts.counts_between(np.append(np.arange(1, shown + 1), most + 1))
     names = [str(number) for number in range(1, shown + 1)]
     names[-1] += "+" if most > shown else ""
-    ensemble = _card(
+    ensemble = card(
         "Instruments a piece",
         columns((("pieces", per_count.tolist()),), names, "Pieces by number of instruments"),
         f"pieces by how many instruments they hold, drums as one; at most {most}",
@@ -274,9 +268,9 @@ def _music(statistics: PieceStatistics) -> str:
         '<h2>Music</h2><div class="cards">'
         f"{tempo_card}{key_card}{ensemble}</div>"
         '<div class="cards">'
-        f"{_card('Instruments, by family', bar_chart(families, pieces), _SHARES)}"
-        f"{_card('Programs', _most(programs, pieces), _PROGRAMS)}"
-        f"{_card('Metres', _most(metres, pieces), _changes(statistics))}</div>"
+        f"{card('Instruments, by family', bar_chart(families, pieces), _SHARES)}"
+        f"{card('Programs', _most(programs, pieces), _PROGRAMS)}"
+        f"{card('Metres', _most(metres, pieces), _changes(statistics))}</div>"
     )
 
 
@@ -327,7 +321,7 @@ def _copies(
         if count
     ]
     caption = "clusters of this size, and the pieces in them"
-    chart = _card("Clusters of near copies, by size", bar_chart(bars, 1), caption) if bars else ""
+    chart = card("Clusters of near copies, by size", bar_chart(bars, 1), caption) if bars else ""
     return f'<h2>Copies</h2><p>{said}</p><div class="cards wide">{chart}</div>'
 
 
@@ -340,7 +334,7 @@ def _quality(statistics: PieceStatistics) -> str:
         names = ["none"] + [f"up to {100 * limit:g} %" for limit in _OFF_GRID_LIMITS[1:]]
         bars = [Bar(name, int(count)) for name, count in zip(names, counts, strict=True)]
         cards.append(
-            _card(
+            card(
                 "Onsets off the grid",
                 bar_chart(bars, pieces, colour="var(--second)"),
                 "pieces by the share of their onsets that lie off the grid; a warning, no reason "
@@ -355,7 +349,7 @@ def _quality(statistics: PieceStatistics) -> str:
     if any(given_up.values()):
         bars = [Bar(name, count, note=" ") for name, count in _by_count(given_up) if count]
         cards.append(
-            _card(
+            card(
                 "What the grid cost",
                 bar_chart(bars, 1, colour="var(--second)", long_labels=True),
                 f"summed over all pieces, whose files have {statistics.quantised['notes']:,} notes",
@@ -363,7 +357,7 @@ def _quality(statistics: PieceStatistics) -> str:
         )
     if statistics.recovered:
         bars = [Bar(name, count) for name, count in _by_count(statistics.recovered)]
-        cards.append(_card("Files mended", bar_chart(bars, pieces, colour="var(--second)")))
+        cards.append(card("Files mended", bar_chart(bars, pieces, colour="var(--second)")))
     return f'<h2>Quality</h2><div class="cards wide">{"".join(cards)}</div>' if cards else ""
 
 
@@ -376,17 +370,3 @@ def _most(bars: Sequence[Bar], total: int) -> str:
     chart = bar_chart(bars[:_MOST_BARS], total)
     rest = len(bars) - _MOST_BARS
     return chart + (f'<p class="legend">and {rest} more</p>' if rest > 0 else "")
-
-
-def _card(title: str, content: str, caption: str = "") -> str:
-    heading = f"<h3>{escape(title)}</h3>" if title else ""
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{heading}{content}{below}</figure>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table><tr>{cells}</tr>{lines}</table></div>'
