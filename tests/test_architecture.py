@@ -44,7 +44,16 @@ ALLOWED = {
         "bridge_training",
         "generation",
     },
-    "demo": {"midi", "tokens", "model", "bridge", "generation", "evaluation"},
+    "demo": {
+        "midi",
+        "tokens",
+        "shards",
+        "model",
+        "captions",
+        "bridge",
+        "generation",
+        "evaluation",
+    },
 }
 ALLOWED["benchmarks"] = {*ALLOWED["evaluation"], "evaluation"}
 # batches reads the rules to build block plans, and nothing else of the model.
