@@ -119,7 +119,12 @@ def test_only_the_adapters_import_peft_and_not_before_somebody_wants_some() -> N
 
 @pytest.mark.parametrize(
     "arguments",
-    [["-c", "import meloformer"], ["launch/generate.py", "-h"], ["launch/shard_data.py", "-h"]],
+    [
+        ["-c", "import meloformer"],
+        ["launch/generate.py", "-h"],
+        ["launch/demo.py", "-h"],
+        ["launch/shard_data.py", "-h"],
+    ],
 )
 def test_the_core_runs_without_the_extras(arguments: list[str], tmp_path: Path) -> None:
     """An import hook refuses the packages of every extra, as a core installation would."""

@@ -6,5 +6,5 @@
                     |-> border                             who may ask, and what
                     |-> static/                            the page itself
 
-The server keeps nothing: a page sends its piece back as the MIDI file that it was given.
+The server keeps nothing of a piece once it is sent: takes, players and files are the page's.
 """

@@ -1,4 +1,4 @@
-"""What a page can ask for: a new piece, a file opened, a part written anew, an end."""
+"""What a page can ask for: a new piece, its end before its time, a file opened."""
 
 import secrets
 import threading

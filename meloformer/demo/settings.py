@@ -20,7 +20,7 @@ class PageLimits:
     """What one visitor may take.
 
     Args:
-        max_bars: most bars of a piece that is written, or of a part that is written anew.
+        max_bars: most bars of a piece that is written.
         max_upload_megabytes: largest MIDI file that is read.
         max_seconds: of writing; past it the piece ends with its last finished bar.
         queue: visitors that may wait while the model writes for another one.

@@ -1,7 +1,5 @@
 """What the page asks for, read from JSON: every field by name, every value checked."""
 
-import base64
-import binascii
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,27 +32,6 @@ class Wish:
     controls: ControlConfig
     text: str
     strict: bool
-    sampling: SamplingConfig
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """A piece that is there, of which a part is to be written anew, or which is to go on.
-
-    Args:
-        midi: the piece, as a file.
-        first: first bar, from 0.
-        last: one past the last bar.
-        instruments: the only ones that are written anew, as in QuantisedPiece; () for all.
-        sampling: how bold the choice of a token is.
-        seed: of the draws.
-    """
-
-    midi: bytes
-    first: int
-    last: int
-    instruments: tuple[int, ...]
     sampling: SamplingConfig
     seed: int
 
@@ -168,55 +145,6 @@ def read_wish(found: Mapping[str, Any], max_bars: int) -> Wish:
     return wish
 
 
-def read_change(found: Mapping[str, Any], max_bars: int, max_bytes: int) -> Change:
-    """A wish for a part of a piece.
-
-    Args:
-        found: the object; its bars are counted from 0, `last` is one past the last.
-        max_bars: most bars of the part.
-        max_bytes: of the piece's file.
-
-    Raises:
-        MeloFormerError: a value that is not allowed.
-    """
-    fields = Fields(found)
-    midi = fields.take("midi", f"base64 of up to {max_bytes} bytes", _bytes_up_to(max_bytes))
-    first = fields.whole("first", 0, 1_000_000)
-    last = fields.whole("last", 1, 1_000_000)
-    if midi is None or first is None or last is None:
-        raise PageError("bad_request", "the request: found no midi, first or last; allowed: all")
-    if not 0 < last - first <= max_bars:
-        raise PageError(
-            "too_many_bars",
-            f"bars {first + 1} to {last}: allowed: 1 to {max_bars} bars at once",
-            most=max_bars,
-        )
-    names = ControlConfig(instruments=fields.names("instruments", 129))
-    change = Change(
-        midi=midi,
-        first=first,
-        last=last,
-        instruments=names.listed_instruments,
-        sampling=_sampling(fields),
-        seed=fields.whole("seed", 0, _MAX_SEED) or 0,
-    )
-    fields.end()
-    return change
-
-
 def _sampling(fields: Fields) -> SamplingConfig:
     temperature = fields.number("temperature", 0, _MAX_TEMPERATURE)
     return SamplingConfig() if temperature is None else SamplingConfig(temperature=temperature)
-
-
-def _bytes_up_to(most: int) -> Callable[[Any], bytes | None]:
-    def read(value: Any) -> bytes | None:
-        if not isinstance(value, str):
-            return None
-        try:
-            data = base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError):
-            return None
-        return data if 0 < len(data) <= most else None
-
-    return read

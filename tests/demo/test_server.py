@@ -16,7 +16,7 @@ from meloformer.midi.quantise import quantise
 from meloformer.midi.read import read_midi
 from meloformer.midi.render import to_piece
 from meloformer.tokens.hid import decode
-from tests.demo.pages import LIMITS, SMALL, Visitor, serving
+from tests.demo.pages import LIMITS, LONGER, SMALL, Visitor, serving
 from tests.midi.hand_written import midi_file, note, program
 
 PLAIN_FILE = midi_file([note(0, 480, 60)], [program(40, 1), note(480, 480, 64, channel=1)])
@@ -27,6 +27,11 @@ def wait_until(claim) -> None:
     while not claim():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_left_from_the_test_before(page: Visitor) -> None:
+    wait_until(lambda: len(page.studio.line) == 0)
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/page.css", "/words.json", "/icon.svg", "/no"])
@@ -205,7 +210,7 @@ def test_a_piece_comes_bar_by_bar_and_is_what_the_command_line_would_write(page:
 
 
 def test_the_last_bar_is_written_after_the_first_has_been_sent(page: Visitor) -> None:
-    connection, events = page.begin("/api/write", {**SMALL, "bars": 8})
+    connection, events = page.begin("/api/write", LONGER)
     with connection:
         assert next(events)["event"] == "begin"
         assert next(events)["event"] == "bar"
@@ -215,7 +220,7 @@ def test_the_last_bar_is_written_after_the_first_has_been_sent(page: Visitor) ->
 
 
 def test_a_piece_that_is_stopped_keeps_its_finished_bars(page: Visitor) -> None:
-    connection, events = page.begin("/api/write", {**SMALL, "bars": 8})
+    connection, events = page.begin("/api/write", LONGER)
     with connection:
         name = next(events)["name"]
         assert next(events)["bar"] == 0
@@ -260,7 +265,7 @@ def test_who_goes_away_while_waiting_frees_the_place(page: Visitor) -> None:
 
 
 def test_who_goes_away_while_it_is_written_frees_the_place(page: Visitor) -> None:
-    connection, events = page.begin("/api/write", {"bars": 8, "seed": 1})
+    connection, events = page.begin("/api/write", LONGER)
     assert next(events)["event"] == "begin"
     connection.close()
     events.close()

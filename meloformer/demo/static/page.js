@@ -29,7 +29,7 @@ const player = new Player(
   },
   () => showPlaying(),
 );
-const roll = new Roll($("roll"), { onSeek: (seconds) => player.seek(seconds), onPick: () => {} });
+const roll = new Roll($("roll"), (seconds) => player.seek(seconds));
 
 // ---- what is shown -------------------------------------------------------------------------
 
@@ -116,12 +116,18 @@ function colourTracks(colours, score) {
   }
 }
 
-function frame() {
+let drawn = 0; // when, in milliseconds
+
+function frame(at) {
+  requestAnimationFrame(frame);
+  // Drawing takes from the cores that the model writes on: not oftener than is seen.
+  const rest = player.mode !== "playing" ? 120 : asking ? 30 : 0;
+  if (at - drawn < rest) return;
+  drawn = at;
   const now = player.now();
   roll.draw(now, player.mode === "playing");
   $("now").textContent = clock(now);
   $("whole").textContent = `/ ${clock(player.score?.seconds ?? 0)}`;
-  requestAnimationFrame(frame);
 }
 
 // ---- pieces --------------------------------------------------------------------------------

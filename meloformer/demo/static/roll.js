@@ -18,18 +18,15 @@ export class Roll {
   #context;
   #left = 0; // quarters
   #follows = true;
-  #drag = null;
 
-  /** Calls back with a time to go to, and with the bars that were picked. */
-  constructor(canvas, { onSeek, onPick }) {
+  /** Calls back with a time to go to, in seconds of the music. */
+  constructor(canvas, onSeek) {
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d");
     this.onSeek = onSeek;
-    this.onPick = onPick;
     this.score = null;
     this.colours = new Map(); // instrument -> colour
     this.silent = new Set();
-    this.picked = null; // [first, last): bars
     this.perQuarter = 44; // pixels
     this.#listen();
     new ResizeObserver(() => this.#fit()).observe(canvas);
@@ -40,7 +37,6 @@ export class Roll {
     this.score = score;
     this.#left = 0;
     this.#follows = true;
-    this.pick(null);
   }
 
   follow() {
@@ -52,11 +48,6 @@ export class Roll {
     this.perQuarter = Math.max(6, Math.min(160, this.perQuarter * factor));
     this.#left = middle - this.#width() / 2 / this.perQuarter;
     this.#bound();
-  }
-
-  pick(bars) {
-    this.picked = bars;
-    this.onPick(bars);
   }
 
   /** Draw the moment, in seconds of the music. */
@@ -123,7 +114,6 @@ export class Roll {
     }
     context.fillStyle = "#171c34";
     context.fillRect(GUTTER, 0, width, RULER);
-    this.#drawPicked(height);
     this.#drawBars(height);
     if (!score.complete) this.#drawUnwritten(height);
   }
@@ -166,18 +156,6 @@ export class Roll {
       context.fillStyle = "#5b6590";
       context.fillText(String(bar + 1), from + 6, RULER / 2 + 1);
     }
-  }
-
-  #drawPicked(height) {
-    if (!this.picked) return;
-    const context = this.#context, { bars } = this.score;
-    const [first, last] = this.picked;
-    const from = this.#x(bars[first].startStep);
-    const until = this.#x(bars[last - 1].startStep + bars[last - 1].steps);
-    context.fillStyle = "rgba(255, 180, 84, 0.12)";
-    context.fillRect(from, 0, until - from, height);
-    context.fillStyle = "#ffb454";
-    context.fillRect(from, 0, until - from, 3);
   }
 
   #drawNotes({ bottom, low, row, width }, step, isPlaying) {
@@ -314,26 +292,8 @@ export class Roll {
       this.#left += sideways / this.perQuarter;
       this.#bound();
     }, { passive: false });
-    canvas.addEventListener("pointerdown", (event) => {
-      if (!this.score?.bars.length || event.button) return;
-      canvas.setPointerCapture(event.pointerId);
-      const step = this.#stepOf(event);
-      this.#drag = { bar: this.score.barOfStep(step), step, moved: false, x: event.clientX };
+    canvas.addEventListener("click", (event) => {
+      if (this.score?.bars.length) this.onSeek(this.score.timeOf(this.#stepOf(event)));
     });
-    canvas.addEventListener("pointermove", (event) => {
-      if (!this.#drag) return;
-      if (Math.abs(event.clientX - this.#drag.x) > 5) this.#drag.moved = true;
-      if (!this.#drag.moved) return;
-      const bar = this.score.barOfStep(this.#stepOf(event));
-      this.pick([Math.min(bar, this.#drag.bar), Math.max(bar, this.#drag.bar) + 1]);
-    });
-    canvas.addEventListener("pointerup", () => {
-      if (this.#drag && !this.#drag.moved) {
-        this.pick(null);
-        this.onSeek(this.score.timeOf(this.#drag.step));
-      }
-      this.#drag = null;
-    });
-    canvas.addEventListener("pointercancel", () => (this.#drag = null));
   }
 }
