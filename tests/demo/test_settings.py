@@ -56,8 +56,10 @@ def test_warming_up_leaves_the_model_as_it_was(composer: Composer) -> None:
 @pytest.mark.slow
 def test_the_recipe_serves_warns_of_others_and_ends_at_ctrl_c(run_folder: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "launch/demo.py", "--checkpoint", run_folder, "--port", "0"]
-        + ["--host", "0.0.0.0", "--device", "cpu"],
+        [
+            *(sys.executable, "launch/demo.py", "--checkpoint", run_folder),
+            *("--port", "0", "--host", "0.0.0.0", "--device", "cpu"),
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
