@@ -15,7 +15,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo text-demo test test-all test-faults test-torch lint format shard-data train generate bench gpu-report proof tensorboard
+.PHONY: help setup demo text-demo test test-all test-faults test-torch lint format shard-data train generate page bench gpu-report proof tensorboard
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,7 +41,7 @@ $(BIN)/.ready-dev: $(BIN)/.ready
 	@touch $@
 
 $(BIN)/.ready-all: $(BIN)/.ready-dev
-	$(INSTALL) '.[shards,remote,train,dev,ray,bench]'
+	$(INSTALL) '.[shards,remote,train,dev,ray,bench,browser]'
 	@touch $@
 
 demo: setup ## real scores to shards to a trained tiny model to MIDI, with every promise checked (10 minutes on 2 cores)
@@ -98,6 +98,9 @@ train: setup ## GPUS=<n> LAUNCHER=torchrun|deepspeed|accelerate ARGS='--model_si
 
 generate: setup ## ARGS='--bars 16 --tempo 120 ...': sample from the newest run
 	$(BIN)/python launch/generate.py $(ARGS)
+
+page: setup ## ARGS='--checkpoint runs/<name> --bridge runs/<bridge>': the web page on this machine, with the newest run
+	$(BIN)/python launch/demo.py $(ARGS)
 
 bench: $(BIN)/.ready-all ## what shards, their stream, attention and a training step cost, on the default corpus or MIDI=<input> and its shards OUT=<folder>
 	$(BIN)/python launch/bench/data.py --midi '$(MIDI)' --num_workers 1,$(WORKERS) --against miditok

@@ -44,7 +44,16 @@ ALLOWED = {
         "bridge_training",
         "generation",
     },
-    "demo": {"midi", "tokens", "model", "bridge", "generation", "evaluation"},
+    "demo": {
+        "midi",
+        "tokens",
+        "shards",
+        "model",
+        "captions",
+        "bridge",
+        "generation",
+        "evaluation",
+    },
 }
 # What others hold in their hands: the model, its tokens, its pieces and what its run knows of it.
 ALLOWED["hub"] = {*ALLOWED["generation"], "generation", "shards", "batches", "training"}
@@ -119,6 +128,7 @@ def test_only_the_adapters_import_peft_and_not_before_somebody_wants_some() -> N
             marks=pytest.mark.slow,
         ),
         ["launch/generate.py", "-h"],
+        ["launch/demo.py", "-h"],
         ["launch/shard_data.py", "-h"],
     ],
 )

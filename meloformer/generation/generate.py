@@ -151,6 +151,7 @@ def generate_batch(
     sampling: SamplingConfig,
     *,
     on_token: Callable[[int], None] | None = None,
+    on_step: Callable[[Sequence[Sequence[int]]], None] | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> list[np.ndarray]:
     """Sample pieces of any kinds side by side; none depends on those beside it but by rounding.
@@ -160,6 +161,7 @@ def generate_batch(
         samples: the pieces, B; their summaries enter in one way.
         sampling: temperature and cut-offs.
         on_token: called after each step with the number of tokens sampled so far, all rows.
+        on_step: called after each step with the ids of each piece so far, to be read at once.
         stop: asked after each step, with the same number, whether to end here.
 
     Returns:
@@ -192,6 +194,8 @@ def generate_batch(
         active_B = np.array([not row.is_finished for row in going])
         if on_token is not None:
             on_token(num_sampled)
+        if on_step is not None:
+            on_step([row.ids for row in rows])
         if not active_B.any() or (stop is not None and stop(num_sampled)):
             break
 

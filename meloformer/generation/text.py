@@ -182,12 +182,12 @@ def orders_of(
     encoder = encoder_of(bridge, config.text_encoder, device)
     seeds = [row_seed(seed, number) for number in range(num_samples)]
     return [
-        _written(config, injecting, controls, bridge, encoder, sections, seeds)
+        order_of_sections(config, injecting, controls, bridge, encoder, sections, seeds)
         for sections in parse_texts(texts, controls.bars)
     ]
 
 
-def _written(
+def order_of_sections(
     config: TextConfig,
     injecting: Injecting,
     controls: ControlConfig,
@@ -196,7 +196,21 @@ def _written(
     sections: Sequence[Section],
     seeds: Sequence[int],
 ) -> Order:
-    """A piece of one text or of several."""
+    """A piece of one text or of several.
+
+    Args:
+        config: how they are heard and asked.
+        injecting: what the summaries do.
+        controls: the user's own wishes.
+        bridge: of the model that will write.
+        encoder: of the bridge.
+        sections: `parse_texts` of the texts, of one piece.
+        seeds: of the summaries of each sample.
+
+    Raises:
+        GenerationError: --strict, where nobody reads what a text says.
+        ConfigError: a text that the encoder cannot read.
+    """
     texts = [part.text for part in sections]
     heard = _heard(config, bridge, encoder, texts)
     told = agreed([understood(said) for said in heard]) if heard else NOTHING

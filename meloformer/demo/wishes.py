@@ -1,0 +1,150 @@
+"""What the page asks for, read from JSON: every field by name, every value checked."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from meloformer.demo.border import PageError
+from meloformer.generation.controls import ControlConfig
+from meloformer.generation.sampling import SamplingConfig
+
+MAX_TEXT = 2000  # characters
+# What a page's numbers hold exactly.
+_MAX_SEED = 2**53 - 1
+_MAX_TEMPERATURE = 4.0
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """A new piece.
+
+    Args:
+        controls: wishes of the user's own.
+        text: what it is to be like; "" for none.
+        strict: keep by force what the text says.
+        sampling: how bold the choice of a token is.
+        seed: of the draws.
+    """
+
+    controls: ControlConfig
+    text: str
+    strict: bool
+    sampling: SamplingConfig
+    seed: int
+
+
+class Fields:
+    """The fields of an object, each asked for once; what nobody asks for is refused.
+
+    Args:
+        found: the object.
+    """
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
+        self._found = dict(found)
+
+    def take(self, name: str, allowed: str, read: Callable[[Any], Value | None]) -> Value | None:
+        """A field's value; None where it is absent or null.
+
+        Args:
+            name: of the field.
+            allowed: in words.
+            read: from JSON; None where that is not allowed.
+        """
+        value = self._found.pop(name, None)
+        if value is None:
+            return None
+        result = read(value)
+        if result is None:
+            shown = str(value)
+            shown = shown if len(shown) <= 40 else shown[:39] + "…"
+            raise PageError("bad_field", f"{name}: found {shown}; allowed: {allowed}", field=name)
+        return result
+
+    def whole(self, name: str, least: int, most: int) -> int | None:
+        """A whole number."""
+        return self.take(
+            name,
+            f"a whole number from {least} to {most}",
+            lambda value: value if type(value) is int and least <= value <= most else None,
+        )
+
+    def number(self, name: str, least: float, most: float) -> float | None:
+        """Any number."""
+
+        def read(value: Any) -> float | None:
+            if type(value) not in (int, float) or not math.isfinite(value):
+                return None
+            return float(value) if least <= value <= most else None
+
+        return self.take(name, f"a number from {least:g} to {most:g}", read)
+
+    def text(self, name: str, longest: int) -> str | None:
+        """Words."""
+        return self.take(
+            name,
+            f"up to {longest} characters",
+            lambda value: value if isinstance(value, str) and len(value) <= longest else None,
+        )
+
+    def yes_or_no(self, name: str) -> bool | None:
+        """A choice."""
+        return self.take(
+            name, "true or false", lambda value: value if isinstance(value, bool) else None
+        )
+
+    def names(self, name: str, most: int) -> tuple[str, ...]:
+        """A list of short names."""
+
+        def read(value: Any) -> tuple[str, ...] | None:
+            if not isinstance(value, list) or len(value) > most:
+                return None
+            are_names = all(isinstance(one, str) and len(one) <= 8 for one in value)
+            return tuple(value) if are_names else None
+
+        return self.take(name, f"up to {most} names", read) or ()
+
+    def end(self) -> None:
+        """Refuse what is left.
+
+        Raises:
+            PageError: there is something.
+        """
+        if self._found:
+            name = str(next(iter(self._found)))[:40]
+            raise PageError(
+                "bad_field", f"{name}: found an unknown field; allowed: none", field=name
+            )
+
+
+def read_wish(found: Mapping[str, Any], max_bars: int) -> Wish:
+    """A wish for a new piece.
+
+    Raises:
+        MeloFormerError: a value that is not allowed.
+    """
+    fields = Fields(found)
+    controls = ControlConfig(
+        bars=fields.whole("bars", 1, max_bars),
+        tempo=fields.number("tempo", 1, 1000),
+        time_signature=fields.text("time_signature", 8),
+        key=fields.text("key", 16),
+        instruments=fields.names("instruments", 129),
+    )
+    wish = Wish(
+        controls=controls,
+        text=(fields.text("text", MAX_TEXT) or "").strip(),
+        strict=fields.yes_or_no("strict") or False,
+        sampling=_sampling(fields),
+        seed=fields.whole("seed", 0, _MAX_SEED) or 0,
+    )
+    fields.end()
+    return wish
+
+
+def _sampling(fields: Fields) -> SamplingConfig:
+    temperature = fields.number("temperature", 0, _MAX_TEMPERATURE)
+    return SamplingConfig() if temperature is None else SamplingConfig(temperature=temperature)
