@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from meloformer.benchmarks.arena_pieces import Excerpts, batches
 from meloformer.benchmarks.arena_systems import MicroBatch, System
@@ -105,8 +105,8 @@ class Trainee:
         model = copy.deepcopy(master).to(torch.bfloat16) if device.type == "cuda" else master
         system.place(master, model)
         self._optimizer = build_optimizer(master, OptimizerConfig())
-        self._masters: list[nn.Parameter] = list(master.parameters())
-        self._weights: list[nn.Parameter] = list(model.parameters())
+        self._masters: list[Tensor] = list(master.parameters())
+        self._weights: list[Tensor] = list(model.parameters())
 
     def __str__(self) -> str:
         return f"{self.system.name} {self.nats_per_note:.2f} ({self.steps:,} steps)"
