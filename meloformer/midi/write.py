@@ -11,7 +11,12 @@ from meloformer.midi.piece import SUSTAIN_PEDAL, Piece, Track
 
 
 def midi_bytes(piece: Piece) -> bytes:
-    """A MIDI file of format 1, one track per `Track`.
+    """A MIDI file of format 1, one track per `Track`; see `to_score`."""
+    return to_score(piece).dumps_midi()
+
+
+def to_score(piece: Piece) -> core.ScoreTick:
+    """What symusic makes a file of, and what tokenizers of others read.
 
     Drum tracks come last: symusic deals the melodic channels out by track number, so up to
     fifteen melodic tracks get a channel each. From the sixteenth on channels are shared, and
@@ -26,7 +31,7 @@ def midi_bytes(piece: Piece) -> bytes:
     metre_columns = (metres.onset_ticks, metres.numerator, metres.denominator)
     for row in zip(*(column.tolist() for column in metre_columns), strict=True):
         score.time_signatures.append(core.TimeSignatureTick(*row))
-    return score.dumps_midi()
+    return score
 
 
 def write_midi(piece: Piece, path: Path | str) -> None:
