@@ -11,17 +11,18 @@ from meloformer.batches.attributes import AttributeDropout, keep_length_alone
 from meloformer.batches.augmentation import Augmentation
 from meloformer.batches.batch import IGNORE_INDEX, Batch
 from meloformer.batches.block_plans import build_blocks
+from meloformer.batches.filling import Filling
 from meloformer.batches.piece_index import PieceIndex
 from meloformer.batches.share import MicroBatchSpec
-from meloformer.batches.windows import Window
+from meloformer.batches.windows import Window, bar_lines
 from meloformer.model.masks import BLOCK_SIZE, Layout, Rule, num_summaries
 from meloformer.tokens.attributes import drop_attributes
 from meloformer.tokens.labels import token_labels
 from meloformer.tokens.vocabulary import KIND_OF, PAD, Kind
 from meloformer.tokens.windows import cut_window
 
-# Behind epoch, piece and bar: another draw than that of attributes and augmentation.
-_OPEN_DRAW = 1
+# Behind epoch, piece and bar: other draws than that of attributes and augmentation.
+_OPEN_DRAW, _FILL_DRAW = 1, 2
 # Of the rows with open summaries, those whose prefix says at most how long a piece is.
 _UNTOLD_SHARE = 2 / 3
 # What a label says where a row is over.
@@ -40,6 +41,8 @@ class Collator:
         blocks_rule: build block lists for this rule; None builds none.
         block_size: tokens along each side of a block.
         open_summary_rate: share of rows with open summaries, see model/injection.py.
+        filling: which windows are filled; none in a row with open summaries, which say what is to
+            come bar by bar.
     """
 
     index: PieceIndex
@@ -49,13 +52,14 @@ class Collator:
     blocks_rule: Rule | None = None
     block_size: int = BLOCK_SIZE
     open_summary_rate: float = 0.0
+    filling: Filling = field(default_factory=Filling)
 
     def __call__(self, spec: MicroBatchSpec) -> Batch:
         """Read, cut, drop attributes, label and pad."""
         open_rows = [self.open_row(spec.epoch, row) for row in spec.rows]
         rows = [
-            [self.window_ids(spec.epoch, window, is_untold) for window in row]
-            for row, (_, is_untold) in zip(spec.rows, open_rows, strict=True)
+            [self.window_ids(spec.epoch, window, is_untold, seed is not None) for window in row]
+            for row, (seed, is_untold) in zip(spec.rows, open_rows, strict=True)
         ]
         open_seeds = [seed for seed, _ in open_rows] if self.open_summary_rate else None
         return collate_rows(rows, spec.seq_len, self.blocks_rule, self.block_size, open_seeds)
@@ -73,13 +77,16 @@ class Collator:
         seed, is_open = int(drawn.integers(2**62)), drawn.random() < self.open_summary_rate
         return (seed, drawn.random() < _UNTOLD_SHARE) if is_open else (None, False)
 
-    def window_ids(self, epoch: int, window: Window, is_untold: bool = False) -> np.ndarray:
+    def window_ids(
+        self, epoch: int, window: Window, is_untold: bool = False, is_open: bool = False
+    ) -> np.ndarray:
         """Tokens of a window as they stand in a batch of this epoch.
 
         Args:
             epoch: counted from 0.
             window: which bars of which piece.
             is_untold: the prefix says at most how long the piece is.
+            is_open: it stands in a row with open summaries.
         """
         piece, first, last = window
         random = np.random.default_rng([self.seed, epoch, piece, first])
@@ -90,7 +97,12 @@ class Collator:
         # In this order: a run without augmentation draws what it always drew.
         keep = self.attributes.keep(random)
         ids = drop_attributes(ids, keep_length_alone(random) if is_untold else keep)
-        return self.augmentation.shifted(ids, random)
+        ids = self.augmentation.shifted(ids, random)
+        if is_open or not self.filling.rate:
+            return ids
+        max_tokens = bar_lines(self.index, piece).tokens(first, last)
+        drawn = np.random.default_rng([self.seed, epoch, piece, first, _FILL_DRAW])
+        return self.filling.filled(ids, max_tokens, drawn)
 
 
 def collate_rows(

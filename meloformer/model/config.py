@@ -32,6 +32,8 @@ class MuseFormerConfig:
             tokens read tokens alone; its rule is `full`.
         open_summary_rate: share of the rows of training that have open summaries too, see
             model/injection.py.
+        fill_rate: share of the windows of training that were filled, see tokens/filling.py; 0 is a
+            model that has never read what comes after what it writes.
     """
 
     num_layers: int
@@ -47,6 +49,7 @@ class MuseFormerConfig:
     rotary_base: float = 10_000.0
     summaries: bool = True
     open_summary_rate: float = 0.0
+    fill_rate: float = 0.0
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.head_width % 4:
@@ -71,6 +74,8 @@ class MuseFormerConfig:
             raise ConfigError(
                 f"open_summary_rate {self.open_summary_rate:g}: allowed 0 to 1, a share of the rows"
             )
+        if not 0 <= self.fill_rate <= 1:
+            raise ConfigError(f"fill_rate {self.fill_rate:g}: allowed 0 to 1, a share of windows")
 
     @property
     def head_width(self) -> int:

@@ -36,7 +36,7 @@ from meloformer.tokens.vocabulary import (
 from meloformer.tokens.windows import bar_starts
 
 _MEANINGS = {
-    Kind.CONTROL: "start, end",
+    Kind.CONTROL: "start, end, fill",
     Kind.BAR: "bar, chord",
     Kind.METRE: "metre",
     Kind.TEMPO: "bpm",

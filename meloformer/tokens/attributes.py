@@ -129,8 +129,9 @@ def read_prefix(ids: np.ndarray) -> Attributes:
 
 def prefix_length(ids: np.ndarray) -> int:
     """Number of tokens before the first bar token; all of them where there is no bar."""
-    # The longest prefix says everything once, so the search never reads a whole piece.
-    longest = 1 + len(ATTRIBUTE_KINDS) + NUM_INSTRUMENTS
+    # The longest prefix says everything once and, of a filled window, names instruments before
+    # (tokens/filling.py), so the search never reads a whole piece.
+    longest = 2 + len(ATTRIBUTE_KINDS) + 2 * NUM_INSTRUMENTS
     is_bar = is_kind(KIND_OF.take(ids[:longest]), Kind.BAR)
     return int(is_bar.argmax()) if is_bar.any() else len(ids)
 

@@ -4,7 +4,9 @@ import numpy as np
 
 from meloformer.errors import TokenError
 from meloformer.midi.grid import METRE_STEPS
-from meloformer.tokens.grammar import FOLLOWS, GrammarState
+from meloformer.tokens.filling import is_filled
+from meloformer.tokens.filling_grammar import FilledState, grammar_of
+from meloformer.tokens.grammar import FOLLOWS
 from meloformer.tokens.vocabulary import (
     BOS,
     CONTINUE,
@@ -39,7 +41,7 @@ def check(ids: np.ndarray) -> None:
     position = first_violation(ids)
     if position is None:
         return
-    state = GrammarState(ids[:position])
+    state = grammar_of(ids[:position])
     raise state.refusal(int(ids[position]) if position < len(ids) else None)
 
 
@@ -51,6 +53,8 @@ def first_violation(ids: np.ndarray) -> int | None:
     Args:
         ids: (T,) integers.
     """
+    if is_filled(ids):
+        return _first_violation_filled(ids)
     in_vocabulary = (ids >= 0) & (ids < VOCAB_SIZE)
     end = len(ids) if in_vocabulary.all() else int(in_vocabulary.argmin())
     ids_T = ids[:end]
@@ -71,6 +75,16 @@ def first_violation(ids: np.ndarray) -> int | None:
     if bad.any():
         return int(bad.argmax())
     return end if end < len(ids) else None
+
+
+def _first_violation_filled(ids: np.ndarray) -> int | None:
+    """The same, token by token: filled windows are few, and short beside a folder of shards."""
+    state = FilledState()
+    for position, token_id in enumerate(ids.tolist()):
+        if not 0 <= token_id < VOCAB_SIZE or not state.allowed()[token_id]:
+            return position
+        state.advance(token_id)
+    return None if state.is_complete else len(ids)
 
 
 def _check_prefix(bad: np.ndarray, kind: np.ndarray, index: np.ndarray) -> None:

@@ -26,6 +26,7 @@ from meloformer.tokens.attributes import (
     write_prefix,
 )
 from meloformer.tokens.check import check
+from meloformer.tokens.filling import is_filled, unfill
 from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, OFFSET, Kind, is_kind
 from meloformer.tokens.windows import cut_bar
 
@@ -140,10 +141,11 @@ def _encode_bars(joined: JoinedPieces, chords: np.ndarray) -> tuple[np.ndarray, 
 
 
 def decode(ids: np.ndarray) -> QuantisedPiece:
-    """Music of a piece or of a window; the prefix is not read.
+    """Music of a piece or of a window, also of a filled one; the prefix is not read.
 
-    Bar 0 is the first bar of the sequence. A note that would sound into the next onset of its
-    instrument and pitch is cut to the longest duration of the grid that does not.
+    Bar 0 is the first bar of the sequence, of a filled window once it is in bar order. A note that
+    would sound into the next onset of its instrument and pitch is cut to the longest duration of
+    the grid that does not.
 
     Args:
         ids: (T,) integer ids: a piece up to EOS, or a window that ends with a finished bar.
@@ -153,6 +155,8 @@ def decode(ids: np.ndarray) -> QuantisedPiece:
     """
     ids = np.asarray(ids)
     check(ids)
+    if is_filled(ids):
+        ids = unfill(ids)
     kind, index = KIND_OF.take(ids), INDEX_OF.take(ids)
     # Metre and tempo of the prefix are conditions, not music.
     kind[: prefix_length(ids)] = Kind.CONTROL

@@ -31,7 +31,7 @@ DENSITY_BIN_NOTES_PER_QUARTER = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16
 class Kind(IntEnum):
     """What a token says; also the row of the per-kind loss table."""
 
-    CONTROL = 0  # PAD BOS CONTINUE EOS
+    CONTROL = 0  # PAD BOS CONTINUE EOS FILL
     BAR = 1  # a bar starts; carries its chord
     METRE = 2
     TEMPO = 3
@@ -45,8 +45,8 @@ class Kind(IntEnum):
     VELOCITY = 11  # V
 
 
-CONTROL_NAMES = ("PAD", "BOS", "CONTINUE", "EOS")
-PAD, BOS, CONTINUE, EOS = range(4)
+CONTROL_NAMES = ("PAD", "BOS", "CONTINUE", "EOS", "FILL")
+PAD, BOS, CONTINUE, EOS, FILL = range(5)
 
 BLOCK_SIZES: dict[Kind, int] = {
     Kind.CONTROL: len(CONTROL_NAMES),

@@ -90,7 +90,7 @@ def cut_window(
     kind = KIND_OF.take(prefix)
     for attribute, index in said.items():
         prefix[is_kind(kind, attribute)] = OFFSET[attribute] + index
-    return np.concatenate([prefix, _restated(ids[starts[first] : end], state)])
+    return np.concatenate([prefix, restated(ids[starts[first] : end], state)])
 
 
 def cut_bar(ids: np.ndarray, bar: int) -> np.ndarray:
@@ -98,7 +98,7 @@ def cut_bar(ids: np.ndarray, bar: int) -> np.ndarray:
     starts = bar_starts(ids)
     if not 0 <= bar < len(starts) - 1:
         raise TokenError(f"bar {bar}: allowed 0..{len(starts) - 2}, the bars of this sequence")
-    body = _restated(ids[starts[bar] : starts[bar + 1]], state_of_bar(ids, starts, bar))
+    body = restated(ids[starts[bar] : starts[bar + 1]], state_of_bar(ids, starts, bar))
     return np.concatenate([np.array([CONTINUE], dtype=ids.dtype), body])
 
 
@@ -189,9 +189,20 @@ def _furthest(starts: np.ndarray, first: int, max_tokens: int, max_bars: int) ->
     return first + int(np.searchsorted(lengths, max_tokens, side="right"))
 
 
-def _restated(bars: np.ndarray, state: tuple[int, int]) -> np.ndarray:
-    """Let the first of some bars state its metre and tempo."""
+def restated(
+    bars: np.ndarray, state: tuple[int, int], in_force: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Let the first of some bars state its metre and tempo, where they are not in force already.
+
+    Args:
+        bars: (T,) tokens of one bar or more, the first one's bar token first.
+        state: metre and tempo index of the first bar.
+        in_force: those of the bar that will stand before it; None states both.
+    """
     states = np.isin(KIND_OF[bars[1:3]], (Kind.METRE, Kind.TEMPO))
     num_stated = int(np.logical_and.accumulate(states).sum())
-    header = [bars[0], OFFSET[Kind.METRE] + state[0], OFFSET[Kind.TEMPO] + state[1]]
+    header = [bars[0]]
+    for number, kind in enumerate((Kind.METRE, Kind.TEMPO)):
+        if in_force is None or in_force[number] != state[number]:
+            header.append(OFFSET[kind] + state[number])
     return np.concatenate([np.array(header, dtype=bars.dtype), bars[1 + num_stated :]])

@@ -92,7 +92,7 @@ def check_size(found: MuseFormerConfig, wanted: MuseFormerConfig, folder: Path) 
     Raises:
         CheckpointError: names what differs, on both sides.
     """
-    free = {"max_seq_len", "rule", "open_summary_rate"}
+    free = {"max_seq_len", "rule", "open_summary_rate", "fill_rate"}
     differing = [
         name
         for name, value in vars(found).items()

@@ -228,9 +228,10 @@ def default_workers(ranks_on_host: int) -> int:
 def _code_key(spec: CompileSpec) -> str:
     """Changes with all that the compiled code depends on, but for the shapes."""
     digest = hashlib.sha256()
-    # How long a row may be stands in the shapes; how many rows have open summaries, in no code.
+    # How long a row may be stands in the shapes; how many rows have open summaries or
+    # are filled, in no code.
     opened = float(spec.model.num_open_layers > 0)
-    model = replace(spec.model, max_seq_len=0, open_summary_rate=opened)
+    model = replace(spec.model, max_seq_len=0, open_summary_rate=opened, fill_rate=0.0)
     settings = replace(spec, model=model).to_json()
     device = spec.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

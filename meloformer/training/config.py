@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from meloformer.batches.augmentation import Augmentation
+from meloformer.batches.filling import Filling
 from meloformer.batches.mixture import check_weights
 from meloformer.batches.phases import PhaseEnds
 from meloformer.batches.plan import Collate
@@ -69,6 +70,9 @@ class TrainConfig:
             itself, as it will read what a text says of it; the loss of these rows is lower by that,
             and most of them say nothing of the music in their prefix. Without any, no bridge from
             text fits the model.
+        fill_rate: share of windows, outside those rows, that are rewritten so that some bars or
+            instruments stand last and read what is around them (tokens/filling.py). Without any,
+            launch/generate.py can continue a piece but not fill or accompany one.
         attention_precision: dtype of the attention call; auto probes the device.
         block_size: tokens along each side of a block of the attention plan, 128 or 64, on CUDA.
             Smaller blocks leave out more pairs, and their tiles are timed when they are compiled,
@@ -138,6 +142,7 @@ class TrainConfig:
     collate: Collate = "bucket"
     attention: str = "halves"
     open_summary_rate: float = 0.3
+    fill_rate: float = Filling.rate
     attention_precision: Precision = "auto"
     block_size: int = BLOCK_SIZE
     checkpointing: Checkpointing = "none"
@@ -209,6 +214,7 @@ class TrainConfig:
             raise ConfigError(
                 f"--open_summary_rate {self.open_summary_rate:g}: allowed: 0 to 1, a share of rows"
             )
+        Filling(rate=self.fill_rate)
         if self.block_size not in BLOCK_SIZES:
             raise ConfigError(
                 f"--block_size {self.block_size}: allowed: {' or '.join(map(str, BLOCK_SIZES))}"
@@ -336,4 +342,5 @@ def model_config(config: ResolvedConfig) -> MuseFormerConfig:
         max_seq_len=config.max_seq_len,
         rule=config.rule,
         open_summary_rate=config.open_summary_rate,
+        fill_rate=config.fill_rate,
     )

@@ -12,6 +12,7 @@ from meloformer.batches.attributes import ALL_ATTRIBUTES, NO_ATTRIBUTES, Attribu
 from meloformer.batches.augmentation import NO_AUGMENTATION, Augmentation
 from meloformer.batches.collate import Collator
 from meloformer.batches.facts import MAX_COUNTED, EpochFacts, epoch_facts
+from meloformer.batches.filling import NO_FILLING, Filling
 from meloformer.batches.held_out import held_out_elsewhere
 from meloformer.batches.mixture import Mixture
 from meloformer.batches.phases import PhaseConfig
@@ -160,6 +161,7 @@ class TrainData:
                 AttributeDropout(),
                 self.config.augmentation,
                 self.config.open_summary_rate,
+                Filling(rate=self.config.fill_rate),
             ),
             self.plan,
             self.phases,
@@ -195,6 +197,7 @@ class TrainData:
         attributes: AttributeDropout,
         augmentation: Augmentation,
         open_summary_rate: float = 0.0,
+        filling: Filling = NO_FILLING,
     ) -> Collator:
         return Collator(
             index=self.split(split),
@@ -204,6 +207,7 @@ class TrainData:
             blocks_rule=self.blocks_rule,
             block_size=self.config.block_size,
             open_summary_rate=open_summary_rate,
+            filling=filling,
         )
 
 

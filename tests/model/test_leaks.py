@@ -16,6 +16,7 @@ from meloformer.model import attention
 from meloformer.model.masks import RULES, Rule
 from meloformer.model.museformer import MuseFormer
 from meloformer.shards.reader import ShardFolder
+from meloformer.tokens.filling import Hole, fill
 from meloformer.tokens.vocabulary import EOS, KIND_OF, OFFSET, PAD, VOCAB_SIZE, Kind
 from meloformer.tokens.windows import bar_starts, cut_window
 from tests.layouts import tiny_config
@@ -46,6 +47,23 @@ def windows(chorale_shards) -> list[np.ndarray]:
         first = 0 if piece % 2 == 0 else 2
         cut.append(cut_window(ids, first, first + (2 if piece < 3 else 6)))
     return sorted(cut[:3], key=len) + sorted(cut[3:], key=len)
+
+
+@pytest.fixture(scope="module")
+def filled_windows(chorale_shards) -> list[np.ndarray]:
+    """The same music with a hole of bars, of an instrument, and of both."""
+    index = ShardFolder.open(chorale_shards).split("train")
+    holes = (
+        Hole(first=1, last=2),
+        Hole(first=0, last=1, instruments=(53,)),
+        Hole(first=2, last=4),
+        Hole(instruments=(1 + 52,)),
+        Hole(first=2, last=4, instruments=(53,)),
+    )
+    return [
+        fill(cut_window(index.read(piece), 0, 3 if piece < 2 else 6), hole)
+        for piece, hole in enumerate(holes)
+    ]
 
 
 def a_model(**changes) -> MuseFormer:
@@ -125,6 +143,34 @@ def test_changing_a_later_token_leaves_every_earlier_logit_unchanged(rule, windo
         moved += not torch.allclose(found[end], expected[end], atol=1e-6)
     # The check can fail: what does depend on the changed token has moved.
     assert moved > 5
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_filled_window_sees_nothing_that_its_order_puts_later(
+    rule, filled_windows, windows, model
+) -> None:
+    """The bars of the hole least of all: they stand last, and what they hold moves nothing."""
+    rule = RULES[rule]
+    for ids in (filled_windows[2], filled_windows[4]):
+        test_changing_a_later_token_leaves_every_earlier_logit_unchanged(
+            rule, [windows[0], filled_windows[0], windows[1], ids], model
+        )
+    first, second, third = filled_windows[0], windows[0], filled_windows[1]
+    packed = [first, second, third, filled_windows[2]]
+    test_a_packed_piece_has_the_logits_it_has_alone(rule, packed, model)
+    test_changing_a_packed_neighbour_leaves_all_logits_unchanged(rule, packed, model)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_hole_reads_the_bars_behind_it(rule, filled_windows, model) -> None:
+    """Which stand before it: another note there moves the logits of the hole, in every rule."""
+    ids = filled_windows[2]
+    notes = np.flatnonzero(KIND_OF[ids] == Kind.PITCH)
+    other = ids.copy()
+    other[notes[0]] = OFFSET[Kind.PITCH] + (other[notes[0]] - OFFSET[Kind.PITCH] + 1) % 128
+    hole = bar_starts(ids)[-3]
+    expected, found = (row_logits(model, [one], RULES[rule])[hole:] for one in (ids, other))
+    assert (found - expected).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("rule", ALL_RULES.values(), ids=ALL_RULES)

@@ -16,7 +16,7 @@ from meloformer.midi.grid import (
 )
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.tokens.grammar import GrammarState
-from meloformer.tokens.vocabulary import EOS, VOCAB_SIZE, Kind, token, token_name
+from meloformer.tokens.vocabulary import VOCAB_SIZE, Kind, token, token_name
 
 _ID_OF = {token_name(token_id): token_id for token_id in range(VOCAB_SIZE)}
 
@@ -151,7 +151,7 @@ def label_plainly(ids: np.ndarray) -> dict[str, list[int]]:
         index += 1
         if kind is Kind.BAR:
             bar, instrument, onset, index = bar + 1, 0, 0, 0
-        elif token_id == EOS:
+        elif bar >= 0 and kind is Kind.CONTROL:
             instrument, onset = 0, 0
         elif bar >= 0 and kind is Kind.INSTRUMENT:
             instrument, onset = 1 + value, 0
@@ -195,10 +195,10 @@ def encode_bars_plainly(quantised: QuantisedPiece) -> list[tuple[Kind, int]]:
     return tokens
 
 
-def random_walk(seed: int, **wishes: Any) -> np.ndarray:
-    """Uniformly random allowed tokens from the first one to EOS."""
+def random_walk(seed: int, grammar: type[GrammarState] = GrammarState, **wishes: Any) -> np.ndarray:
+    """Uniformly random allowed tokens from the first one to the end."""
     generator = np.random.default_rng(seed)
-    state = GrammarState(**wishes)
+    state = grammar(**wishes)
     ids = []
     while not state.is_finished:
         allowed = np.flatnonzero(state.allowed())
