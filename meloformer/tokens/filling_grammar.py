@@ -7,7 +7,6 @@ empty bar.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -33,19 +32,20 @@ _INSTRUMENTS = slice(OFFSET[Kind.INSTRUMENT], OFFSET[Kind.INSTRUMENT] + _NUM_INS
 
 
 class FilledState(GrammarState):
-    """What may come next in a filled window; see `GrammarState`, whose wishes hold here too.
+    """What may come next in a filled window; see `GrammarState`.
+
+    It takes no wishes: whoever fills a hole knows its bars, and gives what they hold already.
 
     Args:
         prefix: ids to start from: the beginning of any filled window.
-        wishes: those of `GrammarState`; `num_bars` counts the bars of the whole window.
     """
 
-    def __init__(self, prefix: Iterable[int] = (), **wishes: Any) -> None:
+    def __init__(self, prefix: Iterable[int] = ()) -> None:
         self._part = _NOTHING
         self._is_named = False  # the instruments that stand last: all of them named
         self._stands_last = np.zeros(_NUM_INSTRUMENTS, dtype=bool)
         self._follows_fill = False
-        super().__init__(prefix, **wishes)
+        super().__init__(prefix)
 
     def allowed(self) -> np.ndarray:
         """Mask of the ids that may come next; none after the end."""
@@ -63,7 +63,9 @@ class FilledState(GrammarState):
         else:
             mask = super().allowed()
             if self.num_bars and self._due() is None:
-                self._allow_end(mask)
+                mask[FILL] = True
+                # In the hole an empty bar may be the last one; before it no end may come.
+                mask[EOS] = self._part == _HOLE or (mask[EOS] and not self._needs_hole)
         return mask
 
     def advance(self, token_id: int) -> None:
@@ -98,20 +100,8 @@ class FilledState(GrammarState):
             return not self._stands_last.any()
         return self._part < _HOLE
 
-    def _allow_end(self, mask: np.ndarray) -> None:
-        """FILL and EOS where a bar may end."""
-        is_last = self._wished_bars is None or self.num_bars == self._wished_bars
-        if self._part == _HOLE:
-            mask[FILL] = mask[EOS] = is_last
-        else:
-            mask[FILL] = self._wished_bars is None or not is_last
-            mask[EOS] &= not self._needs_hole
-
     def _allow(self, mask: np.ndarray, kind: Kind) -> None:
         """Mark the tokens of one kind that its own order and the wishes permit."""
-        # Of the wished bars one at least is the hole's.
-        if kind is Kind.BAR and self._needs_hole and self.num_bars + 1 == self._wished_bars:
-            return
         if kind is not Kind.INSTRUMENT or self.num_bars == 0:
             super()._allow(mask, kind)
             return
@@ -121,10 +111,10 @@ class FilledState(GrammarState):
             comes_later &= self._stands_last
         else:
             comes_later |= self._stands_last
-        mask[_INSTRUMENTS] = comes_later & self._wished_instruments
+        mask[_INSTRUMENTS] = comes_later
 
 
-def grammar_of(prefix: Iterable[int], **wishes: Any) -> GrammarState:
+def grammar_of(prefix: Iterable[int]) -> GrammarState:
     """The state machine that fits a beginning: of a filled window, or of an ordinary one."""
     ids = [int(token_id) for token_id in prefix]
-    return (FilledState if ids[:1] == [FILL] else GrammarState)(ids, **wishes)
+    return (FilledState if ids[:1] == [FILL] else GrammarState)(ids)

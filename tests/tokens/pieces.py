@@ -195,10 +195,10 @@ def encode_bars_plainly(quantised: QuantisedPiece) -> list[tuple[Kind, int]]:
     return tokens
 
 
-def random_walk(seed: int, grammar: type[GrammarState] = GrammarState, **wishes: Any) -> np.ndarray:
-    """Uniformly random allowed tokens from the first one to the end."""
+def random_walk(seed: int, **wishes: Any) -> np.ndarray:
+    """Uniformly random allowed tokens from the first one to EOS."""
     generator = np.random.default_rng(seed)
-    state = grammar(**wishes)
+    state = GrammarState(**wishes)
     ids = []
     while not state.is_finished:
         allowed = np.flatnonzero(state.allowed())

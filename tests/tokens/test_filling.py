@@ -10,7 +10,7 @@ from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.attributes import prefix_length, read_prefix
 from meloformer.tokens.check import check, first_violation
 from meloformer.tokens.filling import Hole, fill, hole_of, is_filled, states_of_bars, unfill
-from meloformer.tokens.filling_grammar import FilledState, grammar_of
+from meloformer.tokens.filling_grammar import FilledState
 from meloformer.tokens.hid import decode, encode, encode_bars
 from meloformer.tokens.labels import token_labels
 from meloformer.tokens.vocabulary import (
@@ -19,12 +19,11 @@ from meloformer.tokens.vocabulary import (
     KIND_OF,
     OFFSET,
     Kind,
-    is_kind,
     length_bin,
     token_name,
 )
 from meloformer.tokens.windows import bar_starts, cut_window, state_of_bar
-from tests.tokens.pieces import ids_of, label_plainly, quantised_pieces, random_piece, random_walk
+from tests.tokens.pieces import ids_of, label_plainly, quantised_pieces, random_piece
 
 HEADER = "BAR:N 4/4 TEMPO:120"
 NOTE = "T:0 P:60 L:24 V:66"
@@ -52,6 +51,20 @@ def windows_and_holes(draw):
     elif not chosen:
         chosen = players[:1]
     return window, Hole(first=bars[0], last=bars[1], instruments=tuple(sorted(chosen)))
+
+
+def filled_walk(seed):
+    """Random allowed tokens; parts of a window end more often than among equals."""
+    rng = np.random.default_rng(seed)
+    state, ids = FilledState(), []
+    while not state.is_finished:
+        allowed = np.flatnonzero(state.allowed())
+        ends = allowed[np.isin(allowed, (FILL, EOS))]
+        if len(ends) and rng.random() < 0.3:
+            allowed = ends
+        ids.append(int(rng.choice(allowed)))
+        state.advance(ids[-1])
+    return np.array(ids, dtype=np.uint16)
 
 
 def without_length(ids, hole):
@@ -159,12 +172,11 @@ def test_labels_of_a_filled_window_are_those_of_a_plain_loop(window_and_hole):
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.integers(0, 2**32), st.integers(2, 4))
-def test_whatever_the_grammar_of_filled_windows_allows_decodes_and_has_one_spelling(seed, num_bars):
-    ids = random_walk(seed, FilledState, num_bars=num_bars)
+@given(st.integers(0, 2**32))
+def test_whatever_the_grammar_of_filled_windows_allows_decodes_and_has_one_spelling(seed):
+    ids = filled_walk(seed)
     check(ids)
-    music = decode(ids)
-    assert music.num_bars == num_bars
+    assert decode(ids).num_bars == np.count_nonzero(KIND_OF[ids] == Kind.BAR)
     again = fill(unfill(ids), hole_of(ids))
     assert names_of(again[prefix_length(again) :]) == names_of(ids[prefix_length(ids) :])
 
@@ -282,15 +294,3 @@ def test_a_hole_may_end_with_an_empty_bar_and_the_bars_around_it_too():
     )
     check(filled)
     assert np.array_equal(unfill(filled), ids)
-
-
-def test_a_wish_for_bars_closes_the_hole_there():
-    beginning = ids_of(f"FILL BOS {HEADER} #P0 {NOTE} FILL FILL BAR:N")
-    state = grammar_of(beginning, num_bars=3)
-    allowed = np.flatnonzero(state.allowed())
-    assert FILL not in allowed and EOS not in allowed
-    state.advance(OFFSET[Kind.BAR])
-    allowed = np.flatnonzero(state.allowed())
-    assert {FILL, EOS} <= set(allowed.tolist()) and not is_kind(KIND_OF[allowed], Kind.BAR).any()
-    state.advance(FILL)
-    assert state.is_finished and not state.allowed().any()
