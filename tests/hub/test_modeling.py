@@ -27,7 +27,7 @@ from meloformer.model.masks import RULES, HeadGroup, rule_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import load_model, save_model
 from meloformer.tokens.hid import decode
-from meloformer.tokens.vocabulary import BOS, PAD
+from meloformer.tokens.vocabulary import BOS, PAD, VOCAB_SIZE
 from tests.hub.folders import a_model, a_piece, some_ids, write_model
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +126,7 @@ def test_ids_that_are_no_rows_are_refused_by_row_and_place(model) -> None:
     for wrong, message in (
         (padded(np.array([PAD, *ids])), "padding before tokens"),
         (padded(ids[1:]), "every piece begins"),
-        (padded(np.array([*ids, 976])), "found id 976"),
+        (padded(np.array([*ids, VOCAB_SIZE])), f"found id {VOCAB_SIZE}"),
         (padded(ids).float(), "allowed: integers"),
         (padded(ids)[0], "allowed: integers"),
     ):
