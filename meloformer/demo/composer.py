@@ -104,12 +104,13 @@ class Composer:
                 num_tokens > num_bars * _MOST_TOKENS_A_BAR or time.monotonic() > end or is_over()
             ),
         )
-        if len(bar_starts(ids)) < 2:
+        piece = decode(ids) if len(bar_starts(ids)) > 1 else None
+        if piece is None or not piece.num_notes:
             raise PageError(
                 "stopped_early",
-                "the piece: stopped before its first bar was finished; nothing to keep",
+                "the piece: stopped before a finished bar had a note; nothing to keep",
             )
-        return decode(ids)
+        return piece
 
     def _order(self, wish: Wish) -> Order:
         if not wish.text:

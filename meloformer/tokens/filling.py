@@ -84,7 +84,7 @@ def fill(ids: np.ndarray, hole: Hole) -> np.ndarray:
     >>> bar, metre, tempo = OFFSET[Kind.BAR], OFFSET[Kind.METRE], OFFSET[Kind.TEMPO]
     >>> ids = np.array([BOS, bar, metre, tempo, bar + 7, bar + 14, EOS])
     >>> " ".join(map(token_name, fill(ids, Hole(first=1, last=2))))
-    'FILL BOS BAR:Dmaj 1/32 TEMPO:30 FILL BAR:Cmaj FILL BAR:C#maj EOS'
+    'FILL BOS BAR:Dmaj 1/1 TEMPO:21.21 FILL BAR:Cmaj FILL BAR:C#maj EOS'
     """
     starts = bar_starts(ids)
     num_bars = len(starts) - 1

@@ -20,7 +20,7 @@ from tests.bridge.bases import random_base
 
 # A random model fills bars with whatever plays; one instrument keeps them short.
 SMALL = {"bars": 2, "instruments": ["40"], "seed": 5}
-# One with notes in its first bar, that takes a while.
+# One that takes a while.
 LONGER = {"bars": 8, "instruments": [str(program) for program in range(30, 60)], "seed": 7}
 LIMITS = PageLimits(max_bars=8, max_upload_megabytes=0.05, queue=1)
 
