@@ -16,6 +16,7 @@ from meloformer.tokens.vocabulary import (
     key_name,
     length_bin,
 )
+from meloformer.tokens.wishes import Wishes
 
 DEFAULT_BARS = 16
 NOTHING = Attributes()
@@ -120,6 +121,16 @@ class ControlConfig:
         if self.drums or self.listed_instruments:
             return self.listed_instruments
         return tuple(index for index in range(grid.NUM_INSTRUMENTS) if index != grid.DRUMS)
+
+    @property
+    def wishes(self) -> Wishes:
+        """What the grammar keeps."""
+        return Wishes(
+            num_bars=self.num_bars,
+            instruments=self.instrument_indices or None,
+            metre=self.metre_index,
+            tempo=self.tempo_index,
+        )
 
     def prefix(self, told: Attributes = NOTHING) -> np.ndarray:
         """BOS and the wishes, in the order of the grammar.

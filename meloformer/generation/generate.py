@@ -230,13 +230,7 @@ class _Row:
         self.prefix = controls.prefix(sample.told).astype(np.int64)
         self.ids: list[int] = []
         self._generator = torch.Generator().manual_seed(sample.seed)
-        self._grammar = GrammarState(
-            self.prefix.tolist(),
-            num_bars=controls.num_bars,
-            instruments=controls.instrument_indices or None,
-            metre=controls.metre_index,
-            tempo=controls.tempo_index,
-        )
+        self._grammar = GrammarState(self.prefix.tolist(), controls.wishes)
 
     @property
     def is_told(self) -> bool:
