@@ -11,6 +11,7 @@ import numpy as np
 from meloformer.errors import ConfigError, TokenError
 from meloformer.midi.grid import METRE_STEPS
 from meloformer.tokens.attributes import ATTRIBUTE_KINDS
+from meloformer.tokens.keeper import Keeper
 from meloformer.tokens.vocabulary import (
     BLOCK_SIZES,
     BOS,
@@ -53,7 +54,7 @@ class GrammarState:
         wishes: what the rest shall be.
 
     Raises:
-        ConfigError: fewer bars wished than the prefix holds.
+        ConfigError: wishes that no sequence with this prefix can fulfil.
         TokenError: `prefix` breaks the grammar.
     """
 
@@ -68,10 +69,16 @@ class GrammarState:
 
         # The prefix is read as it is.
         self._wishes = NO_WISHES
+        self._keeper: Keeper | None = None
+        prefix = list(prefix)
         self._may_play = np.ones(BLOCK_SIZES[Kind.INSTRUMENT], dtype=bool)
         for token_id in prefix:
             self.advance(int(token_id))
         self._wish(wishes)
+        if not wishes.are_kept_by_kind:
+            self._keeper = Keeper(wishes)
+            for token_id in prefix:
+                self._keeper.take(Kind(int(KIND_OF[token_id])), int(INDEX_OF[token_id]))
 
     def allowed(self) -> np.ndarray:
         """Mask of the ids that may come next; none after EOS.
@@ -93,6 +100,8 @@ class GrammarState:
             due = self._due()
             for kind in FOLLOWS[self._last] if due is None else (due,):
                 self._allow(mask, kind)
+        if self._keeper is not None:
+            self._keeper.narrow(mask, self._last)
         return mask
 
     def advance(self, token_id: int) -> None:
@@ -127,6 +136,8 @@ class GrammarState:
             self._tempo = index
         elif token_id == EOS:
             self.is_finished = True
+        if self._keeper is not None:
+            self._keeper.take(kind, index)
 
     @property
     def is_complete(self) -> bool:
@@ -197,6 +208,11 @@ class GrammarState:
             raise ConfigError(
                 f"{wished} bars wished: the prefix holds {state}; allowed: no fewer than the "
                 "prefix; wish for more or start from fewer"
+            )
+        if begun and wishes.bind_whole_piece:
+            raise ConfigError(
+                f"who plays, or how many notes, is wished for: the prefix holds {begun} bars; "
+                "allowed: a prefix without bars"
             )
         if wishes.instruments is not None:
             self._may_play[:] = False
