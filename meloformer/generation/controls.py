@@ -6,6 +6,13 @@ from typing import Any
 import numpy as np
 
 from meloformer.errors import GenerationError
+from meloformer.generation.spelling import (
+    chords_of,
+    entries_of,
+    instrument_index,
+    notes_per_bar_of,
+    ranges_of,
+)
 from meloformer.midi import grid
 from meloformer.tokens.attributes import Attributes, write_prefix
 from meloformer.tokens.vocabulary import (
@@ -16,14 +23,21 @@ from meloformer.tokens.vocabulary import (
     key_name,
     length_bin,
 )
+from meloformer.tokens.wishes import Wishes
 
 DEFAULT_BARS = 16
 NOTHING = Attributes()
+# Steps of the scales above the tonic; the minor one is the natural one.
+_MAJOR, _MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
+# Where a text may yet say how long the piece is.
+_ANY_NUMBER_OF_BARS = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlConfig:
     """Wishes for a new piece; what is not said is left to the model.
+
+    All but key and density are kept exactly; docs/controls.md says what is kept and what is told.
 
     Args:
         bars: number of bars, exactly; if not given, what a text says of its length, the bars of its
@@ -31,9 +45,21 @@ class ControlConfig:
         tempo: beats (quarters) per minute; the nearest value of the grid holds throughout.
         time_signature: such as 3/4; holds throughout.
         key: such as "C major" or "F# minor"; the model is told, nothing is enforced.
-        instruments: the only ones that play: programs 0..127 or `drums`.
+        scale_only: of all instruments but drums, only pitches of the key's scale (of a minor key,
+            the natural one).
+        chords: of the bars, such as "C Am F G7", one a bar and then from the front again; roots
+            with nothing, m, dim, aug, maj7, m7 or 7, N for none, C*4 for four bars. Each bar says
+            its chord to the model; whether the notes follow is up to the model.
+        instruments: those that play, each at least once, and no others: programs 0..127 or `drums`;
+            with --num_instruments, those that it may choose from.
+        num_instruments: so many different ones play over the piece, drums being one.
+        enter: where instruments come in, such as drums:4 33:0; silent before that bar, counted from
+            0, and playing in it.
         drums: may play where no instruments are listed; without, the grammar keeps them out. The
             model is not told: a prefix says what plays, not what does not.
+        pitch_range: lowest and highest pitch of instruments, such as 33:28-52.
+        notes_per_bar: at least and at most so many in every bar, all instruments together, such as
+            2-12, 4- or 8.
         density: notes per quarter; the model is told, nothing is enforced.
     """
 
@@ -41,8 +67,14 @@ class ControlConfig:
     tempo: float | None = None
     time_signature: str | None = None
     key: str | None = None
+    scale_only: bool = False
+    chords: tuple[str, ...] = ()
     instruments: tuple[str, ...] = ()
+    num_instruments: int | None = None
+    enter: tuple[str, ...] = ()
     drums: bool = True
+    pitch_range: tuple[str, ...] = ()
+    notes_per_bar: str | None = None
     density: float | None = None
 
     def __post_init__(self) -> None:
@@ -51,6 +83,9 @@ class ControlConfig:
         self.prefix()
         if not self.drums and grid.DRUMS in self.listed_instruments:
             raise GenerationError("--instruments drums with --no_drums: allowed: one of them")
+        if self.scale_only and self.key is None:
+            raise GenerationError("--scale_only without --key: allowed: a key beside it")
+        self._wishes(self.bars or _ANY_NUMBER_OF_BARS)
 
     @property
     def num_bars(self) -> int:
@@ -101,18 +136,7 @@ class ControlConfig:
     @property
     def listed_instruments(self) -> tuple[int, ...]:
         """Instruments of the grid that are named, ascending: 0 drums, 1 + program."""
-        indices = set()
-        for name in self.instruments:
-            if name.lower() in ("drums", "#d"):
-                indices.add(grid.DRUMS)
-            elif name.isdigit() and int(name) < grid.NUM_INSTRUMENTS - 1:
-                indices.add(1 + int(name))
-            else:
-                raise GenerationError(
-                    f"--instruments {name}: allowed are drums and the programs 0 to "
-                    f"{grid.NUM_INSTRUMENTS - 2}"
-                )
-        return tuple(sorted(indices))
+        return tuple(sorted({instrument_index("--instruments", name) for name in self.instruments}))
 
     @property
     def instrument_indices(self) -> tuple[int, ...]:
@@ -120,6 +144,53 @@ class ControlConfig:
         if self.drums or self.listed_instruments:
             return self.listed_instruments
         return tuple(index for index in range(grid.NUM_INSTRUMENTS) if index != grid.DRUMS)
+
+    @property
+    def playing(self) -> tuple[int, ...]:
+        """All that play, ascending, where that is known before; () where it is not."""
+        listed = self.listed_instruments
+        if listed and self.num_instruments in (None, len(listed)):
+            return listed
+        entering = sorted(instrument for instrument, _ in entries_of(self.enter))
+        return tuple(entering) if self.num_instruments == len(entering) else ()
+
+    @property
+    def wishes(self) -> Wishes:
+        """What the grammar keeps.
+
+        Raises:
+            ConfigError: no piece of so many bars can be like that.
+        """
+        return self._wishes(self.num_bars)
+
+    def _wishes(self, num_bars: int) -> Wishes:
+        entries = entries_of(self.enter)
+        entering = {instrument for instrument, _ in entries}
+        least, most = (
+            (0, None) if self.notes_per_bar is None else notes_per_bar_of(self.notes_per_bar)
+        )
+        return Wishes(
+            num_bars=num_bars,
+            instruments=self.instrument_indices or None,
+            metre=self.metre_index,
+            tempo=self.tempo_index,
+            chords=chords_of(self.chords),
+            playing=tuple(index for index in self.playing if index not in entering),
+            num_instruments=self.num_instruments,
+            entries=entries,
+            least_notes=least,
+            most_notes=most,
+            scale=self._scale,
+            ranges=ranges_of(self.pitch_range),
+        )
+
+    @property
+    def _scale(self) -> tuple[int, ...] | None:
+        """Pitch classes that may sound; None for all."""
+        if not self.scale_only or self.key_index is None:
+            return None
+        is_minor, tonic = divmod(self.key_index, 12)
+        return tuple((tonic + step) % 12 for step in (_MINOR if is_minor else _MAJOR))
 
     def prefix(self, told: Attributes = NOTHING) -> np.ndarray:
         """BOS and the wishes, in the order of the grammar.
@@ -138,15 +209,21 @@ class ControlConfig:
             key=self.key_index,
             length=int(length_bin(self.num_bars)),
             density=None if self.density is None else density_bin(self.density),
-            instruments=self.listed_instruments,
+            instruments=self.playing,
         )
         told = replace(told, instruments=self._playing(told.instruments))
         said = {name: value for name, value in vars(wished).items() if value not in (None, ())}
         return write_prefix(replace(told, **said))
 
     def _playing(self, instruments: tuple[int, ...]) -> tuple[int, ...]:
-        """Those of a text that nobody has forbidden."""
-        return tuple(index for index in instruments if self.drums or index != grid.DRUMS)
+        """Those of a text that nobody has forbidden; none where the flags say that others play."""
+        left = tuple(index for index in instruments if self.drums or index != grid.DRUMS)
+        agrees = (
+            self.num_instruments in (None, len(left))
+            and {instrument for instrument, _ in entries_of(self.enter)} <= set(left)
+            and set(left) <= set(self.listed_instruments or left)
+        )
+        return left if agrees else ()
 
     def keeping(self, told: Attributes, *, drums: bool = True) -> "ControlConfig":
         """The same wishes, and those of a text where nothing is wished for yet; length apart.
@@ -169,7 +246,10 @@ class ControlConfig:
         }
         free = {name: v for name, v in wishes.items() if getattr(self, name) in (None, ())}
         kept = replace(self, **free)
-        return kept if drums or kept.instruments else replace(kept, drums=False)
+        entering = {instrument for instrument, _ in entries_of(self.enter)}
+        if drums or kept.instruments or grid.DRUMS in entering:
+            return kept
+        return replace(kept, drums=False)
 
     def describe(self) -> str:
         """The wishes in words, for logs and titles."""
@@ -177,9 +257,19 @@ class ControlConfig:
         if self.tempo is not None:
             words.append(f"{self.tempo:g} bpm")
         words += [word for word in (self.time_signature, self.key) if word]
+        if self.scale_only:
+            words.append("its scale only")
+        if self.chords:
+            words.append(f"chords {' '.join(self.chords)}")
         words += [instrument_name(index) for index in self.listed_instruments]
         if not (self.drums or self.instruments):
             words.append("no drums")
+        if self.num_instruments is not None:
+            words.append(f"{self.num_instruments} instruments")
+        words += [f"{instrument_name(one)} from bar {bar}" for one, bar in entries_of(self.enter)]
+        words += [f"pitches {text}" for text in self.pitch_range]
+        if self.notes_per_bar is not None:
+            words.append(f"{self.notes_per_bar} notes a bar")
         return ", ".join(words)
 
 

@@ -1,25 +1,29 @@
 """Sample whole pieces: cached, batched, and under the grammar, so that every one decodes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from meloformer.bridge.flow import row_seed
+from meloformer.errors import ConfigError
 from meloformer.generation.cache import DecodeCache, StepLabels
 from meloformer.generation.controls import NOTHING, ControlConfig
+from meloformer.generation.piece_mask import PieceMask
+from meloformer.generation.rows import Row
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.injection import Injection, join_rows
 from meloformer.model.masks import num_summaries
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.attributes import Attributes
-from meloformer.tokens.grammar import GrammarState
 from meloformer.tokens.labels import HEADER, PREFIX, token_labels
-from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, PAD, VOCAB_SIZE, Kind
-from meloformer.tokens.windows import bar_starts
+from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, Kind
 
+# Keeps the seeds of candidates apart from those of pieces.
+_CANDIDATE = 1
 # Below it rows that have ended are left out of the batch, which costs a copy of the cache.
 _LEAST_ACTIVE_SHARE = 0.75
 
@@ -77,7 +81,7 @@ class Sample:
     """One piece to be sampled.
 
     Args:
-        controls: wishes; bars, metre, tempo and instruments are kept by the grammar.
+        controls: wishes; the grammar keeps what `ControlConfig.wishes` holds.
         told: what the prefix says besides the wishes; the grammar does not keep it.
         injection: one row of summaries; those behind the last bar are left out, since the prefix
             would read them.
@@ -167,8 +171,48 @@ def generate_batch(
     Returns:
         One uint16 sequence a piece, from BOS to EOS. A piece that was stopped ends with its last
         finished bar; where it has none, it is the prefix alone.
+
+    Raises:
+        ConfigError: the best of several pieces, where somebody watches or stops one.
     """
-    rows = [_Row(sample) for sample in samples]
+    if sampling.best_of == 1:
+        rows = sample_rows(model, samples, sampling, on_token, on_step, stop)
+        return [row.piece() for row in rows]
+    if on_step is not None or stop is not None:
+        raise ConfigError(
+            f"--best_of {sampling.best_of}: found a piece that is handed out while it is written; "
+            "allowed: 1"
+        )
+    # A piece is the first of its own candidates.
+    candidates = [
+        replace(sample, seed=row_seed(sample.seed, number, _CANDIDATE) if number else sample.seed)
+        for sample in samples
+        for number in range(sampling.best_of)
+    ]
+    rows = sample_rows(model, candidates, sampling, on_token)
+    groups = [rows[k : k + sampling.best_of] for k in range(0, len(rows), sampling.best_of)]
+    return [min(group, key=Row.nats_per_note).piece() for group in groups]
+
+
+def sample_rows(
+    model: MuseFormer,
+    samples: Sequence[Sample],
+    sampling: SamplingConfig,
+    on_token: Callable[[int], None] | None = None,
+    on_step: Callable[[Sequence[Sequence[int]]], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
+) -> list[Row]:
+    """The loop of `generate_batch`; where the best is to be chosen, rows know how likely they are.
+
+    Args:
+        model: see `generate_batch`, as the others.
+        samples: each by itself, whatever `sampling.best_of` is.
+        sampling: temperature and cut-offs.
+        on_token: called after each step.
+        on_step: called after each step.
+        stop: asked after each step.
+    """
+    rows = [_row_of(sample, sampling) for sample in samples]
     # As far as the shortest prefix all rows go at once; where one has more, it is fed on.
     num_shared = min(len(row.prefix) for row in rows)
     shared_BN = np.stack([row.prefix[:num_shared] for row in rows])
@@ -187,8 +231,11 @@ def generate_batch(
         allowed_BV = np.stack([row.allowed() for row in going])
         uniform_B = torch.tensor([row.draw() for row in going])
         ids_B = sample_tokens(logits_BV, torch.from_numpy(allowed_BV), sampling, uniform_B).numpy()
+        # Of the model's own distribution: without mask, temperature and cut-offs.
+        nats_B = _nats(logits_BV, ids_B) if sampling.best_of > 1 else np.zeros(len(going))
         for number, row in enumerate(going):
             if not row.is_finished:
+                row.nats += 0.0 if row.is_told else float(nats_B[number])
                 num_sampled += not row.is_told
                 ids_B[number] = row.take(int(ids_B[number]))
         active_B = np.array([not row.is_finished for row in going])
@@ -215,68 +262,19 @@ def generate_batch(
             StepLabels.from_numpy(labels_4B[:, :, None], cache.device),
             torch.from_numpy(active_B).to(cache.device),
         )
-    return [row.piece() for row in rows]
+    return rows
 
 
-class _Row:
-    """A piece while it is sampled.
+def _row_of(sample: Sample, sampling: SamplingConfig) -> Row:
+    prefix = sample.controls.prefix(sample.told).astype(np.int64)
+    mask = PieceMask(prefix.tolist(), sample.controls.wishes, sampling.no_repeat_bars)
+    return Row(prefix, mask, sample.seed)
 
-    Args:
-        sample: what it shall be.
-    """
 
-    def __init__(self, sample: Sample) -> None:
-        controls = sample.controls
-        self.prefix = controls.prefix(sample.told).astype(np.int64)
-        self.ids: list[int] = []
-        self._generator = torch.Generator().manual_seed(sample.seed)
-        self._grammar = GrammarState(
-            self.prefix.tolist(),
-            num_bars=controls.num_bars,
-            instruments=controls.instrument_indices or None,
-            metre=controls.metre_index,
-            tempo=controls.tempo_index,
-        )
-
-    @property
-    def is_told(self) -> bool:
-        """Whether the next token stands in the prefix."""
-        return len(self.ids) < len(self.prefix)
-
-    @property
-    def is_finished(self) -> bool:
-        return self._grammar.is_finished
-
-    def allowed(self) -> np.ndarray:
-        """(V,) bool: what may be drawn; PAD alone for a row that draws nothing."""
-        if not (self.is_told or self.is_finished):
-            return self._grammar.allowed()
-        only_pad = np.zeros(VOCAB_SIZE, dtype=bool)
-        only_pad[PAD] = True
-        return only_pad
-
-    def draw(self) -> float:
-        """A number from [0, 1), if one is needed."""
-        if self.is_told or self.is_finished:
-            return 0.0
-        return torch.rand((), generator=self._generator).item()
-
-    def take(self, token_id: int) -> int:
-        """Take what was drawn, unless the prefix says what is next; the token."""
-        if self.is_told:
-            token_id = int(self.prefix[len(self.ids)])
-        else:
-            self._grammar.advance(token_id)
-        self.ids.append(token_id)
-        return token_id
-
-    def piece(self) -> np.ndarray:
-        """The sequence, without a bar that it breaks off in."""
-        whole = np.array(self.ids, dtype=np.uint16)
-        if self.is_finished:
-            return whole
-        starts = bar_starts(whole)
-        return whole[: starts[-2]] if len(starts) > 1 else self.prefix.astype(np.uint16)
+def _nats(logits_BV: torch.Tensor, ids_B: np.ndarray) -> np.ndarray:
+    """(B,) of the tokens that were drawn."""
+    targets_B = torch.from_numpy(ids_B).to(logits_BV.device)
+    return F.cross_entropy(logits_BV.float(), targets_B, reduction="none").cpu().numpy()
 
 
 def _side_by_side(samples: Sequence[Sample]) -> Injection | None:

@@ -140,12 +140,19 @@ class Order:
         controls: what the grammar keeps.
         told: what the prefix says besides.
         injection: summaries of each sample; None lets the model write freely.
+
+    Raises:
+        ConfigError: wishes that no piece of its bars can fulfil.
     """
 
     title: str
     controls: ControlConfig
     told: Attributes = NOTHING
     injection: Injection | None = None
+
+    def __post_init__(self) -> None:
+        # Refused before anything is sampled, also where a text has said how long the piece is.
+        _ = self.controls.wishes
 
 
 def orders_of(

@@ -122,8 +122,9 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
         def tell(count: int) -> None:
             progress.update(task, completed=count)
 
-        for first in range(0, len(asked), _AT_ONCE):
-            batch = asked[first : first + _AT_ONCE]
+        at_once = max(1, _AT_ONCE // config.sampling.best_of)
+        for first in range(0, len(asked), at_once):
+            batch = asked[first : first + at_once]
             pieces = f"pieces {first + 1}-{first + len(batch)} of {len(asked)}:"
             progress.reset(task, description=pieces)
             num_tokens += _write_batch(batch, model, config.sampling, console, tell)

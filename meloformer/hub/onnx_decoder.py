@@ -10,10 +10,10 @@ import torch
 from meloformer.errors import CheckpointError, ConfigError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import Labeller
+from meloformer.generation.piece_mask import PieceMask
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.hub.config import MuseFormerConfig
 from meloformer.hub.onnx_graphs import AddTokens, CloseBar, empty_caches
-from meloformer.tokens.grammar import GrammarState
 from meloformer.tokens.vocabulary import check_fingerprint
 
 FOLDER_NAME = "onnx"
@@ -80,27 +80,26 @@ def generate_onnx(
 
     Returns:
         (T,) uint16, BOS to EOS.
+
+    Raises:
+        ConfigError: the best of several pieces, which these graphs do not score.
     """
+    if sampling.best_of > 1:
+        raise ConfigError(f"--best_of {sampling.best_of}: allowed with ONNX is 1")
     decoder = OnnxDecoder(folder)
     prefix = controls.prefix().astype(np.int64)
     ids = prefix.tolist()
-    grammar = GrammarState(
-        ids,
-        num_bars=controls.num_bars,
-        instruments=controls.instrument_indices or None,
-        metre=controls.metre_index,
-        tempo=controls.tempo_index,
-    )
+    mask = PieceMask(ids, controls.wishes, sampling.no_repeat_bars)
     generator = torch.Generator().manual_seed(seed)
     labeller = Labeller(prefix[None])
     logits_1V = decoder.add(prefix[None], labeller.prefix)
     while True:
-        allowed_1V = torch.from_numpy(grammar.allowed()[None])
+        allowed_1V = torch.from_numpy(mask.allowed()[None])
         draw_1 = torch.rand((), generator=generator).reshape(1)
         drawn_1 = sample_tokens(torch.from_numpy(logits_1V), allowed_1V, sampling, draw_1).numpy()
         ids.append(int(drawn_1[0]))
-        grammar.advance(ids[-1])
-        if grammar.is_finished:
+        mask.advance(ids[-1])
+        if mask.is_finished:
             return np.array(ids, dtype=np.uint16)
         labels_41 = labeller.advance(drawn_1)
         # A bar token says that the bar before it is complete.

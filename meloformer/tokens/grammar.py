@@ -4,13 +4,14 @@ Onsets, pitches and instruments strictly ascend and a statement that changes not
 so every bar is finite and music has one spelling only.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
 from meloformer.errors import ConfigError, TokenError
 from meloformer.midi.grid import METRE_STEPS
 from meloformer.tokens.attributes import ATTRIBUTE_KINDS
+from meloformer.tokens.keeper import Keeper
 from meloformer.tokens.vocabulary import (
     BLOCK_SIZES,
     BOS,
@@ -23,6 +24,7 @@ from meloformer.tokens.vocabulary import (
     Kind,
     token_name,
 )
+from meloformer.tokens.wishes import NO_WISHES, Wishes
 
 _BLOCK = {kind: slice(OFFSET[kind], OFFSET[kind] + BLOCK_SIZES[kind]) for kind in Kind}
 _AFTER_VELOCITY = (Kind.PITCH, Kind.ONSET, Kind.INSTRUMENT, Kind.BAR, Kind.CONTROL)
@@ -49,26 +51,14 @@ class GrammarState:
 
     Args:
         prefix: ids to start from: the beginning of any sequence that follows the grammar.
-        num_bars: EOS stands after exactly so many bars, the last of which gets a note; None
-            allows EOS after any bar with a note.
-        instruments: the only ones that may play; 0 drums, 1 + program otherwise.
-        metre: index into METRES, from the next bar on.
-        tempo: index into TEMPOS_BPM, from the next bar on.
+        wishes: what the rest shall be.
 
     Raises:
-        ConfigError: a wish that no sequence can fulfil.
+        ConfigError: wishes that no sequence with this prefix can fulfil.
         TokenError: `prefix` breaks the grammar.
     """
 
-    def __init__(
-        self,
-        prefix: Iterable[int] = (),
-        *,
-        num_bars: int | None = None,
-        instruments: Collection[int] | None = None,
-        metre: int | None = None,
-        tempo: int | None = None,
-    ) -> None:
+    def __init__(self, prefix: Iterable[int] = (), wishes: Wishes = NO_WISHES) -> None:
         self.num_tokens = 0
         self.num_bars = 0
         self.is_finished = False
@@ -77,13 +67,18 @@ class GrammarState:
         self._instrument = self._onset = self._pitch = _NOT_STATED
         self._duration = self._velocity = _NOT_STATED
 
-        self._wished_bars: int | None = None
-        self._wished_metre: int | None = None
-        self._wished_tempo: int | None = None
-        self._wished_instruments = np.ones(BLOCK_SIZES[Kind.INSTRUMENT], dtype=bool)
+        # The prefix is read as it is.
+        self._wishes = NO_WISHES
+        self._keeper: Keeper | None = None
+        prefix = list(prefix)
+        self._may_play = np.ones(BLOCK_SIZES[Kind.INSTRUMENT], dtype=bool)
         for token_id in prefix:
             self.advance(int(token_id))
-        self._wish(num_bars, instruments, metre, tempo)
+        self._wish(wishes)
+        if not wishes.are_kept_by_kind:
+            self._keeper = Keeper(wishes)
+            for token_id in prefix:
+                self._keeper.take(Kind(int(KIND_OF[token_id])), int(INDEX_OF[token_id]))
 
     def allowed(self) -> np.ndarray:
         """Mask of the ids that may come next; none after EOS.
@@ -105,6 +100,8 @@ class GrammarState:
             due = self._due()
             for kind in FOLLOWS[self._last] if due is None else (due,):
                 self._allow(mask, kind)
+        if self._keeper is not None:
+            self._keeper.narrow(mask, self._last)
         return mask
 
     def advance(self, token_id: int) -> None:
@@ -139,6 +136,8 @@ class GrammarState:
             self._tempo = index
         elif token_id == EOS:
             self.is_finished = True
+        if self._keeper is not None:
+            self._keeper.take(kind, index)
 
     @property
     def is_complete(self) -> bool:
@@ -162,9 +161,9 @@ class GrammarState:
     def _due(self) -> Kind | None:
         """The kind that must come next inside the bars; None where the grammar leaves a choice."""
         last = self._last
-        if last is Kind.BAR and _must_state(self._metre, self._wished_metre):
+        if last is Kind.BAR and _must_state(self._metre, self._wishes.metre):
             return Kind.METRE
-        if last in (Kind.BAR, Kind.METRE) and _must_state(self._tempo, self._wished_tempo):
+        if last in (Kind.BAR, Kind.METRE) and _must_state(self._tempo, self._wishes.tempo):
             return Kind.TEMPO
         if last is Kind.INSTRUMENT:
             return Kind.ONSET
@@ -185,51 +184,40 @@ class GrammarState:
             block[self._onset + 1 : METRE_STEPS[self._metre]] = True
         elif kind is Kind.INSTRUMENT:
             free = slice(self._instrument + 1, None)
-            block[free] = self._wished_instruments[free]
+            block[free] = self._may_play[free]
         elif kind is Kind.DURATION:
             _allow_change(block, self._duration)
         elif kind is Kind.VELOCITY:
             _allow_change(block, self._velocity)
         elif kind is Kind.METRE:
-            _allow_change(block, self._metre, self._wished_metre)
+            _allow_change(block, self._metre, self._wishes.metre)
         elif kind is Kind.TEMPO:
-            _allow_change(block, self._tempo, self._wished_tempo)
+            _allow_change(block, self._tempo, self._wishes.tempo)
         elif kind is Kind.BAR:
-            block[:] = self._wished_bars is None or self.num_bars < self._wished_bars
+            wished = self._wishes.num_bars
+            block[:] = wished is None or self.num_bars < wished
         elif kind is Kind.CONTROL:
-            block[EOS] = self._wished_bars is None or self.num_bars == self._wished_bars
+            block[EOS] = self._wishes.num_bars in (None, self.num_bars)
         else:
             block[:] = True
 
-    def _wish(
-        self,
-        num_bars: int | None,
-        instruments: Collection[int] | None,
-        metre: int | None,
-        tempo: int | None,
-    ) -> None:
-        if num_bars is not None:
-            begun = self.num_bars
-            if num_bars < max(1, begun) or (self.is_finished and num_bars != begun):
-                state = f"{begun} bars and is finished" if self.is_finished else f"{begun} bars"
-                raise ConfigError(
-                    f"{num_bars} bars wished: the prefix holds {state}; allowed: at least 1 bar "
-                    "and no fewer than the prefix; wish for more or start from fewer"
-                )
-        for kind, index in ((Kind.METRE, metre), (Kind.TEMPO, tempo)):
-            if index is not None:
-                _check_index(kind, index)
-        if instruments is not None:
-            if not instruments:
-                raise ConfigError(
-                    "no instrument may play: a piece needs a note; allowed: at least one "
-                    "instrument, or None for all"
-                )
-            for index in instruments:
-                _check_index(Kind.INSTRUMENT, index)
-            self._wished_instruments[:] = False
-            self._wished_instruments[list(instruments)] = True
-        self._wished_bars, self._wished_metre, self._wished_tempo = num_bars, metre, tempo
+    def _wish(self, wishes: Wishes) -> None:
+        wished, begun = wishes.num_bars, self.num_bars
+        if wished is not None and (wished < begun or (self.is_finished and wished != begun)):
+            state = f"{begun} bars and is finished" if self.is_finished else f"{begun} bars"
+            raise ConfigError(
+                f"{wished} bars wished: the prefix holds {state}; allowed: no fewer than the "
+                "prefix; wish for more or start from fewer"
+            )
+        if begun and wishes.bind_whole_piece:
+            raise ConfigError(
+                f"who plays, or how many notes, is wished for: the prefix holds {begun} bars; "
+                "allowed: a prefix without bars"
+            )
+        if wishes.instruments is not None:
+            self._may_play[:] = False
+            self._may_play[list(wishes.instruments)] = True
+        self._wishes = wishes
 
 
 def _must_state(in_force: int, wished: int | None) -> bool:
@@ -243,13 +231,6 @@ def _allow_change(block: np.ndarray, in_force: int, wished: int | None = None) -
         block[wished] = True
     if in_force != _NOT_STATED:
         block[in_force] = False
-
-
-def _check_index(kind: Kind, index: int) -> None:
-    if not 0 <= index < BLOCK_SIZES[kind]:
-        raise ConfigError(
-            f"{kind.name.lower()} index {index} wished; allowed: 0..{BLOCK_SIZES[kind] - 1}"
-        )
 
 
 def _describe(mask: np.ndarray) -> str:

@@ -17,6 +17,7 @@ from meloformer.midi.grid import (
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.tokens.grammar import GrammarState
 from meloformer.tokens.vocabulary import VOCAB_SIZE, Kind, token, token_name
+from meloformer.tokens.wishes import Wishes
 
 _ID_OF = {token_name(token_id): token_id for token_id in range(VOCAB_SIZE)}
 
@@ -198,7 +199,7 @@ def encode_bars_plainly(quantised: QuantisedPiece) -> list[tuple[Kind, int]]:
 def random_walk(seed: int, **wishes: Any) -> np.ndarray:
     """Uniformly random allowed tokens from the first one to EOS."""
     generator = np.random.default_rng(seed)
-    state = GrammarState(**wishes)
+    state = GrammarState(wishes=Wishes(**wishes))
     ids = []
     while not state.is_finished:
         allowed = np.flatnonzero(state.allowed())

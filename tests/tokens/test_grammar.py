@@ -10,6 +10,7 @@ from meloformer.tokens.grammar import GrammarState
 from meloformer.tokens.hid import decode, encode
 from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, OFFSET, VOCAB_SIZE, Kind
 from meloformer.tokens.windows import bar_starts, cut_window
+from meloformer.tokens.wishes import Wishes
 from tests.tokens.pieces import ids_of, quantised_pieces, random_walk
 
 HEADER = "BAR:N 4/4 TEMPO:120"
@@ -99,7 +100,7 @@ def test_the_state_after_a_prefix_is_the_state_after_its_tokens(seed):
 @given(st.integers(0, 2**32))
 def test_some_token_is_allowed_until_eos(seed):
     wishes = {"num_bars": 2, "instruments": {128}, "metre": METRE_INDEX[1, 32]}
-    state = GrammarState(**wishes)
+    state = GrammarState(wishes=Wishes(**wishes))
     for token_id in random_walk(seed, **wishes).tolist():
         assert state.allowed().any()
         state.advance(token_id)
@@ -198,7 +199,8 @@ def test_a_window_may_end_with_an_empty_bar_and_a_piece_may_not():
 
 def test_a_wish_binds_what_follows_the_prefix():
     waltz = ids_of(f"BOS BAR:N 3/4 TEMPO:120 #D T:0 P:36 L:6 V:66 {NOTE} BAR:N")
-    state = GrammarState(waltz, num_bars=3, instruments={5}, metre=METRE_INDEX[4, 4], tempo=3)
+    wishes = Wishes(num_bars=3, instruments={5}, metre=METRE_INDEX[4, 4], tempo=3)
+    state = GrammarState(waltz, wishes)
     for kind, index in ((Kind.METRE, METRE_INDEX[4, 4]), (Kind.TEMPO, 3)):
         assert np.flatnonzero(state.allowed()).tolist() == [OFFSET[kind] + index]
         state.advance(OFFSET[kind] + index)
@@ -225,12 +227,12 @@ def test_onsets_stay_below_the_length_of_their_own_bar():
 )
 def test_wishes_that_nothing_can_fulfil_are_refused(wishes, message):
     with pytest.raises(ConfigError, match=message):
-        GrammarState(ids_of(f"BOS {HEADER} BAR:N"), **wishes)
+        GrammarState(ids_of(f"BOS {HEADER} BAR:N"), Wishes(**wishes))
 
 
 def test_a_finished_prefix_of_another_length_is_refused():
     with pytest.raises(ConfigError, match="1 bars and is finished"):
-        GrammarState(ids_of(f"BOS {HEADER} {NOTE} EOS"), num_bars=2)
+        GrammarState(ids_of(f"BOS {HEADER} {NOTE} EOS"), Wishes(num_bars=2))
 
 
 def test_every_cut_at_a_bar_line_is_a_finished_window():

@@ -1,0 +1,80 @@
+"""How wishes are spelt on the command line."""
+
+from collections.abc import Callable
+
+import pytest
+
+from meloformer.errors import GenerationError
+from meloformer.generation.spelling import (
+    chords_of,
+    entries_of,
+    instrument_index,
+    notes_per_bar_of,
+    ranges_of,
+)
+from meloformer.tokens.vocabulary import NUM_CHORDS, chord_name
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("Cmaj Amin Fmaj G7", "Cmaj Amin Fmaj Gdom7"),
+        ("C Am F G7 Bb F#m7 Cmaj7 Bdim N", "Cmaj Amin Fmaj Gdom7 Bbmaj F#min7 Cmaj7 Bdim N"),
+        ("CM7 Cm7 C7 Cm C-", "Cmaj7 Cmin7 Cdom7 Cmin Cmin"),
+        ("Db D# Gb G# A# Cb B# E# Fb", "C#maj Ebmaj F#maj Abmaj Bbmaj Bmaj Cmaj Fmaj Emaj"),
+        ("Eaug E+ Eo E° NC N.C.", "Eaug Eaug Edim Edim N N"),
+        ("C*3 G", "Cmaj Cmaj Cmaj Gmaj"),
+        ("| C | Am*2 | G |", "Cmaj Amin Amin Gmaj"),
+    ],
+)
+def test_common_spellings_of_chords_are_read(text: str, names: str) -> None:
+    expected = names.split()
+    assert [chord_name(index) for index in chords_of([text])] == expected
+    assert chords_of(text.split()) == chords_of([text]), "quoted or not"
+
+
+def test_every_chord_is_read_by_the_name_that_the_vocabulary_gives_it() -> None:
+    names = [chord_name(index) for index in range(NUM_CHORDS)]
+    assert chords_of(names) == tuple(range(NUM_CHORDS))
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "message"),
+    [
+        (chords_of, "H", "--chords H: no chord of the bar tokens; allowed: a root"),
+        (chords_of, "C9", "--chords C9: no chord"),
+        (chords_of, "Csus4", "--chords Csus4"),
+        (chords_of, "am", "--chords am"),
+        (chords_of, "C/G", "--chords C/G"),
+        (chords_of, "C*0", r"--chords C\*0: no number of bars"),
+        (chords_of, "C G | Am", "found C G between two bar lines; allowed: one chord a bar"),
+        (chords_of, " | ", "found no chord"),
+        (entries_of, "drums", "--enter drums: allowed are an instrument and the bar"),
+        (entries_of, "drums:-1", "--enter drums:-1"),
+        (entries_of, "200:1", "--enter 200: allowed are drums and the programs 0 to 127"),
+        (ranges_of, "33:28", "--pitch_range 33:28: allowed are"),
+        (ranges_of, "28-52", "--pitch_range 28-52"),
+        (notes_per_bar_of, "few", "--notes_per_bar few: allowed are"),
+        (notes_per_bar_of, "-3", "--notes_per_bar -3"),
+    ],
+)
+def test_what_is_no_wish_is_refused_in_one_line(read: Callable, text: str, message: str) -> None:
+    with pytest.raises(GenerationError, match=message) as refusal:
+        read(text if read is notes_per_bar_of else [text])
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_is_said_twice_is_refused() -> None:
+    with pytest.raises(GenerationError, match="33 enters twice"):
+        entries_of(["33:0", "33:1"])
+    with pytest.raises(GenerationError, match="33 has two"):
+        ranges_of(["33:28-30", "33:28-52"])
+
+
+def test_drums_have_a_name_and_programs_a_number() -> None:
+    assert [instrument_index("--enter", name) for name in ("Drums", "#D", "0", "127")] == [
+        0,
+        0,
+        1,
+        128,
+    ]
