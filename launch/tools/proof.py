@@ -142,6 +142,9 @@ def why_not_here(command: Command, root: Path) -> str:
         elif need == "corpora":
             if not (root / _CORPORA).is_dir():
                 return f"{_CORPORA} is missing"
+        elif "." in need or "/" in need:
+            if not (root / need).exists():
+                return f"{need} is missing: made by hand first, as the documents tell"
         elif importlib.util.find_spec(need) is None:
             return f"the package {need} is missing; `make setup` installs it"
     return ""

@@ -6,7 +6,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from meloformer.benchmarks.planned_claims import PLANNED
+from meloformer.benchmarks.music_claims import MUSIC
 from meloformer.benchmarks.proof import SCRATCH, Claim, Command, Goal, ReadFigure, named
 from meloformer.benchmarks.speed_claims import SPEED
 from meloformer.evaluation.piece_edits import EDITS
@@ -308,4 +308,4 @@ _README = (
 )
 
 
-CLAIMS = (*_DATA, *_STREAM, *_CLUSTERS, *SPEED, *_README, *PLANNED)
+CLAIMS = (*_DATA, *_STREAM, *_CLUSTERS, *SPEED, *_README, *MUSIC)

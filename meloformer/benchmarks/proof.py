@@ -59,7 +59,7 @@ class Command:
         line: for a shell in the root of the repository; `{figures}` stands for the JSON that it
             writes.
         prepare: a line that comes first; its time is not measured.
-        needs: `gpu`, `corpora`, or a name that `importlib` knows.
+        needs: `gpu`, `corpora`, a path from the root, or a name that `importlib` knows.
         is_long: run only when asked for.
         is_promise: what is claimed is that the command itself ends well.
     """

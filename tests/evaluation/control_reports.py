@@ -28,6 +28,7 @@ def write_report(
     settings: Mapping[str, Any] | None = None,
     similarity: Mapping[str, float] | None = None,
     variety: Mapping[str, Sequence[float]] | None = None,
+    kept: Scores | None = None,
 ) -> Path:
     """A report folder.
 
@@ -41,6 +42,7 @@ def write_report(
         settings: of the report.
         similarity: of each row, how alike any two bars are; 0 if not said, as of the real pieces.
         variety: of two pieces of one text, by row.
+        kept: of rows that were told something, as `scores`.
     """
     num_pieces = len(next(iter(next(iter(scores.values())).values())))
     places = range(num_pieces)
@@ -59,7 +61,13 @@ def write_report(
     for name, of_row in scores.items():
         source, _, way = name.partition(", ")
         given = {metric: np.array(values, np.float64) for metric, values in of_row.items()}
-        rows.append(Row(source=source, way=way or None, scores=nothing | given, kept=nothing))  # type: ignore[arg-type]
+        came = {
+            metric: np.array(values, np.float64)
+            for metric, values in (kept or {}).get(name, {}).items()
+        }
+        rows.append(
+            Row(source=source, way=way or None, scores=nothing | given, kept=nothing | came)  # type: ignore[arg-type]
+        )
     nats_P = {kind: np.array(values, np.float64) for kind, values in (nats or {}).items()}
     findings = Findings(
         pieces=pieces,

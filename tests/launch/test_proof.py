@@ -146,6 +146,7 @@ def test_no_row_holds_a_path_of_this_machine(tmp_path: Path) -> None:
     [
         (Command(name="c", line="python launch/bench/to_come.py"), "not built yet"),
         (Command(name="c", line="true", needs=("corpora",)), "../shared/corpora is missing"),
+        (Command(name="c", line="true", needs=("runs/none",)), "runs/none is missing"),
         (Command(name="c", line="true", needs=("no_such_package",)), "no_such_package is missing"),
         (Command(name="c", line="exit 3", is_long=True), "takes long"),
     ],
