@@ -7,13 +7,18 @@ import pytest
 import torch
 from miditoolkit import Instrument, MidiFile, Note
 
+import meloformer
 from meloformer.errors import GenerationError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.file_editing import EditConfig, read_to_edit, write_edits
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.text import TextConfig
 from meloformer.generation.writing import WritingConfig
+from meloformer.midi.quantise import quantise
+from meloformer.midi.read import read_midi
 from meloformer.model.museformer import MuseFormer
+from meloformer.model.weights import save_model
+from meloformer.tokens.vocabulary import fingerprint
 from tests.layouts import tiny_config
 
 TICKS_A_BAR = 4 * 480
@@ -102,6 +107,17 @@ def test_an_accompanied_file_keeps_all_other_instruments(model, tmp_path: Path) 
     kept = {note for note in notes_of(song) if note[0] == 0 or note[1] != 5}
     assert kept <= notes_of(output)
     assert all(note[0] == 33 and note[1] == 5 for note in notes_of(output) - kept)
+
+
+def test_programs_ask_by_the_same_names(model, tmp_path: Path) -> None:
+    song, folder = write_song(tmp_path / "song.mid"), tmp_path / "model"
+    save_model(folder, model.config, model.state_dict(), {"tokenizer": fingerprint()})
+    piece = meloformer.generate(folder, seed=2, continue_midi=str(song), bars=2, top_k=40)
+    change(model, EditConfig(continue_midi=song), tmp_path / "out.mid", bars=2)
+    by_flags = quantise(read_midi(tmp_path / "out.mid"))
+    assert quantise(piece) == by_flags
+    with pytest.raises(GenerationError, match="--tempo with --continue_midi"):
+        meloformer.generate(folder, continue_midi=str(song), tempo=90)
 
 
 def test_notes_that_the_grid_moves_are_counted_in_one_line(tmp_path: Path) -> None:
