@@ -1,4 +1,4 @@
-"""Sample pieces from a trained MuseFormer and write each as MIDI and as a piano-roll picture.
+"""Sample pieces from a trained MuseFormer, or go on with given ones; each is MIDI and a picture.
 
 python launch/generate.py --checkpoint runs/<name> --output out.mid --bars 16 --seed 0
 
@@ -14,11 +14,18 @@ python launch/generate.py --bridge runs/<bridge> --text "calm piano" --strategy 
 --adapter runs/<adapter>
 
 python launch/generate.py --checkpoint runs/<name> --mix a.mid b.mid --at 0:0,64:1
+
+python launch/generate.py --continue_midi song.mid --from_bar 8 --bars 16
+
+python launch/generate.py --fill_midi song.mid --fill_bars 4-7
+
+python launch/generate.py --accompany_midi song.mid --instruments 33 drums
 """
 
 from dataclasses import dataclass, field
 
 from meloformer.command_line import run_recipe
+from meloformer.generation.file_editing import EditConfig, write_edits
 from meloformer.generation.text import TextConfig, orders_of
 from meloformer.generation.writing import WritingConfig, load_writer, write_orders
 from meloformer.model.weights import model_fingerprint
@@ -31,16 +38,27 @@ class GenerateConfig:
     Args:
         writing: which model writes, how, how much and where to.
         steering: texts, or pieces that lend their summaries.
+        editing: a piece that is continued, filled or accompanied instead.
+
+    Raises:
+        GenerationError: wishes that do not go together.
     """
 
     writing: WritingConfig = field(default_factory=WritingConfig)
     steering: TextConfig = field(default_factory=TextConfig)
+    editing: EditConfig = field(default_factory=EditConfig)
+
+    def __post_init__(self) -> None:
+        self.editing.check_wishes(self.writing.controls, self.steering)
 
 
 def main(config: GenerateConfig) -> None:
     """Load, sample, decode, write."""
     writing = config.writing
     model, folder = load_writer(writing)
+    if config.editing.is_given:
+        write_edits(writing, config.editing, model)
+        return
     orders = orders_of(
         config.steering,
         writing.controls,

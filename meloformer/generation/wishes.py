@@ -1,6 +1,7 @@
 """Pieces for programs: what the flags of launch/generate.py say, as arguments of a function."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from meloformer.bridge.base_folder import find_base
 from meloformer.errors import GenerationError, MeloFormerError
 from meloformer.generation.controls import ControlConfig
+from meloformer.generation.file_editing import EditConfig, edited, read_to_edit
 from meloformer.generation.generate import generate_batch, samples_of
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.text import TextConfig, orders_of
@@ -35,14 +37,23 @@ def generate(
         seed: the same seed gives the same piece on the same device.
         device: where the model runs.
         wishes: as the flags of launch/generate.py, such as `bars=8, tempo=120, key="C major",
-            temperature=0.9`, or `text="calm piano", bridge="runs/<bridge>"`.
+            temperature=0.9`, or `text="calm piano", bridge="runs/<bridge>"`, or
+            `fill_midi="song.mid", fill_bars="4-7"`.
 
     Raises:
         MeloFormerError: no such model, or a wish that cannot be fulfilled.
     """
     folder = find_base(None if checkpoint is None else Path(checkpoint), weights)
-    controls, sampling, steering = split_wishes(wishes, ControlConfig, SamplingConfig, TextConfig)
+    controls, sampling, steering, edits = split_wishes(
+        wishes, ControlConfig, SamplingConfig, TextConfig, EditConfig
+    )
+    edits.check_wishes(controls, steering)
     model = load_model(folder, choose_device(device))
+    if edits.is_given:
+        say = logging.getLogger(__name__).warning
+        flag, path = edits.file
+        given = read_to_edit(flag, path, say)
+        return to_piece(edited(model, given, edits, controls, sampling, seed=seed, say=say))
     print_of = model_fingerprint(folder) if steering.is_given else ""
     orders = orders_of(steering, controls, model, print_of, num_samples=1, seed=seed)
     if len(orders) > 1:

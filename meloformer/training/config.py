@@ -71,8 +71,8 @@ class TrainConfig:
             and most of them say nothing of the music in their prefix. Without any, no bridge from
             text fits the model.
         fill_rate: share of windows, outside those rows, that are rewritten so that some bars or
-            instruments stand last and read what is around them (tokens/filling.py);
-            launch/generate.py does not ask for it yet.
+            instruments stand last and read what is around them, as --fill_midi and
+            --accompany_midi of launch/generate.py need it; docs/generation.md says how.
         attention_precision: dtype of the attention call; auto probes the device.
         block_size: tokens along each side of a block of the attention plan, 128 or 64, on CUDA.
             Smaller blocks leave out more pairs, and their tiles are timed when they are compiled,

@@ -72,6 +72,12 @@ def test_bad_wishes_end_in_one_line_and_code_2(
         (["--checkpoint", tmp_path / "absent"], "no such folder"),
         (["--checkpoint", other], "another vocabulary"),
         ([], "no run with a model"),
+        (["--checkpoint", checkpoint, "--fill_midi", "song.mid"], "--fill_midi alone"),
+        (
+            ["--checkpoint", checkpoint, "--continue_midi", "song.mid", "--tempo", 90],
+            "--tempo with",
+        ),
+        (["--checkpoint", checkpoint, "--continue_midi", "song.mid"], "--continue_midi song.mid"),
     ):
         with pytest.raises(SystemExit) as ended:
             run_recipe(recipe.main, recipe.GenerateConfig, list(map(str, arguments)))
