@@ -40,7 +40,7 @@ def try_offline(
         What was found.
 
     Raises:
-        ReleaseError: a file is another, or a command fails, asks for the network or writes no music.
+        ReleaseError: another file, or a command fails, asks for the network or writes none.
     """
     empty = aside / "empty"
     empty.mkdir()

@@ -1,4 +1,4 @@
-"""One version in three files: VERSION, and the newest headings of CHANGELOG.md and RELEASE_NOTES.md.
+"""One version in three files: VERSION, and the newest headings of CHANGELOG and RELEASE_NOTES.
 
 Such a heading is `## 1.2.3 (2027-01-31)`, or `## 1.2.3 (unreleased)` before its day has come.
 """
