@@ -35,7 +35,7 @@ def run_program(
     )
     if done.returncode:
         said = " | ".join(line.strip() for line in done.stdout.splitlines() if line.strip())
-        last = said if len(said) < 2000 else "... " + said[-2000:]
+        last = said if len(said) < 600 else "... " + said[-600:]
         raise ReleaseError(
             f"`{shlex.join(command)}` in {folder} ended with status {done.returncode}: {last}"
         )
