@@ -76,8 +76,12 @@ def console_command() -> list[str]:
     return [script] if script and not is_checkout else [sys.executable, "-m", "meloformer"]
 
 
-def write_pieces(folder: Path) -> int:
-    """Pieces of two instruments, each in a key of its own, as MIDI files.
+def write_pieces(folder: Path, count: int = _NUM_PIECES) -> int:
+    """Pieces of two instruments by chance, as MIDI files.
+
+    Args:
+        folder: to be made.
+        count: how many pieces.
 
     Returns:
         Tokens of all of them.
@@ -87,7 +91,7 @@ def write_pieces(folder: Path) -> int:
     """
     folder.mkdir(parents=True)
     num_tokens = 0
-    for number in range(_NUM_PIECES):
+    for number in range(count):
         piece = quantise(_piece(number))
         path = folder / f"{number}.mid"
         write_midi(to_piece(piece), path)
@@ -117,7 +121,7 @@ def _piece(number: int) -> Piece:
     tracks = []
     for program, octave, step in ((0, 5, _TICKS_PER_QUARTER // 2), (32, 3, _TICKS_PER_QUARTER * 2)):
         onsets = np.arange(0, _NUM_BARS * 4 * _TICKS_PER_QUARTER, step, dtype=np.int32)
-        pitches = 12 * octave + number + _MAJOR[rng.integers(0, len(_MAJOR), len(onsets))]
+        pitches = 12 * octave + number % 12 + _MAJOR[rng.integers(0, len(_MAJOR), len(onsets))]
         notes = Notes(
             onset_ticks=onsets,
             duration_ticks=np.full_like(onsets, step),
