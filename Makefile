@@ -15,7 +15,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo text-demo test test-all test-faults test-torch lint format shard-data train generate page bench gpu-report proof tensorboard
+.PHONY: help setup demo text-demo test test-all test-faults test-torch lint format shard-data train generate page bench gpu-report proof release tensorboard
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,11 @@ $(BIN)/.ready-dev: $(BIN)/.ready
 
 $(BIN)/.ready-all: $(BIN)/.ready-dev
 	$(INSTALL) '.[shards,remote,train,dev,ray,bench,browser]'
+	@touch $@
+
+# Builds packages; the bridges handed out are tried with their text encoder.
+$(BIN)/.ready-release: $(BIN)/.ready
+	$(INSTALL) '.[shards,remote,train,minilm,release]'
 	@touch $@
 
 demo: setup ## real scores to shards to a trained tiny model to MIDI, with every promise checked (10 minutes on 2 cores)
@@ -116,6 +121,13 @@ gpu-report: setup ## attention and training on one GPU against the goals, into r
 
 proof: $(BIN)/.ready-all ## measure what is claimed, into PROOF.md; ALL=1: what takes long too; ONLY=<id>: one row again
 	$(BIN)/python launch/tools/proof.py $(if $(ALL),--all) $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+# make release BRIDGE=runs/<bridge> BASE=runs/<base>
+BRIDGE ?=
+BASE   ?=
+
+release: $(BIN)/.ready-release ## wheel, sdist and archive of this commit into dist/, each tried alone; BRIDGE=runs/<bridge> BASE=runs/<base>: with a bridge
+	$(BIN)/python launch/tools/release.py $(if $(BRIDGE),--bridge '$(BRIDGE)') $(if $(BASE),--base '$(BASE)') $(ARGS)
 
 tensorboard: setup ## the curves of all runs, at localhost:6006
 	$(BIN)/tensorboard --logdir runs

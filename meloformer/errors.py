@@ -48,3 +48,7 @@ class TrainingError(MeloFormerError):
 
 class GenerationError(MeloFormerError):
     """A wish that generation cannot fulfil."""
+
+
+class ReleaseError(MeloFormerError):
+    """What was to be handed out does not work."""

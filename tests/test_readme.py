@@ -1,4 +1,4 @@
-"""Every command that README, the Makefile and the recipes' docstrings show exists as shown."""
+"""Every command that documents, the Makefile and the recipes' docstrings show exists as shown."""
 
 import contextlib
 import functools
@@ -20,6 +20,12 @@ RECIPES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "launch").rglob("*.py")
     if path.name != "__init__.py"
+)
+
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("README*.md", "RELEASE_NOTES.md", "docs/**/*.md", "launch/**/README.md")
+    for path in ROOT.glob(pattern)
 )
 
 # The flags of DESIGN's contract, one line a recipe.
@@ -77,15 +83,48 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     return found
 
 
+def code_of(text: str) -> str:
+    """Lines of all code: of fenced and of indented blocks, and what stands between backticks."""
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    indented = re.findall(r"^(?: {4}|\t)(.*(?:\\\n.*)*)", prose, re.MULTILINE)
+    return "\n".join([*blocks, *indented, *re.findall(r"`([^`\n]+)`", prose)])
+
+
+def console_commands(text: str) -> list[tuple[str, list[str]]]:
+    """(recipe, flags) of every command line that begins with `meloformer`."""
+    found = []
+    for line in re.findall(r"(?:^|[\s/])meloformer ([a-z].*)", text):
+        words = shlex.split(line.replace("'", ""), comments=True)
+        names = [word.replace("-", "_") for word in words[:2]]
+        groups = {Path(recipe).parts[1] for recipe in RECIPES if recipe.count("/") > 1}
+        parts = names if names[0] in groups else names[:1]
+        flags = [word.split("=")[0] for word in words if word.startswith("--")]
+        found.append((f"launch/{'/'.join(parts)}.py", [f for f in flags if f != "--help"]))
+    return found
+
+
 def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-@pytest.mark.parametrize(("recipe", "flags"), commands(README))
-def test_readme_names_recipes_and_flags_that_exist(recipe, flags) -> None:
-    assert recipe in RECIPES
-    missing = [flag for flag in flags if flag not in help_of(recipe)]
-    assert missing == []
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_documents_name_recipes_and_flags_that_exist(document) -> None:
+    code = code_of((ROOT / document).read_text(encoding="utf-8"))
+    for recipe, flags in [*commands(code), *console_commands(code)]:
+        assert recipe in RECIPES, recipe
+        missing = [flag for flag in flags if flag not in help_of(recipe)]
+        assert missing == [], recipe
+    assert set(re.findall(r"\bmake ([a-z][a-z-]+)", code)) <= make_targets()
+
+
+def test_the_reader_of_documents_finds_what_it_is_to_check() -> None:
+    code = code_of("say `python launch/a.py --b 1` or\n\n```sh\nX=1 python launch/c.py --d\n```\n")
+    assert commands(code) == [("launch/c.py", ["--d"]), ("launch/a.py", ["--b"])]
+    assert console_commands(".venv/bin/meloformer tools check-install --output a") == [
+        ("launch/tools/check_install.py", ["--output"])
+    ]
+    assert code_of(README).count("launch/") >= README.count("`python launch/") > 40
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

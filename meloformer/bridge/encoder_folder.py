@@ -166,6 +166,17 @@ def folder_fingerprint(folder: Path, settings: EncoderSettings) -> str:
     return digest.hexdigest()
 
 
+def encoder_files(folder: Path) -> list[str]:
+    """Names of the files that a copy of an encoder needs to be the same encoder, and its card.
+
+    Raises:
+        ConfigError: the index of the weights is damaged.
+    """
+    names = [CONFIG_NAME, *weight_names(folder), WEIGHTS_INDEX_NAME, *_TOKENIZER_NAMES]
+    names += [_POOLING_NAME, _LENGTH_NAME, _CARD_NAME]
+    return [name for name in names if (folder / name).is_file()]
+
+
 def weight_names(folder: Path) -> list[str]:
     """Files of the weights: one, or the parts that an index names.
 

@@ -1,7 +1,10 @@
 """What a folder of an encoder has to hold, and what is read off its files."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from meloformer.bridge.encoder_folder import (
 )
 from meloformer.bridge.text_encoder import TextEncoder
 from meloformer.errors import ConfigError
+from tests.bridge.hub_mirror import running_mirror
 from tests.bridge.text_encoders import write_qwen3
 
 
@@ -100,3 +104,24 @@ def test_a_pooling_that_is_not_done_here_is_refused(qwen3_folder: Path, tmp_path
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(ConfigError, match="found pooling pooling_mode_max_tokens"):
         EncoderSettings.of_folder(tmp_path)
+
+
+def test_an_encoder_comes_from_the_hub_that_hf_endpoint_names(
+    qwen3_folder: Path, tmp_path: Path
+) -> None:
+    find = "from meloformer.bridge.encoder_folder import *; print(find_encoder_folder('a/encoder'))"
+    with running_mirror("a/encoder", qwen3_folder) as (address, asked):
+        # A process of its own: the hub's client reads its address when it is imported.
+        variables = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", find],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = Path(done.stdout.strip())
+    assert folder.is_relative_to(tmp_path) and any("model.safetensors" in path for path in asked)
+    settings = EncoderSettings.of_folder(qwen3_folder)
+    assert EncoderSettings.of_folder(folder) == settings
+    assert folder_fingerprint(folder, settings) == folder_fingerprint(qwen3_folder, settings)
