@@ -149,6 +149,7 @@ def test_the_core_runs_without_the_extras(arguments: list[str], tmp_path: Path) 
         "onnx",
         "onnxruntime",
         "onnxscript",
+        "libsonare",
     )
     (tmp_path / "sitecustomize.py").write_text(
         "from importlib.machinery import PathFinder\n"
