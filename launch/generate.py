@@ -1,8 +1,10 @@
-"""Sample pieces from a trained MuseFormer and write each as MIDI and as a piano-roll picture.
+"""Sample pieces from a trained MuseFormer and write each as MIDI, picture and, if asked, sound.
 
 python launch/generate.py --checkpoint runs/<name> --output out.mid --bars 16 --seed 0
 
 python launch/generate.py --checkpoint runs/<name> --weights ema --output out.mid
+
+python launch/generate.py --audio --soundfont <bank>.sf2 --no_piano_roll
 
 python launch/generate.py --tempo 120 --time_signature 4/4 --key "C major" --instruments 40 41 42
 
