@@ -15,7 +15,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo text-demo test test-all test-faults test-torch lint format shard-data train generate page bench gpu-report proof release tensorboard
+.PHONY: help setup demo listen text-demo test test-all test-faults test-torch lint format shard-data train generate page bench gpu-report proof release tensorboard
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,12 @@ $(BIN)/.ready-text: $(BIN)/.ready
 	$(INSTALL) '.[shards,remote,train,bridge,minilm]'
 	@touch $@
 
+# What making, hearing and seeing a piece wants, and no more.
+$(BIN)/.ready-play: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) '.[audio]'
+	@touch $@
+
 # What tests and lint want on top; and what the slow tests and the benches do.
 $(BIN)/.ready-dev: $(BIN)/.ready
 	$(INSTALL) '.[shards,remote,train,dev]'
@@ -51,6 +57,10 @@ $(BIN)/.ready-release: $(BIN)/.ready
 
 demo: setup ## real scores to shards to a trained tiny model to MIDI, with every promise checked (10 minutes on 2 cores)
 	$(BIN)/python launch/tools/end_to_end.py $(ARGS)
+
+listen: ## out.mid, out.wav and out.png by the model in the box; set-up and the rest are timed apart (under 5 minutes on 2 cores, downloads apart)
+	@began=$$(date +%s); $(MAKE) --no-print-directory $(BIN)/.ready-play && \
+	    $(BIN)/python launch/tools/listen.py --setup_seconds $$(($$(date +%s) - began)) $(ARGS)
 
 text-demo: $(BIN)/.ready-text ## captions to summaries to both bridges to music from a text (20 minutes on 2 cores)
 	$(BIN)/python launch/tools/text_demo.py $(ARGS)
@@ -101,10 +111,10 @@ LAUNCHER ?= $(if $(GPUS),torchrun,python)
 train: setup ## GPUS=<n> LAUNCHER=torchrun|deepspeed|accelerate ARGS='--model_size small ...': train on the newest shards; without GPUS and LAUNCHER in one process
 	PATH='$(abspath $(BIN))':"$$PATH" GPUS='$(GPUS)' LAUNCHER='$(LAUNCHER)' launch/cluster/one_node.sh $(ARGS)
 
-generate: setup ## ARGS='--bars 16 --tempo 120 ...': sample from the newest run
+generate: $(BIN)/.ready-play ## ARGS='--bars 16 --tempo 120 --audio ...': sample from the newest run, or from the model in the box
 	$(BIN)/python launch/generate.py $(ARGS)
 
-page: setup ## ARGS='--checkpoint runs/<name> --bridge runs/<bridge>': the web page on this machine, with the newest run
+page: $(BIN)/.ready-play ## ARGS='--checkpoint runs/<name> --bridge runs/<bridge>': the web page on this machine, with the newest run or the model in the box
 	$(BIN)/python launch/demo.py $(ARGS)
 
 bench: $(BIN)/.ready-all ## what shards, their stream, attention and a training step cost, on the default corpus or MIDI=<input> and its shards OUT=<folder>

@@ -25,7 +25,7 @@ from meloformer.demo.settings import PageConfig
 
 def main(config: PageConfig) -> None:
     """Load, listen, serve."""
-    composer = load_composer(config)
+    composer = load_composer(config, tell=print)
     composer.warm_up()
     studio = Studio(composer, MidiReader(config.files), config.limits)
     with PageServer(studio, config.host, config.port) as server:

@@ -14,7 +14,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from meloformer.bridge.base_folder import find_base
+from meloformer.bridge.base_folder import find_player
 from meloformer.command_line import check_output_file, run_recipe
 from meloformer.evaluation.piece_vectors import (
     check_has_layer,
@@ -33,7 +33,8 @@ class EmbedConfig:
     Args:
         midi: the MIDI file.
         output: a .json or .npy file; the MIDI file's name with .json if not given.
-        checkpoint: run folder, step folder or model folder; the newest run if not given.
+        checkpoint: run folder, step folder or model folder; the newest run if not given, and the
+            model in the box where there is none.
         weights: those of the last step, or the moving average of a run trained with --ema.
         device: where the model runs.
     """
@@ -50,12 +51,15 @@ def main(config: EmbedConfig) -> None:
     output = config.output or config.midi.with_suffix(".json")
     check_vector_file(output)
     check_output_file("--output", output)
-    folder = find_base(config.checkpoint, config.weights)
+    folder, which = find_player(config.checkpoint, config.weights)
+    console = Console(markup=False)
+    if which:
+        console.print(which, soft_wrap=True)
     model = load_model(folder, choose_device(config.device))
     check_has_layer(model)
     found = vector_of_file(model, model_fingerprint(folder), config.midi)
     files = " and ".join(map(str, save_vector(found, output)))
-    Console(markup=False).print(
+    console.print(
         f"{files}: {len(found.vector)} numbers, the mean of {found.num_bars} bars after layer "
         f"{found.layer}"
     )

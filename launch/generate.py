@@ -1,8 +1,10 @@
-"""Sample pieces from a trained MuseFormer, or go on with given ones; each is MIDI and a picture.
+"""Sample pieces from a trained MuseFormer, or go on with given ones: MIDI, picture, sound if asked.
 
 python launch/generate.py --checkpoint runs/<name> --output out.mid --bars 16 --seed 0
 
 python launch/generate.py --checkpoint runs/<name> --weights ema --output out.mid
+
+python launch/generate.py --audio --soundfont <bank>.sf2 --no_piano_roll
 
 python launch/generate.py --tempo 120 --time_signature 4/4 --key "C major" --instruments 40 41 42
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from meloformer.bridge.base_folder import find_base
+from meloformer.bridge.base_folder import find_player
 from meloformer.command_line import check_at_least, check_output_file, run_recipe
 from meloformer.evaluation.piece_vectors import check_has_layer, vector_of_file
 from meloformer.evaluation.similar_pieces import Ranking, midi_files, rank
@@ -34,7 +34,8 @@ class SimilarConfig:
         folder: with MIDI files, also in folders below it.
         top: files to show.
         json: file for the whole ranking.
-        checkpoint: run folder, step folder or model folder; the newest run if not given.
+        checkpoint: run folder, step folder or model folder; the newest run if not given, and the
+            model in the box where there is none.
         weights: those of the last step, or the moving average of a run trained with --ema.
         device: where the model runs.
     """
@@ -53,7 +54,9 @@ def main(config: SimilarConfig) -> None:
     check_at_least(config, {"top": 1})
     check_output_file("--json", config.json)
     files = midi_files(config.folder, besides=config.midi)
-    place = find_base(config.checkpoint, config.weights)
+    place, which = find_player(config.checkpoint, config.weights)
+    if which:
+        Console().print(which, markup=False, soft_wrap=True)
     model, fingerprint = load_model(place, choose_device(config.device)), model_fingerprint(place)
     check_has_layer(model)
     asked = vector_of_file(model, fingerprint, config.midi)

@@ -18,6 +18,7 @@ ALLOWED = {
     "shards": {"midi", "tokens"},
     "batches": {"midi", "tokens", "shards"},
     "model": set(),
+    "box": set(),  # weights and their card
     "training": {"midi", "tokens", "shards", "batches", "model"},
     "bridge": {"midi", "tokens", "shards", "batches", "model"},
     "bridge_training": {
@@ -151,6 +152,7 @@ def test_the_core_runs_without_the_extras(arguments: list[str], tmp_path: Path) 
         "onnx",
         "onnxruntime",
         "onnxscript",
+        "libsonare",
     )
     (tmp_path / "sitecustomize.py").write_text(
         "from importlib.machinery import PathFinder\n"
@@ -184,4 +186,4 @@ def test_the_wheel_carries_every_package_the_recipes_and_the_partitionings() -> 
     packages = {".".join(folder.parts) for folder in folders}
     recipes = {path.parent.relative_to(ROOT) for path in (ROOT / "launch").rglob("*.py")}
     packages |= {".".join(("meloformer", *folder.parts)) for folder in recipes}
-    assert listed == packages | {"meloformer.ds_configs"}
+    assert listed == packages | {"meloformer.ds_configs", "meloformer.box"}

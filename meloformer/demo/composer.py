@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from meloformer.bridge.base_folder import find_base
+from meloformer.bridge.base_folder import find_player
 from meloformer.bridge.bridges import LoadedBridge, load_bridge
 from meloformer.bridge.text_encoder import TextEncoder
 from meloformer.bridge.text_to_summaries import encoder_of
@@ -148,13 +148,19 @@ def _sections(text: str, num_bars: int | None) -> list[Section]:
     return pieces[0] if len(pieces) == 1 else parse_texts([" ".join(lines)], num_bars)[0]
 
 
-def load_composer(config: PageConfig) -> Composer:
+def load_composer(config: PageConfig, tell: Callable[[str], None] = lambda _: None) -> Composer:
     """Load the model, and the bridge where one is named.
+
+    Args:
+        config: which.
+        tell: hears which model it is where nobody named one.
 
     Raises:
         MeloFormerError: something is missing, damaged, or made for another model.
     """
-    folder = find_base(config.checkpoint, config.weights)
+    folder, which = find_player(config.checkpoint, config.weights)
+    if which:
+        tell(which)
     device = choose_device(config.device)
     model = load_model(folder, device)
     guide = None

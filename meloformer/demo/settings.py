@@ -60,7 +60,8 @@ class PageConfig:
     """Flags of launch/demo.py.
 
     Args:
-        checkpoint: run folder, step folder or model folder; the newest run if not given.
+        checkpoint: run folder, step folder or model folder; the newest run if not given, and the
+            model in the box where there is none.
         weights: those of the last step, or the moving average of a run trained with --ema.
         bridge: run folder of a bridge that was trained for the model; without, no texts.
         bridge_weights: those of its last step, their average, or the average where there is one.

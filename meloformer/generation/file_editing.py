@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from meloformer.errors import GenerationError, MidiError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.editing import continue_piece, rewrite_bars, write_instruments
 from meloformer.generation.hole_writing import Say, Stop
+from meloformer.generation.rendering import RenderingConfig
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.text import TextConfig
 from meloformer.generation.writing import WritingConfig, numbered
 from meloformer.midi.grid import STEPS_PER_QUARTER
-from meloformer.midi.piano_roll import save_piano_roll
 from meloformer.midi.piece import Piece
 from meloformer.midi.quantise import quantise_counted
 from meloformer.midi.quantised import QuantisedPiece
@@ -235,6 +236,8 @@ def write_edits(config: WritingConfig, edits: EditConfig, model: MuseFormer) -> 
     console = Console(markup=False)
     flag, path = edits.file
     piece = read_to_edit(flag, path, console.print)
+    if sounds_like := config.rendering.sounds_like():
+        console.print(sounds_like)
     started = time.perf_counter()
     paths = numbered(config.output, config.num_samples)
     for number, output in enumerate(paths):
@@ -253,18 +256,21 @@ def write_edits(config: WritingConfig, edits: EditConfig, model: MuseFormer) -> 
             console.print(
                 f"{output}: {instrument_name(instrument)} plays nothing; try another --seed"
             )
-        _write(music, output, title=f"{output.stem}, after {path.name}")
+        title = f"{output.stem}, after {path.name}"
+        beside = _write(music, output, config.rendering, title)
         players = ", ".join(instrument_name(one) for one in sorted(set(music.instrument.tolist())))
-        console.print(
-            f"{output} and .png: {music.num_bars} bars, {music.num_notes} notes ({players})"
-        )
+        files = " and ".join([str(output), *(file.suffix for file in beside)])
+        console.print(f"{files}: {music.num_bars} bars, {music.num_notes} notes ({players})")
     console.print(f"{time.perf_counter() - started:.1f} s in all")
 
 
-def _write(music: QuantisedPiece, path: Path, title: str) -> None:
+def _write(
+    music: QuantisedPiece, path: Path, rendering: RenderingConfig, title: str
+) -> Sequence[Path]:
+    """Write a piece; the files that stand beside it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_midi(to_piece(music), path)
-        save_piano_roll(music, path.with_suffix(".png"), title=title)
+        return rendering.render(music, path, title)
     except OSError as error:
         raise GenerationError(f"--output {path}: cannot be written ({error})") from error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from meloformer.bridge.base_folder import find_base
+from meloformer.bridge.base_folder import find_player
 from meloformer.errors import GenerationError, MeloFormerError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.file_editing import EditConfig, edited, read_to_edit
@@ -32,7 +32,8 @@ def generate(
     """Write a piece: load a model, sample under the grammar, give the music.
 
     Args:
-        checkpoint: run folder, step folder or model folder; the newest of runs/ if not given.
+        checkpoint: run folder, step folder or model folder; the newest of runs/ if not
+            given, and the model in the box where there is none.
         weights: those of the last step, or their moving average.
         seed: the same seed gives the same piece on the same device.
         device: where the model runs.
@@ -43,7 +44,7 @@ def generate(
     Raises:
         MeloFormerError: no such model, or a wish that cannot be fulfilled.
     """
-    folder = find_base(None if checkpoint is None else Path(checkpoint), weights)
+    folder, _ = find_player(None if checkpoint is None else Path(checkpoint), weights)
     controls, sampling, steering, edits = split_wishes(
         wishes, ControlConfig, SamplingConfig, TextConfig, EditConfig
     )

@@ -1,21 +1,22 @@
-"""Pieces that were asked for, sampled and written as MIDI and as piano-roll pictures."""
+"""Pieces that were asked for, sampled and written as MIDI, with what stands beside it."""
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from meloformer.bridge.base_folder import find_base
+from meloformer.bridge.base_folder import find_player
 from meloformer.errors import GenerationError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import Sample, beyond_training, generate_batch, samples_of
+from meloformer.generation.rendering import RenderingConfig
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.text import Order
-from meloformer.midi.piano_roll import save_piano_roll
 from meloformer.midi.render import to_piece
 from meloformer.midi.write import write_midi
 from meloformer.model.device import DeviceName, choose_device
@@ -42,14 +43,16 @@ class WritingConfig:
     """Flags of every recipe that writes new pieces.
 
     Args:
-        checkpoint: run folder, step folder or model folder; the newest run if not given.
+        checkpoint: run folder, step folder or model folder; the newest run if not given, and the
+            model in the box where there is none.
         weights: those of the last step, or the moving average of a run trained with --ema.
-        output: the MIDI file; several samples are numbered. The picture takes the same name.
+        output: the MIDI file; several samples are numbered. Picture and sound take the same name.
         num_samples: pieces, of each text.
         seed: the same seed gives the same pieces on the same device.
         device: where the model runs.
         controls: wishes for the piece.
         sampling: how bold the choice of a token is.
+        rendering: what is written beside the MIDI file.
     """
 
     checkpoint: Path | None = None
@@ -60,6 +63,7 @@ class WritingConfig:
     device: DeviceName = "auto"
     controls: ControlConfig = field(default_factory=ControlConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rendering: RenderingConfig = field(default_factory=RenderingConfig)
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -75,11 +79,17 @@ class WritingConfig:
 def load_writer(config: WritingConfig) -> tuple[MuseFormer, Path]:
     """The model in evaluation mode on its device, and the folder that it comes from.
 
+    Says which it is where nobody named one.
+
     Raises:
         CheckpointError: there is none, or it is damaged.
         TokenError: it knows another vocabulary.
+        ConfigError: the pieces cannot sound as they should; found before anything is loaded.
     """
-    folder = find_base(config.checkpoint, config.weights)
+    _ = config.rendering.instruments
+    folder, which = find_player(config.checkpoint, config.weights)
+    if which:
+        Console(markup=False).print(which, soft_wrap=True)
     return load_model(folder, choose_device(config.device)), folder
 
 
@@ -100,6 +110,8 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
         raise GenerationError(f"--output {config.output}: cannot be written ({error})") from error
     # Words of users and names of files are no markup.
     console = Console(markup=False)
+    if sounds_like := config.rendering.sounds_like():
+        console.print(sounds_like)
     paths = numbered(config.output, len(orders) * config.num_samples)
     asked: list[_Asked] = []
     for order in orders:
@@ -114,7 +126,7 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
         asked += map(_Asked, samples, itertools.repeat(order.title), paths)
     # A batch takes as long as its longest piece.
     asked.sort(key=lambda one: one.sample.controls.num_bars)
-    started, num_tokens = time.perf_counter(), 0
+    started, num_tokens, sampling_seconds = time.perf_counter(), 0, 0.0
     columns = (TextColumn("{task.description} {task.completed} tokens"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
@@ -127,9 +139,16 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
             batch = asked[first : first + at_once]
             pieces = f"pieces {first + 1}-{first + len(batch)} of {len(asked)}:"
             progress.reset(task, description=pieces)
-            num_tokens += _write_batch(batch, model, config.sampling, console, tell)
+            before = time.perf_counter()
+            pieces_ids = generate_batch(
+                model, [one.sample for one in batch], config.sampling, on_token=tell
+            )
+            sampling_seconds += time.perf_counter() - before
+            num_tokens += sum(map(len, pieces_ids))
+            for ids, one in zip(pieces_ids, batch, strict=True):
+                _write(ids, one, config.rendering, console)
     seconds = time.perf_counter() - started
-    console.print(f"{num_tokens / seconds:.0f} tokens/s, {seconds:.1f} s in all")
+    console.print(f"{num_tokens / sampling_seconds:.0f} tokens/s, {seconds:.1f} s in all")
 
 
 def numbered(path: Path, count: int) -> Iterator[Path]:
@@ -153,22 +172,10 @@ def _announce(order: Order, num_samples: int, model: MuseFormer, console: Consol
     console.print(f"{described}, {num_samples} to sample")
 
 
-def _write_batch(
-    batch: Sequence[_Asked],
-    model: MuseFormer,
-    sampling: SamplingConfig,
-    console: Console,
-    on_token: Callable[[int], None],
-) -> int:
-    """Sample some pieces side by side and write each; the number of their tokens."""
-    samples = [one.sample for one in batch]
-    pieces = generate_batch(model, samples, sampling, on_token=on_token)
-    for ids, one in zip(pieces, batch, strict=True):
-        piece = decode(ids)
-        write_midi(to_piece(piece), one.path)
-        save_piano_roll(piece, one.path.with_suffix(".png"), title=one.title)
-        console.print(
-            f"{one.path} and .png: {piece.num_bars} bars, {piece.num_notes} notes, "
-            f"{len(ids)} tokens"
-        )
-    return sum(map(len, pieces))
+def _write(ids: np.ndarray, one: _Asked, rendering: RenderingConfig, console: Console) -> None:
+    """Write a piece, and say what it is."""
+    piece = decode(ids)
+    write_midi(to_piece(piece), one.path)
+    beside = rendering.render(piece, one.path, one.title)
+    files = " and ".join([str(one.path), *(file.suffix for file in beside)])
+    console.print(f"{files}: {piece.num_bars} bars, {piece.num_notes} notes, {len(ids)} tokens")

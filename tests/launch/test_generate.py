@@ -11,6 +11,7 @@ import torch
 from miditoolkit import MidiFile
 
 from meloformer.command_line import run_recipe
+from meloformer.model import box
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import save_model
 from meloformer.tokens.vocabulary import fingerprint
@@ -47,6 +48,21 @@ def test_samples_are_written_as_midi_and_picture(checkpoint, tmp_path) -> None:
         assert (tmp_path / "new" / f"a-{number}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_without_a_run_the_model_in_the_box_writes_midi_sound_and_picture(
+    checkpoint, recipe, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(box, "BOX", checkpoint / "model")
+    flags = ["--bars", "1", "--audio", "--voice", "plain", "--piano_roll"]
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(recipe.main, recipe.GenerateConfig, flags)
+    assert ended.value.code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mid", "out.png", "out.wav"]
+    said = capsys.readouterr().out
+    assert "no --checkpoint and no model in runs/: the model in the box" in said
+    assert "out.mid and .png and .wav" in said
+
+
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
     """launch/generate.py as a module; nothing of it runs on import."""
@@ -62,6 +78,7 @@ def test_bad_wishes_end_in_one_line_and_code_2(
     checkpoint, recipe, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(box, "BOX", tmp_path / "empty")
     other = tmp_path / "other"
     model = MuseFormer(tiny_config(num_layers=1))
     save_model(other, model.config, model.state_dict(), {"tokenizer": "0" * 64})
@@ -78,6 +95,9 @@ def test_bad_wishes_end_in_one_line_and_code_2(
             "--tempo with",
         ),
         (["--checkpoint", checkpoint, "--continue_midi", "song.mid"], "--continue_midi song.mid"),
+        (["--checkpoint", checkpoint, "--voice", "plain"], "without --audio"),
+        (["--checkpoint", checkpoint, "--audio", "--soundfont", other / "no.sf2"], "--soundfont"),
+        (["--checkpoint", checkpoint, "--audio", "--soundfont", other / "config.json"], "bank"),
     ):
         with pytest.raises(SystemExit) as ended:
             run_recipe(recipe.main, recipe.GenerateConfig, list(map(str, arguments)))
