@@ -132,7 +132,7 @@ def _candidate(
     """
     config = model.config
     most = min(int(config.max_seq_len / 2 / job.bar_tokens), num_summaries(config.max_seq_len) // 2)
-    most = max(most, 1)
+    most = job.last - job.first if _fits_a_row(model, job) else max(most, 1)
     edges = [*range(job.first, job.last, most), job.last]
     if len(edges) > 2:
         say(
@@ -158,13 +158,25 @@ def _candidate(
     return without_empty_end(kept), nats / num_notes if num_notes else float("inf")
 
 
+def _fits_a_row(model: MuseFormer, job: Job) -> bool:
+    """Whether the bars can be written at once while all others are read."""
+    sizes = np.diff(bar_starts(_tokens(job)))
+    around = int(sizes[: job.first].sum() + sizes[job.last :].sum())
+    has_slots = job.kept.num_bars <= num_summaries(model.config.max_seq_len)
+    return has_slots and around <= _free_tokens(model, job)
+
+
+def _free_tokens(model: MuseFormer, job: Job) -> int:
+    """What a row has left for bars around those to be written; below 0 where they fill it."""
+    told = len(write_prefix(job.told)) + len(job.players)
+    return model.config.max_seq_len - _MARKS - told - int((job.last - job.first) * job.bar_tokens)
+
+
 def _window(model: MuseFormer, job: Job, reads_behind: bool) -> tuple[int, int]:
     """Bars that the model reads or writes: the nearest on both sides, by turns."""
     sizes = np.diff(bar_starts(_tokens(job))).tolist()
-    max_tokens = model.config.max_seq_len
-    free_bars = num_summaries(max_tokens) - (job.last - job.first)
-    free_tokens = max_tokens - _MARKS - len(write_prefix(job.told)) - len(job.players)
-    free_tokens -= int((job.last - job.first) * job.bar_tokens)
+    free_bars = num_summaries(model.config.max_seq_len) - (job.last - job.first)
+    free_tokens = _free_tokens(model, job)
     start, end = job.first, job.last
     grows_before, grows_behind = True, reads_behind
     while grows_before or grows_behind:

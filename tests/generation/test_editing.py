@@ -275,6 +275,16 @@ def test_what_the_model_reads_fits_a_row_of_its_training(monkeypatch: pytest.Mon
     assert hole.first > 2 and num_bars - hole.last > 2, "both sides are read"
 
 
+@pytest.mark.parametrize(("max_seq_len", "num_parts"), [(2048, 1), (512, 2), (256, 4)])
+def test_a_hole_is_written_in_parts_only_where_a_row_cannot_hold_all(
+    monkeypatch: pytest.MonkeyPatch, max_seq_len: int, num_parts: int
+) -> None:
+    found = recorded(monkeypatch)
+    piece = a_piece(16)
+    write_instruments(a_model(max_seq_len=max_seq_len), piece, [41], FEW, say=quiet)
+    assert len(found) == num_parts
+
+
 def test_every_instrument_at_once_keeps_the_rest() -> None:
     instruments = (0, 1, 34, 128)
     piece = a_piece(2, instruments)
