@@ -20,17 +20,9 @@ def test_a_piece_its_sound_and_its_picture_stand_there_and_both_times_are_said(t
     torch.manual_seed(0)
     model = MuseFormer(tiny_config(num_layers=1))
     save_model(tmp_path / "m", model.config, model.state_dict(), {"tokenizer": fingerprint()})
+    flags = ["--checkpoint", "m", "--bars", "1", "--setup_seconds", "77"]
     done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "launch/tools/listen.py"),
-            "--checkpoint",
-            "m",
-            "--bars",
-            "1",
-            "--setup_seconds",
-            "77",
-        ],
+        [sys.executable, str(ROOT / "launch/tools/listen.py"), *flags],
         cwd=tmp_path,
         capture_output=True,
         text=True,
