@@ -10,9 +10,10 @@ python launch/tools/release.py --bridge runs/<bridge> --base runs/<base> --text_
 Wheel, sdist and MeloFormer-<version>.tar.gz of the commit that is checked out, each installed in a
 new environment (PIP_INDEX_URL names the index) and made to walk from MIDI to tokens, shards and
 music outside of any checkout. With a bridge also diffusion_bridge_code.tar.gz and
-diffusion_bridge_full.tar.gz, with DEPLOY.md; the full one is unpacked in an empty folder and writes
-music from a text, with the network refused. What fails leaves nothing behind: --output takes files
-only when all of them work. A tree with changes is refused, since a release is a commit.
+diffusion_bridge_full.tar.gz, with DEPLOY.md: each is unpacked in an empty folder, the one of code
+beside the weights of the other, and writes music from a text with the network refused. What fails
+leaves nothing behind: --output takes files only when all of them work. A tree with changes is
+refused, since a release is a commit.
 """
 
 import os
@@ -105,11 +106,15 @@ def main(config: ReleaseConfig) -> None:
             say(found)
         if parts is not None:
             files += write_bridge_archives(commit, parts, files[0], files[-1], made, aside)
-            if parts.encoder is not None:
-                for found in try_offline(files[-1], environment.programs, aside):
+            code, full = files[-2:]
+            for archive, other in ((full, None), (code, full)):
+                if parts.encoder is None:
+                    say(f"{archive.name}: not tried offline, since no text encoder is in it")
+                    continue
+                trial = aside / f"offline-{archive.name}"
+                programs = environment.programs
+                for found in try_offline(archive, programs, trial, weights_from=other):
                     say(found)
-            else:
-                say("not tried offline: the text encoder is not in the archive")
         write_sums(made)
         config.output.mkdir(parents=True, exist_ok=True)
         for path in (*files, made / SUMS_NAME):

@@ -26,6 +26,8 @@ from meloformer.release.source import Commit, unpack, write_archive, write_sums
 
 CODE_ARCHIVE, FULL_ARCHIVE = "diffusion_bridge_code", "diffusion_bridge_full"
 DEPLOY_NAME = "DEPLOY.md"
+# Folders of an archive.
+BASE, BRIDGE, ENCODER = "base", "bridge", "text_encoder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +125,12 @@ def _copy_parts(parts: TrainedParts, folder: Path) -> None:
     bridge = [CONFIG_NAME, WEIGHTS_NAME, STATISTICS_NAME]
     if (parts.bridge.folder / HEADS_NAME).is_file():
         bridge.append(HEADS_NAME)
-    copied = {"base": (parts.base, [CONFIG_NAME, WEIGHTS_NAME])}
-    copied["bridge"] = (parts.bridge.folder, bridge)
+    copied = {
+        BASE: (parts.base, [CONFIG_NAME, WEIGHTS_NAME]),
+        BRIDGE: (parts.bridge.folder, bridge),
+    }
     if parts.encoder is not None:
-        copied["text_encoder"] = (parts.encoder, encoder_files(parts.encoder))
+        copied[ENCODER] = (parts.encoder, encoder_files(parts.encoder))
     for name, (source, files) in copied.items():
         for file in files:
             target = folder / name / file
@@ -144,7 +148,7 @@ def _deployment(
         wheel=wheel.name,
         kind=model_type_of(parts.bridge.model),
         is_full=is_full,
-        has_encoder=is_full and parts.encoder is not None,
+        has_encoder=parts.encoder is not None,
         encoder=parts.bridge.encoder,
         base_sum=parts.bridge.base["fingerprint"],
         bridge_sum=model_fingerprint(parts.bridge.folder),

@@ -23,7 +23,7 @@ class Deployment:
         wheel: name of its file.
         kind: of the bridge, as its config.json says it.
         is_full: the weights are in the archive.
-        has_encoder: so are the files of the text encoder.
+        has_encoder: the files of the text encoder go with the weights.
         encoder: facts of it that the bridge knows.
         base_sum: sha256 of the base's weights.
         bridge_sum: that of the bridge's.
@@ -125,13 +125,16 @@ def _what_is_here(deployment: Deployment) -> str:
             )
         )
     name, fingerprint = deployment.encoder["name"], deployment.encoder["fingerprint"]
-    if deployment.has_encoder:
+    if deployment.has_encoder and deployment.is_full:
         rows.append(("text_encoder/", f"{name}, as the bridge knows it"))
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {what} |" for name, what in rows)])
     if not deployment.is_full:
+        folders = (
+            "base/, bridge/ and text_encoder/" if deployment.has_encoder else "base/ and bridge/"
+        )
         table += (
-            "\n\nThe weights are not here: put the folders base/ and bridge/ of the full archive "
-            "beside this file."
+            f"\n\nThe weights are not here: put the folders {folders} of the full archive beside "
+            "this file."
         )
     if not deployment.has_encoder:
         table += (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from meloformer.errors import ReleaseError
 from meloformer.midi.read import read_midi
-from meloformer.release.bridge_archive import DEPLOY_NAME
+from meloformer.release.bridge_archive import BASE, BRIDGE, DEPLOY_NAME, ENCODER
 from meloformer.release.deploy_page import commands_of
 from meloformer.release.packages import ALONE
 from meloformer.release.programs import run_program
@@ -25,7 +25,12 @@ _PROGRAMS = ".venv/bin/"
 
 
 def try_offline(
-    archive: Path, programs: Path, aside: Path, variables: Mapping[str, str] = ALONE
+    archive: Path,
+    programs: Path,
+    aside: Path,
+    variables: Mapping[str, str] = ALONE,
+    *,
+    weights_from: Path | None = None,
 ) -> Iterator[str]:
     """Unpack an archive, compare its sums, and type the commands of its page that write files.
 
@@ -33,8 +38,9 @@ def try_offline(
         archive: with weights and text encoder.
         programs: of the environment that has the page's package, in place of the one that the page
             lets its reader make.
-        aside: folder to work in.
+        aside: an empty folder to work in, made here.
         variables: of the environment.
+        weights_from: archive whose weights are put beside the page, where it brings none.
 
     Yields:
         What was found.
@@ -43,13 +49,18 @@ def try_offline(
         ReleaseError: another file, or a command fails, asks for the network or writes none.
     """
     empty = aside / "empty"
-    empty.mkdir()
+    empty.mkdir(parents=True)
     noted = aside / "connections"
     guard = aside / "guard"
     guard.mkdir()
     (guard / "sitecustomize.py").write_text(_GUARD.format(noted=str(noted)), encoding="utf-8")
     folder = unpack(archive, empty)
     yield f"{archive.name}: {check_sums(folder)} files, all as summed up"
+    if weights_from is not None:
+        other = unpack(weights_from, aside / "other")
+        for name in (BASE, BRIDGE, ENCODER):
+            if (other / name).is_dir():
+                (other / name).rename(folder / name)
 
     alone = {**variables, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     # Nothing that this machine has fetched before may help.

@@ -137,7 +137,7 @@ def trial(tmp_path):
         text = PROGRAM.format(python=sys.executable, reach=reach, midi=str(tmp_path / "midi/0.mid"))
         (programs / "meloformer").write_text(text)
         (programs / "meloformer").chmod(0o755)
-        return list(try_offline(tmp_path / "given.tar.gz", programs, tmp_path))
+        return list(try_offline(tmp_path / "given.tar.gz", programs, tmp_path / "trial"))
 
     return trial_
 
@@ -159,15 +159,18 @@ def test_a_command_that_fails_is_told_with_what_it_said(trial) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("archive", [1])
-def test_the_full_archive_writes_music_from_a_text_in_an_empty_folder(
-    archives, archive, tmp_path
+@pytest.mark.parametrize("is_full", [True, False])
+def test_each_archive_writes_music_from_a_text_in_an_empty_folder(
+    archives, is_full, tmp_path
 ) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     words = f'#!/bin/sh\nexec "{sys.executable}" -m meloformer "$@"\n'
     (programs / "meloformer").write_text(words)
     (programs / "meloformer").chmod(0o755)
+    code, full = archives
     variables = {**ALONE, "PYTHONPATH": str(ROOT)}
-    found = list(try_offline(archives[archive], programs, tmp_path, variables))
+    other = {} if is_full else {"weights_from": full}
+    archive = full if is_full else code
+    found = list(try_offline(archive, programs, tmp_path / "trial", variables, **other))
     assert [line.split(":")[0] for line in found[1:]] == ["generate", "inject_museformer"]
