@@ -5,6 +5,7 @@ storage orders do not matter here, since attention does not depend on the order 
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meloformer.generation.cache_store import CacheStore
+from meloformer.generation.decode_layer import DecodeLayer, decode_layers, turn_of
 from meloformer.model import masks
 from meloformer.model.attention import AttentionPlan, CallPlan
 from meloformer.model.injection import Injection
@@ -29,12 +31,19 @@ class DecodeCache:
         model: in evaluation mode.
         num_rows: B.
         injection: summaries of B rows, slot i for bar i; bars behind the last have none.
+        layers: of the model, where another cache has them already.
     """
 
     def __init__(
-        self, model: MuseFormer, num_rows: int, injection: Injection | None = None
+        self,
+        model: MuseFormer,
+        num_rows: int,
+        injection: Injection | None = None,
+        layers: Sequence[DecodeLayer] = (),
     ) -> None:
         self.model = model
+        with torch.no_grad():
+            self._layers = layers or decode_layers(model)
         config = model.config
         weight = model.token_embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -78,21 +87,18 @@ class DecodeCache:
         queries = Label(piece, bar, instrument, index, time_N[None, :, None], is_summary)
         keys = Label(*(field[:, None, :] for field in store.key_labels()))
         closed_BHNN = self._token_mask(queries, keys)
-        opened_BHNN = self._with_open(closed_BHNN, queries)
-        masks_BHNN = [self._bias(closed_BHNN), self._bias(opened_BHNN)]
+        bias_BHNN = opened_BHNN = self._bias(closed_BHNN)
+        if store.num_open:
+            opened_BHNN = self._bias(self._with_open(closed_BHNN, queries))
 
         x_BND = self.model.embed(ids_BN, labels.onset, labels.instrument)
-        angles = self.model.angles(labels.bar, labels.index)
-        for index, (layer, cache) in enumerate(
-            zip(self.model.layers, self.store.layers, strict=True)
-        ):
-            assert isinstance(layer, Layer)
-            normed_BND = layer.attention_norm(x_BND)
-            own = torch.stack(layer.keys_values(normed_BND, angles))
-            cache.read[:, :, :, places] = own
+        turn = turn_of(self.model.angles(labels.bar, labels.index), self.dtype)
+        for index, (layer, cache) in enumerate(zip(self._layers, store.layers, strict=True)):
+            q, own_k, own_v = layer.read(x_BND, turn)
             has_open = index >= self._num_closed_layers
-            k, v = cache.read[:, :, :, 0 if has_open else store.num_open : places.stop]
-            read = _attend(layer.queries(normed_BND, angles), k, v, masks_BHNN[has_open])
+            k, v = cache.read[:, :, :, 0 if has_open else store.num_open : places.stop].unbind()
+            k[:, :, -num_new:], v[:, :, -num_new:] = own_k, own_v
+            read = _attend(q, k, v, opened_BHNN if has_open else bias_BHNN)
             x_BND = layer.add_ffn(layer.add_attention(x_BND, read))
         return self.model.unembed(x_BND[:, -1:])[:, 0]
 
@@ -131,7 +137,7 @@ class DecodeCache:
             num_skipped: bars left out of what it has read.
         """
         given = None if self.injection is None else self.injection.rows()[row]
-        own = DecodeCache(self.model, 1, given and given.later_bars(num_skipped))
+        own = DecodeCache(self.model, 1, given and given.later_bars(num_skipped), self._layers)
         own.read(ids_T)
         self.store.take_row(row, own.store)
         num_open = own._open_BI.shape[1]
@@ -176,27 +182,32 @@ class DecodeCache:
             bar_R[:, None, None],
             torch.ones((), dtype=torch.bool, device=self.device),
         )
-        mask_R1N = self._bias(masks.summary_reads(queries, keys)[:, None])
-        first = store.first_token
-        angles = self.model.angles(bar_R[:, None], torch.zeros_like(bar_R)[:, None])
+        is_read_R1N = masks.summary_reads(queries, keys)
+        # Of the tokens it is the prefix and one bar: to copy all for that would cost the most.
+        num_slots = store.slot_piece_BS.shape[1]
+        places_P = is_read_R1N[:, 0, num_slots:].any(dim=0).nonzero()[:, 0]
+        slots_R1S, tokens_R1T = is_read_R1N[:, None].split([num_slots, store.num_tokens], dim=-1)
+        bias_R11N = self._bias(torch.cat([slots_R1S, tokens_R1T[..., places_P]], dim=-1))
+        places_P = places_P + store.first_token
+        turn = turn_of(
+            self.model.angles(bar_R[:, None], torch.zeros_like(bar_R)[:, None]), self.dtype
+        )
+        slot_R = store.num_open + bar_R
         s_R1D = self.model.summary_start.expand(len(rows_R), 1, -1)
-        for index, (layer, cache) in enumerate(
-            zip(self.model.layers, self.store.layers, strict=True)
-        ):
-            assert isinstance(layer, Layer)
+        for index, (layer, cache) in enumerate(zip(self._layers, store.layers, strict=True)):
             if self.injection is not None and index == self.injection.layer:
                 s_R1D = self._closed(self.injection, s_R1D, rows_R, bar_R)
-            normed_R1D = layer.attention_norm(s_R1D)
-            own = torch.stack(layer.keys_values(normed_R1D, angles))
-            cache.summary[:, rows_R, :, bar_R] = own[:, :, :, 0].permute(1, 0, 2, 3)
-            tokens = cache.read[:, rows_R, :, first : first + store.num_tokens]
-            k, v = torch.cat([cache.summary[:, rows_R], tokens], dim=3)
-            read = _attend(layer.queries(normed_R1D, angles), k, v, mask_R1N)
-            s_R1D = layer.add_attention(s_R1D, read)
-            coarse = torch.stack(layer.coarse_keys_values(s_R1D, angles))
-            slot_R = store.num_open + bar_R
-            cache.read[:, rows_R, :, slot_R] = coarse[:, :, :, 0].permute(1, 0, 2, 3)
-            if not layer.is_last:
+            q, *own = layer.read(s_R1D, turn)
+            for summary, own_RG1K in zip(cache.summary, own, strict=True):
+                summary[rows_R, :, bar_R] = own_RG1K[:, :, 0]
+            k, v = (
+                torch.cat([summary[rows_R], read[rows_R[:, None], :, places_P].transpose(1, 2)], 2)
+                for read, summary in zip(cache.read, cache.summary, strict=True)
+            )
+            s_R1D = layer.add_attention(s_R1D, _attend(q, k, v, bias_R11N))
+            for read, own_RG1K in zip(cache.read, layer.coarse(s_R1D, turn), strict=True):
+                read[rows_R, :, slot_R] = own_RG1K[:, :, 0]
+            if not self.model.layers[index].is_last:
                 s_R1D = layer.add_ffn(s_R1D)
 
     def _open(self, injection: Injection) -> None:
