@@ -4,10 +4,11 @@
     python launch/bench/generate.py --model_size small --batch_sizes 1 64 --json generate.json
     python launch/bench/generate.py --model_size tiny --bars 4 --max_tokens 200 --rounds 3
 
-Both run in turns on the same weights and shapes. A piece that reaches --max_tokens is cut short;
+All run in turns on the same weights and shapes. A piece that reaches --max_tokens is cut short;
 without a checkpoint the weights are random, and pieces are as long as they may be. The columns:
 tokens and notes of all pieces by the median of the timed calls, the way from the fastest to the
-slowest call as a share of it, and the median of generation by its products in the same round.
+slowest call as a share of it, and, for as many tokens, the time by that of the products of the
+saved weights in the same round. On a CPU weights of int8 take part; they write other pieces.
 """
 
 import json

@@ -5,6 +5,7 @@ shapes and on the weights that the decoder uses them: they are noted down while 
 and then carried out alone.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,13 @@ from meloformer.benchmarks.alternation import Candidate, Timing, time_in_turns
 from meloformer.benchmarks.bench_tables import percent, plain, rounded, table_of
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import generate
+from meloformer.generation.int8 import use_int8_weights
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.vocabulary import KIND_OF, Kind
 
 Product = Callable[[], object]
+PRODUCTS = "its matrix products alone"
 
 
 class ProductList(TorchFunctionMode):
@@ -92,53 +95,71 @@ class GenerateBench:
 
 
 def measure(bench: GenerateBench) -> list[dict[str, Any]]:
-    """Figures of both candidates for each batch size, as JSON holds them."""
+    """Figures of all candidates for each batch size, as JSON holds them."""
     return [row for size in bench.batch_sizes for row in _measure_batch(bench, size)]
 
 
 def _measure_batch(bench: GenerateBench, batch_size: int) -> list[dict[str, Any]]:
-    num_sampled = 0
-
-    def stop(count: int) -> bool:
-        nonlocal num_sampled
-        num_sampled = count
-        return count >= bench.max_tokens * batch_size
-
-    def write() -> list[np.ndarray]:
-        return generate(
-            bench.model, bench.controls, SamplingConfig(), num_samples=batch_size, stop=stop
-        )
-
+    saved = _Writer(bench, bench.model, batch_size)
     noted = ProductList()
     with noted:
-        pieces = write()
-    num_notes = sum(int((KIND_OF[ids] == Kind.PITCH).sum()) for ids in pieces)
+        saved()
 
     def multiply() -> None:
         with torch.no_grad():
             for product in noted.products:
                 product()
 
-    names = {"generation": Candidate(write), "its matrix products alone": Candidate(multiply)}
-    timings = time_in_turns(names, bench.device, bench.rounds)
-    products = timings["its matrix products alone"]
+    writers = {"generation": saved, PRODUCTS: saved}
+    calls = {"generation": Candidate(saved), PRODUCTS: Candidate(multiply)}
+    if bench.device.type == "cpu":
+        rounded_model = copy.deepcopy(bench.model)
+        use_int8_weights(rounded_model)
+        writers["generation, int8 weights"] = writer = _Writer(bench, rounded_model, batch_size)
+        calls["generation, int8 weights"] = Candidate(writer)
+    timings = time_in_turns(calls, bench.device, bench.rounds)
+    products = timings[PRODUCTS]
     rows = []
     for name, timing in timings.items():
         assert isinstance(timing, Timing) and isinstance(products, Timing)
+        writer = writers[name]
+        # Of neighbours in time, so that a load hits both; by token, since pieces differ.
+        times = float(np.median(np.divide(timing.seconds, products.seconds)))
         rows.append(
             {
                 "candidate": name,
                 "batch_size": batch_size,
-                "tokens": num_sampled,
-                "tokens_per_second": num_sampled / timing.median,
-                "notes_per_second": num_notes / timing.median,
+                "tokens": writer.num_tokens,
+                "tokens_per_second": writer.num_tokens / timing.median,
+                "notes_per_second": writer.num_notes / timing.median,
                 "seconds_per_piece": timing.median / batch_size,
                 "spread": timing.spread,
-                # Of neighbours in time, so that a load hits both.
-                "times_the_products": float(np.median(np.divide(timing.seconds, products.seconds))),
+                "times_the_products": times * saved.num_tokens / writer.num_tokens,
             }
         )
     return rows
+
+
+class _Writer:
+    """Writes the same pieces at each call, and knows how much they hold."""
+
+    def __init__(self, bench: GenerateBench, model: MuseFormer, batch_size: int) -> None:
+        self._bench, self._model, self._batch_size = bench, model, batch_size
+        self.num_tokens = self.num_notes = 0
+
+    def __call__(self) -> None:
+        pieces = generate(
+            self._model,
+            self._bench.controls,
+            SamplingConfig(),
+            num_samples=self._batch_size,
+            stop=self._stop,
+        )
+        self.num_notes = sum(int((KIND_OF[ids] == Kind.PITCH).sum()) for ids in pieces)
+
+    def _stop(self, count: int) -> bool:
+        self.num_tokens = count
+        return count >= self._bench.max_tokens * self._batch_size
 
 
 def generate_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:

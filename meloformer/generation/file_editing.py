@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from meloformer.bridge.flow import row_seed
-from meloformer.errors import GenerationError, MidiError
+from meloformer.errors import ConfigError, GenerationError, MidiError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.editing import continue_piece, rewrite_bars, write_instruments
 from meloformer.generation.hole_writing import Say, Stop

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -14,6 +15,7 @@ from meloformer.bridge.base_folder import find_player
 from meloformer.errors import GenerationError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import Sample, beyond_training, generate_batch, samples_of
+from meloformer.generation.int8 import use_int8_weights
 from meloformer.generation.rendering import RenderingConfig
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.sharing import share_of_environment
@@ -55,6 +57,8 @@ class WritingConfig:
             its own; else they are written again.
         seed: the same seed gives the same pieces on the same device.
         device: where the model runs.
+        weights_dtype: as they were saved, or rounded to int8: on a CPU faster, and other pieces
+            (docs/speed.md).
         controls: wishes for the piece.
         sampling: how bold the choice of a token is.
         rendering: what is written beside the MIDI file.
@@ -69,6 +73,7 @@ class WritingConfig:
     skip_existing: bool = False
     seed: int = 0
     device: DeviceName = "auto"
+    weights_dtype: Literal["saved", "int8"] = "saved"
     controls: ControlConfig = field(default_factory=ControlConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
@@ -93,6 +98,7 @@ def load_writer(config: WritingConfig) -> tuple[MuseFormer, Path]:
 
     Raises:
         CheckpointError: there is none, or it is damaged.
+        ConfigError: weights of 8 bits, where the device has none.
         TokenError: it knows another vocabulary.
         ConfigError: the pieces cannot sound as they should; found before anything is loaded.
     """
@@ -101,7 +107,10 @@ def load_writer(config: WritingConfig) -> tuple[MuseFormer, Path]:
     share = share_of_environment()
     if which and share.is_first:
         Console(markup=False).print(which, soft_wrap=True)
-    return load_model(folder, share.device(choose_device(config.device))), folder
+    model = load_model(folder, share.device(choose_device(config.device)))
+    if config.weights_dtype == "int8":
+        use_int8_weights(model)
+    return model, folder
 
 
 def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Order]) -> None:

@@ -35,10 +35,10 @@ def test_every_step_of_every_layer_is_noted() -> None:
     # EOS is never read; the prefix is read at once.
     num_steps = 1 + len(ids) - len(controls.prefix()) - 1
     num_closed = 1
-    # Query, key and value, out, and two of the feed-forward network; two of attention. Summaries
-    # have those and their coarse keys and values, but no feed-forward network in the last layer.
-    of_tokens = num_steps * (2 * 7 + 1)
-    of_summaries = num_closed * (2 * 8 - 2)
+    # Query, key and value in one, out, and two of the feed-forward network; two of attention.
+    # Summaries have those and their coarse keys and values; in the last layer the two are missing.
+    of_tokens = num_steps * (2 * 6 + 1)
+    of_summaries = num_closed * (2 * 7 - 2)
     assert len(noted.products) == of_tokens + of_summaries
 
 
@@ -54,12 +54,12 @@ def test_figures_are_of_the_pieces_that_were_written() -> None:
         device=torch.device("cpu"),
     )
     rows = measure(bench)
-    assert [row["batch_size"] for row in rows] == [1, 1, 2, 2]
+    assert [row["batch_size"] for row in rows] == [1, 1, 1, 2, 2, 2]
     for row in rows:
         assert 0 < row["tokens"] <= 41 * row["batch_size"]
     pieces = generate(model, bench.controls, SamplingConfig(), num_samples=2)
     num_notes = sum(int(np.sum(KIND_OF[ids] == Kind.PITCH)) for ids in pieces)
-    seconds = rows[2]["seconds_per_piece"] * 2
+    seconds = rows[3]["seconds_per_piece"] * 2
     if all(len(ids) <= 40 for ids in pieces):
-        assert rows[2]["notes_per_second"] * seconds == pytest.approx(num_notes)
+        assert rows[3]["notes_per_second"] * seconds == pytest.approx(num_notes)
     assert rows[1]["times_the_products"] == 1
