@@ -1,7 +1,9 @@
 """Pieces longer than a row of training: windows read like those of training, and nothing leaks."""
 
 import gc
+import itertools
 import resource
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from meloformer.bridge.flow import row_seed
 from meloformer.generation.cache_store import CacheStore
 from meloformer.generation.controls import ControlConfig
-from meloformer.generation.generate import Sample, generate, generate_batch
+from meloformer.generation.generate import Sample, generate, generate_batch, sample_rows
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.generation.sliding import Context
 from meloformer.model import attention
@@ -21,7 +24,7 @@ from meloformer.model.masks import RULES, num_summaries, rule_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.grammar import GrammarState
 from meloformer.tokens.hid import decode
-from meloformer.tokens.vocabulary import EOS, KIND_OF, OFFSET, Kind
+from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, OFFSET, Kind
 from meloformer.tokens.windows import bar_starts, cut_window
 from tests.layouts import layout_of, tiny_config
 
@@ -153,6 +156,44 @@ def test_a_piece_that_fits_a_row_is_the_same_endless_or_not() -> None:
         for endless in (False, True)
     ]
     assert all(map(np.array_equal, *pieces))
+
+
+def test_wishes_hold_over_all_windows() -> None:
+    """Chords go round, players enter, and no bar comes twice, counted over the whole piece."""
+    model = a_model()
+    asked = ControlConfig(
+        bars=24,
+        chords=("C", "Am", "G7"),
+        instruments=("0", "33"),
+        enter=("33:19",),
+        notes_per_bar="1-4",
+    )
+    sampling = SamplingConfig(top_p=1.0, no_repeat_bars=8)
+    (piece,) = generate(model, asked, sampling, endless=True)
+    starts = bar_starts(piece)
+    context, slides = Context(MAX_TOKENS, 24), 0
+    for t in range(int(starts[0]) + 1, len(piece)):
+        slides += context.slide(array("H", piece[:t].tolist())) is not None
+    assert slides > 2
+    assert [int(INDEX_OF[piece[t]]) for t in starts[:-1]] == list(asked.wishes.chords) * 8
+    bars = [piece[a:b] for a, b in itertools.pairwise(starts)]
+    enters = OFFSET[Kind.INSTRUMENT] + 34
+    assert next(number for number, bar in enumerate(bars) if enters in bar) == 19
+    num_notes = [int((KIND_OF[bar] == Kind.PITCH).sum()) for bar in bars]
+    assert all(1 <= count <= 4 for count in num_notes)
+
+
+def test_the_best_of_endless_pieces_is_the_likeliest_as_it_was_read() -> None:
+    model, sampling = a_model(), SamplingConfig(top_p=1.0, best_of=3)
+    (best,) = generate(model, wishes(12), sampling, endless=True)
+    candidates = [
+        Sample(controls=wishes(12), seed=row_seed(0, number, 1) if number else 0)
+        for number in range(3)
+    ]
+    rows = sample_rows(model, candidates, sampling, endless=True)
+    likeliest = min(rows, key=lambda row: row.nats / (KIND_OF[row.piece()] == Kind.PITCH).sum())
+    assert np.array_equal(best, likeliest.piece())
+    assert all(row.context.first_bar > 0 for row in rows)
 
 
 def slides_of(piece: np.ndarray, num_bars: int) -> list[np.ndarray]:
