@@ -153,6 +153,22 @@ def test_a_model_without_summaries_step_by_step_equals_each_piece_in_parallel() 
         assert torch.allclose(causal, expected, atol=1e-12, rtol=0), "one piece a row: no mask"
 
 
+class Adapted(torch.nn.Linear):
+    """A linear map that is more than its weight, as adapters make it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + super().forward(x.flip(-1))
+
+
+def test_linear_maps_that_are_more_than_their_weight_are_called_as_they_are() -> None:
+    model = a_model(num_layers=2)
+    for layer in model.layers:
+        layer.query.__class__ = Adapted
+    (piece,) = some_pieces(1, bars=2)
+    (found,) = step_by_step(model, [piece])
+    assert torch.allclose(found, in_parallel(model, piece), atol=1e-12, rtol=0)
+
+
 def test_labels_that_come_one_by_one_are_those_of_the_whole() -> None:
     (piece,) = some_pieces(1)
     expected = token_labels(piece)
