@@ -10,7 +10,7 @@ python launch/generate.py --tempo 120 --time_signature 4/4 --key "C major" --ins
 
 python launch/generate.py --checkpoint runs/<name> --bars 2000 --endless
 
-torchrun --standalone --nproc_per_node 8 launch/generate.py --num_samples 10000 --no_picture
+torchrun --standalone --nproc_per_node 8 launch/generate.py --num_samples 10000 --no_piano_roll
 
 python launch/generate.py --device cpu --weights_dtype int8
 

@@ -98,9 +98,9 @@ def load_writer(config: WritingConfig) -> tuple[MuseFormer, Path]:
 
     Raises:
         CheckpointError: there is none, or it is damaged.
-        ConfigError: weights of 8 bits, where the device has none.
         TokenError: it knows another vocabulary.
-        ConfigError: the pieces cannot sound as they should; found before anything is loaded.
+        ConfigError: weights of 8 bits where the device has none; or the pieces cannot sound as they
+            should, which is found before anything is loaded.
     """
     _ = config.rendering.instruments
     folder, which = find_player(config.checkpoint, config.weights)
