@@ -8,6 +8,12 @@ python launch/generate.py --audio --soundfont <bank>.sf2 --no_piano_roll
 
 python launch/generate.py --tempo 120 --time_signature 4/4 --key "C major" --instruments 40 41 42
 
+python launch/generate.py --checkpoint runs/<name> --bars 2000 --endless
+
+torchrun --standalone --nproc_per_node 8 launch/generate.py --num_samples 10000 --no_piano_roll
+
+python launch/generate.py --device cpu --weights_dtype int8
+
 python launch/generate.py --bridge runs/<bridge> --text "a fast piece in E minor"
 
 python launch/generate.py --bridge runs/<bridge> --text "0-15: calm piano" --text "16-47: rock band"

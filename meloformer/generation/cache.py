@@ -4,6 +4,8 @@ Adding tokens and closing bars through the cache computes what the parallel forw
 storage orders do not matter here, since attention does not depend on the order of its keys.
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,25 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from meloformer.generation.cache_store import CacheStore
+from meloformer.generation.decode_layer import DecodeLayer, decode_layers, turn_of
 from meloformer.model import masks
 from meloformer.model.attention import AttentionPlan, CallPlan
 from meloformer.model.injection import Injection
 from meloformer.model.masks import Label
 from meloformer.model.museformer import Layer, MuseFormer
-
-
-@dataclass
-class LayerCache:
-    """Keys and values of one layer; the first axis says which, the second is the row.
-
-    Args:
-        read: (2, B, G, I + S + T, K) of all that tokens read, in one piece of memory: of the open
-            summaries (I = 0 where there are none), of finished ones (K2 and V2), of tokens.
-        summary: (2, B, G, S, K) of the summary stream, read by later summaries.
-    """
-
-    read: Tensor
-    summary: Tensor
+from meloformer.tokens.labels import token_labels
+from meloformer.tokens.windows import bar_starts
 
 
 class DecodeCache:
@@ -39,16 +31,23 @@ class DecodeCache:
         model: in evaluation mode.
         num_rows: B.
         injection: summaries of B rows, slot i for bar i; bars behind the last have none.
+        layers: of the model, where another cache has them already.
     """
 
     def __init__(
-        self, model: MuseFormer, num_rows: int, injection: Injection | None = None
+        self,
+        model: MuseFormer,
+        num_rows: int,
+        injection: Injection | None = None,
+        layers: Sequence[DecodeLayer] = (),
     ) -> None:
         self.model = model
+        with torch.no_grad():
+            self._layers = layers or decode_layers(model)
         config = model.config
         weight = model.token_embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self.num_tokens = 0
+        self.store = CacheStore(config, num_rows, weight)
         self._groups = list(
             zip(
                 masks.rule_of(config.rule),
@@ -56,19 +55,13 @@ class DecodeCache:
                 strict=True,
             )
         )
-        empty = (2, num_rows, config.num_kv_heads, 0, config.head_width)
-        none = torch.zeros(empty, device=self.device, dtype=self.dtype)
-        self.layers = [LayerCache(none, none) for _ in range(config.num_layers)]
         self.injection = injection
-        self._num_closed_layers = len(self.layers) if injection is None else injection.layer
+        self._num_closed_layers = config.num_layers if injection is None else injection.layer
         self._open_BI = torch.zeros((num_rows, 0), dtype=torch.bool, device=self.device)
         if injection is not None:
             injection.check_width(config.width)
             assert len(injection.summaries_BSD) == num_rows, "one row of summaries a sequence"
             self._open(injection)
-        # Rows: piece, bar, instrument, index; absent tokens and summaries are padding (-1).
-        self._labels_4BT = torch.full((4, num_rows, 0), -1, device=self.device)
-        self._slot_piece_BS = torch.full((num_rows, 0), -1, device=self.device)
 
     @torch.no_grad()
     def add(self, ids_BN: Tensor, labels: "StepLabels", active_B: Tensor) -> Tensor:
@@ -83,42 +76,83 @@ class DecodeCache:
             (B, V) logits after the last token.
         """
         num_new = ids_BN.shape[1]
-        start, stop = self.num_tokens, self.num_tokens + num_new
-        self._reserve(stop)
         piece_BN = torch.where(active_B, 0, -1)[:, None].expand(-1, num_new)
         new_labels = torch.stack([piece_BN, labels.bar, labels.instrument, labels.index])
-        self._labels_4BT[:, :, start:stop] = new_labels
-        self.num_tokens = stop
+        store = self.store
+        places = store.append(new_labels)
 
-        time_N = torch.arange(start, stop, device=self.device)
+        time_N = torch.arange(store.num_tokens - num_new, store.num_tokens, device=self.device)
         piece, bar, instrument, index = new_labels[:, :, :, None]
         is_summary = torch.zeros((), dtype=torch.bool, device=self.device)
         queries = Label(piece, bar, instrument, index, time_N[None, :, None], is_summary)
-        keys = Label(*(field[:, None, :] for field in self._keys()))
+        keys = Label(*(field[:, None, :] for field in store.key_labels()))
         closed_BHNN = self._token_mask(queries, keys)
-        opened_BHNN = self._with_open(closed_BHNN, queries)
-        masks_BHNN = [self._bias(closed_BHNN), self._bias(opened_BHNN)]
+        bias_BHNN = opened_BHNN = self._bias(closed_BHNN)
+        if store.num_open:
+            opened_BHNN = self._bias(self._with_open(closed_BHNN, queries))
 
-        first = self._first_token
         x_BND = self.model.embed(ids_BN, labels.onset, labels.instrument)
-        angles = self.model.angles(labels.bar, labels.index)
-        for index, (layer, cache) in enumerate(zip(self.model.layers, self.layers, strict=True)):
-            assert isinstance(layer, Layer)
-            normed_BND = layer.attention_norm(x_BND)
-            own = torch.stack(layer.keys_values(normed_BND, angles))
-            cache.read[:, :, :, first + start : first + stop] = own
+        turn = turn_of(self.model.angles(labels.bar, labels.index), self.dtype)
+        for index, (layer, cache) in enumerate(zip(self._layers, store.layers, strict=True)):
+            q, own_k, own_v = layer.read(x_BND, turn)
             has_open = index >= self._num_closed_layers
-            k, v = cache.read[:, :, :, 0 if has_open else self._num_open : first + stop]
-            read = _attend(layer.queries(normed_BND, angles), k, v, masks_BHNN[has_open])
+            k, v = cache.read[:, :, :, 0 if has_open else store.num_open : places.stop].unbind()
+            k[:, :, -num_new:], v[:, :, -num_new:] = own_k, own_v
+            read = _attend(q, k, v, opened_BHNN if has_open else bias_BHNN)
             x_BND = layer.add_ffn(layer.add_attention(x_BND, read))
         return self.model.unembed(x_BND[:, -1:])[:, 0]
 
+    def read(self, ids_T: np.ndarray) -> Tensor:
+        """Append the beginning of a sequence to the only row, bar by bar; the last is not closed.
+
+        Args:
+            ids_T: a prefix and bars, the last of which may be unfinished; what the cache reads
+                first.
+
+        Returns:
+            (1, V) logits after the last token.
+        """
+        assert not self.store.num_tokens, "a row reads the beginning of a sequence once"
+        labels = token_labels(ids_T)
+        fields = (labels.bar, labels.instrument, labels.index, labels.onset)
+        labels_41T = np.stack(fields)[:, None].astype(np.int64)
+        # The first bar together with the prefix: there is no summary between them.
+        edges = [0, *bar_starts(ids_T)[1:-1].tolist(), len(ids_T)]
+        active_1 = torch.ones(1, dtype=torch.bool, device=self.device)
+        row_1 = torch.zeros(1, dtype=torch.int64, device=self.device)
+        for number, (start, stop) in enumerate(itertools.pairwise(edges)):
+            if number:
+                self.close_bar(row_1, row_1 + (number - 1))
+            ids_1N = torch.from_numpy(ids_T[start:stop].astype(np.int64)).to(self.device)[None]
+            part = StepLabels.from_numpy(labels_41T[:, :, start:stop], self.device)
+            logits_1V = self.add(ids_1N, part, active_1)
+        return logits_1V
+
+    def restart(self, row: int, ids_T: np.ndarray, num_skipped: int) -> None:
+        """Let a row go on from a window of what it has read, which begins some bars later.
+
+        Args:
+            row: which; the others are as before.
+            ids_T: the window, shorter than what the row has read and up to its last token.
+            num_skipped: bars left out of what it has read.
+        """
+        given = None if self.injection is None else self.injection.rows()[row]
+        own = DecodeCache(self.model, 1, given and given.later_bars(num_skipped), self._layers)
+        own.read(ids_T)
+        self.store.take_row(row, own.store)
+        num_open = own._open_BI.shape[1]
+        self._open_BI[row, :num_open] = own._open_BI[0]
+        self._open_BI[row, num_open:] = False
+        if self.injection is not None and own.injection is not None:
+            summaries_BSD = self.injection.summaries_BSD.clone()
+            summaries_BSD[row, :num_open] = own.injection.summaries_BSD[0]
+            mask_BS = self._open_BI.to(self.injection.mask_BS.device)
+            self.injection = replace(self.injection, summaries_BSD=summaries_BSD, mask_BS=mask_BS)
+
     def keep(self, rows_R: Tensor) -> None:
         """Go on with some of the rows, in this order."""
-        for cache in self.layers:
-            cache.read, cache.summary = cache.read[:, rows_R], cache.summary[:, rows_R]
-        self._labels_4BT = self._labels_4BT[:, rows_R]
-        self._slot_piece_BS, self._open_BI = self._slot_piece_BS[rows_R], self._open_BI[rows_R]
+        self.store.keep(rows_R)
+        self._open_BI = self._open_BI[rows_R]
         if self.injection is not None:
             given = self.injection
             rows_R = rows_R.to(given.mask_BS.device)
@@ -136,9 +170,10 @@ class DecodeCache:
         """
         if not len(rows_R) or not self.model.config.summaries:
             return
-        self._reserve(self.num_tokens, int(bar_R.max()) + 1)
-        self._slot_piece_BS[rows_R, bar_R] = 0
-        keys = Label(*(field[rows_R][:, None, :] for field in self._keys()))
+        store = self.store
+        store.reserve_slots(int(bar_R.max()) + 1)
+        store.slot_piece_BS[rows_R, bar_R] = 0
+        keys = Label(*(field[rows_R][:, None, :] for field in store.key_labels()))
         queries = Label(
             torch.zeros_like(bar_R)[:, None, None],
             bar_R[:, None, None],
@@ -147,32 +182,38 @@ class DecodeCache:
             bar_R[:, None, None],
             torch.ones((), dtype=torch.bool, device=self.device),
         )
-        mask_R1N = self._bias(masks.summary_reads(queries, keys)[:, None])
-        first = self._first_token
-        angles = self.model.angles(bar_R[:, None], torch.zeros_like(bar_R)[:, None])
+        is_read_R1N = masks.summary_reads(queries, keys)
+        # Of the tokens it is the prefix and one bar: to copy all for that would cost the most.
+        num_slots = store.slot_piece_BS.shape[1]
+        places_P = is_read_R1N[:, 0, num_slots:].any(dim=0).nonzero()[:, 0]
+        slots_R1S, tokens_R1T = is_read_R1N[:, None].split([num_slots, store.num_tokens], dim=-1)
+        bias_R11N = self._bias(torch.cat([slots_R1S, tokens_R1T[..., places_P]], dim=-1))
+        places_P = places_P + store.first_token
+        turn = turn_of(
+            self.model.angles(bar_R[:, None], torch.zeros_like(bar_R)[:, None]), self.dtype
+        )
+        slot_R = store.num_open + bar_R
         s_R1D = self.model.summary_start.expand(len(rows_R), 1, -1)
-        for index, (layer, cache) in enumerate(zip(self.model.layers, self.layers, strict=True)):
-            assert isinstance(layer, Layer)
+        for index, (layer, cache) in enumerate(zip(self._layers, store.layers, strict=True)):
             if self.injection is not None and index == self.injection.layer:
                 s_R1D = self._closed(self.injection, s_R1D, rows_R, bar_R)
-            normed_R1D = layer.attention_norm(s_R1D)
-            own = torch.stack(layer.keys_values(normed_R1D, angles))
-            cache.summary[:, rows_R, :, bar_R] = own[:, :, :, 0].permute(1, 0, 2, 3)
-            tokens = cache.read[:, rows_R, :, first : first + self.num_tokens]
-            k, v = torch.cat([cache.summary[:, rows_R], tokens], dim=3)
-            read = _attend(layer.queries(normed_R1D, angles), k, v, mask_R1N)
-            s_R1D = layer.add_attention(s_R1D, read)
-            coarse = torch.stack(layer.coarse_keys_values(s_R1D, angles))
-            slot_R = self._num_open + bar_R
-            cache.read[:, rows_R, :, slot_R] = coarse[:, :, :, 0].permute(1, 0, 2, 3)
-            if not layer.is_last:
+            q, *own = layer.read(s_R1D, turn)
+            for summary, own_RG1K in zip(cache.summary, own, strict=True):
+                summary[rows_R, :, bar_R] = own_RG1K[:, :, 0]
+            k, v = (
+                torch.cat([summary[rows_R], read[rows_R[:, None], :, places_P].transpose(1, 2)], 2)
+                for read, summary in zip(cache.read, cache.summary, strict=True)
+            )
+            s_R1D = layer.add_attention(s_R1D, _attend(q, k, v, bias_R11N))
+            for read, own_RG1K in zip(cache.read, layer.coarse(s_R1D, turn), strict=True):
+                read[rows_R, :, slot_R] = own_RG1K[:, :, 0]
+            if not self.model.layers[index].is_last:
                 s_R1D = layer.add_ffn(s_R1D)
 
     def _open(self, injection: Injection) -> None:
         """Compute open summaries: they read no token, so all of them are known at the start."""
-        self._open_BI = injection.mask_BS.to(self.device)
-        for cache in self.layers:  # the layers below leave this place empty
-            cache.read = F.pad(cache.read, (0, 0, 0, self._num_open))
+        self._open_BI = injection.mask_BS.to(self.device, copy=True)
+        self.store.open_slots(self._open_BI.shape[1])  # the layers below leave this place empty
         slot_BI = torch.arange(self._open_BI.shape[1], device=self.device).expand_as(self._open_BI)
         absent = torch.full_like(slot_BI, -1)
         piece_BI = torch.where(self._open_BI, 0, -1)
@@ -188,7 +229,7 @@ class DecodeCache:
         none_BID = torch.zeros_like(injection.summaries_BSD, device=self.device, dtype=self.dtype)
         with torch.no_grad():
             _, o_BID = injection.streams(none_BID, piece_BI)
-            layers = list(zip(self.model.layers, self.layers, strict=True))
+            layers = list(zip(self.model.layers, self.store.layers, strict=True))
             for layer, cache in layers[injection.layer :]:
                 assert isinstance(layer, Layer)
                 o_BID = layer.open_summarize(o_BID, angles, plan)
@@ -204,20 +245,11 @@ class DecodeCache:
         own = replace(injection, summaries_BSD=injected_R1D, mask_BS=is_open_R1)
         return own.streams(s_R1D, torch.where(is_open_R1, 0, -1))[0]
 
-    @property
-    def _num_open(self) -> int:
-        return self._open_BI.shape[1]
-
-    @property
-    def _first_token(self) -> int:
-        """Where the tokens begin in `LayerCache.read`."""
-        return self._num_open + self._slot_piece_BS.shape[1]
-
     def _with_open(self, mask_BHNN: Tensor, queries: Label) -> Tensor:
         """The mask with open summaries before the finished ones."""
-        if not self._num_open:
+        if not self.store.num_open:
             return mask_BHNN
-        bar_I = torch.arange(self._num_open, device=self.device)
+        bar_I = torch.arange(self.store.num_open, device=self.device)
         piece_BI = torch.where(self._open_BI, 0, -1)
         keys = Label(piece_BI[:, None], bar_I, -1, -1, bar_I, self._open_BI[:, None])
         of_open = masks.token_reads_open(queries, keys)[:, None]
@@ -242,37 +274,6 @@ class DecodeCache:
             ],
             dim=1,
         )
-
-    def _keys(self) -> Label:
-        """Labels (B, S + T) of all keys but the open ones, summaries first."""
-        num_rows, num_slots = self._slot_piece_BS.shape
-        slot_BS = torch.arange(num_slots, device=self.device).expand(num_rows, -1)
-        time_BT = torch.arange(self.num_tokens, device=self.device).expand(num_rows, -1)
-        piece, bar, instrument, index = self._labels_4BT[:, :, : self.num_tokens]
-        absent = torch.full_like(slot_BS, -1)
-        summaries = (self._slot_piece_BS, slot_BS, absent, absent, slot_BS)
-        is_summary = torch.arange(num_slots + self.num_tokens, device=self.device) < num_slots
-        tokens = (piece, bar, instrument, index, time_BT)
-        piece, bar, instrument, index, time = (
-            torch.cat(pair, dim=1) for pair in zip(summaries, tokens, strict=True)
-        )
-        return Label(piece, bar, instrument, index, time, is_summary.expand_as(piece))
-
-    def _reserve(self, num_tokens: int, num_slots: int = 0) -> None:
-        """Make room, doubling, so that growth costs constant time per token."""
-        tokens, slots = self._labels_4BT.shape[2], self._slot_piece_BS.shape[1]
-        if num_tokens > tokens:
-            extra = max(num_tokens, 2 * tokens, 256) - tokens
-            for cache in self.layers:
-                cache.read = F.pad(cache.read, (0, 0, 0, extra))
-            self._labels_4BT = F.pad(self._labels_4BT, (0, extra), value=-1)
-        if num_slots > slots:
-            extra, first = max(num_slots, 2 * slots, 32) - slots, self._first_token
-            for cache in self.layers:
-                summaries = F.pad(cache.read[:, :, :, :first], (0, 0, 0, extra))
-                cache.read = torch.cat([summaries, cache.read[:, :, :, first:]], dim=3)
-                cache.summary = F.pad(cache.summary, (0, 0, 0, extra))
-            self._slot_piece_BS = F.pad(self._slot_piece_BS, (0, extra), value=-1)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import numpy as np
 from rich.console import Console
 
 from meloformer.bridge.flow import row_seed
-from meloformer.errors import GenerationError, MidiError
+from meloformer.errors import ConfigError, GenerationError, MidiError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.editing import continue_piece, rewrite_bars, write_instruments
 from meloformer.generation.hole_writing import Say, Stop
 from meloformer.generation.rendering import RenderingConfig
 from meloformer.generation.sampling import SamplingConfig
+from meloformer.generation.sharing import share_of_environment
 from meloformer.generation.text import TextConfig
 from meloformer.generation.writing import WritingConfig, numbered
 from meloformer.midi.grid import STEPS_PER_QUARTER
@@ -230,8 +231,15 @@ def write_edits(config: WritingConfig, edits: EditConfig, model: MuseFormer) -> 
         model: in evaluation mode.
 
     Raises:
+        ConfigError: flags of new pieces.
         GenerationError: the file cannot be read, or not be changed like that.
     """
+    num_processes = share_of_environment().num_processes
+    if config.endless or config.skip_existing or num_processes > 1:
+        raise ConfigError(
+            "a file is changed: found --endless, --skip_existing or several processes "
+            f"({num_processes}); allowed: one process without those flags"
+        )
     # Names of files are no markup.
     console = Console(markup=False)
     flag, path = edits.file

@@ -11,58 +11,21 @@ from meloformer.bridge.flow import row_seed
 from meloformer.errors import ConfigError
 from meloformer.generation.cache import DecodeCache, StepLabels
 from meloformer.generation.controls import NOTHING, ControlConfig
+from meloformer.generation.labeller import Labeller
 from meloformer.generation.piece_mask import PieceMask
 from meloformer.generation.rows import Row
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
+from meloformer.generation.sliding import Context
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.injection import Injection, join_rows
 from meloformer.model.masks import num_summaries
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.attributes import Attributes
-from meloformer.tokens.labels import HEADER, PREFIX, token_labels
-from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, Kind
 
 # Keeps the seeds of candidates apart from those of pieces.
 _CANDIDATE = 1
 # Below it rows that have ended are left out of the batch, which costs a copy of the cache.
 _LEAST_ACTIVE_SHARE = 0.75
-
-
-class Labeller:
-    """The labels of tokens that come one at a time; agrees with `token_labels` of the whole.
-
-    Args:
-        prefix_BN: ids that each row starts with, bars included or not.
-    """
-
-    def __init__(self, prefix_BN: np.ndarray) -> None:
-        rows = [token_labels(prefix) for prefix in prefix_BN]
-        # Rows bar, instrument, index, onset, as in StepLabels.
-        fields = [(one.bar, one.instrument, one.index, one.onset) for one in rows]
-        self.prefix = np.stack([np.stack(row) for row in fields], axis=1).astype(np.int64)
-        self.now = self.prefix[:, :, -1].copy()
-
-    def advance(self, ids_B: np.ndarray) -> np.ndarray:
-        """Labels (4, B) of one more token a row."""
-        kind_B, index_of_B = KIND_OF[ids_B], INDEX_OF[ids_B]
-        bar_B, instrument_B, index_B, onset_B = self.now
-        is_bar_B = kind_B == Kind.BAR
-        bar_B = bar_B + is_bar_B
-        index_B = np.where(is_bar_B, 0, index_B + 1)
-        is_instrument_B = (kind_B == Kind.INSTRUMENT) & (bar_B >= 0)
-        is_header_B = is_bar_B | (ids_B == EOS)
-        instrument_B = np.where(is_instrument_B, 1 + index_of_B, instrument_B)
-        instrument_B = np.where(is_header_B, HEADER, instrument_B)
-        instrument_B = np.where(bar_B < 0, PREFIX, instrument_B)
-        onset_B = np.where(kind_B == Kind.ONSET, index_of_B, onset_B)
-        onset_B = np.where(is_header_B | is_instrument_B, 0, onset_B)
-        self.now = np.stack([bar_B, instrument_B, index_B, onset_B])
-        return self.now
-
-    def keep(self, rows_R: np.ndarray) -> np.ndarray:
-        """Go on with some of the rows, in this order; their labels (4, R)."""
-        self.now = self.now[:, rows_R]
-        return self.now
 
 
 def beyond_training(config: MuseFormerConfig, num_bars: int) -> str | None:
@@ -72,7 +35,8 @@ def beyond_training(config: MuseFormerConfig, num_bars: int) -> str | None:
         return None
     return (
         f"--bars {num_bars}: rows of training held at most {capacity} bars "
-        f"(--max_seq_len {config.max_seq_len}); what comes after them is untrained ground"
+        f"(--max_seq_len {config.max_seq_len}); what comes after them is untrained ground; "
+        "--endless slides over windows of that size"
     )
 
 
@@ -103,6 +67,7 @@ def generate(
     seed: int = 0,
     injection: Injection | None = None,
     told: Attributes = NOTHING,
+    endless: bool = False,
     on_token: Callable[[int], None] | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> list[np.ndarray]:
@@ -117,6 +82,7 @@ def generate(
             first ones as they were.
         injection: summaries of each piece, or of one row that all pieces share.
         told: see `Sample`.
+        endless: see `generate_batch`.
         on_token: see `generate_batch`.
         stop: see `generate_batch`.
 
@@ -124,7 +90,7 @@ def generate(
         See `generate_batch`.
     """
     samples = samples_of(controls, told, injection, num_samples=num_samples, seed=seed)
-    return generate_batch(model, samples, sampling, on_token=on_token, stop=stop)
+    return generate_batch(model, samples, sampling, endless=endless, on_token=on_token, stop=stop)
 
 
 def samples_of(
@@ -154,6 +120,7 @@ def generate_batch(
     samples: Sequence[Sample],
     sampling: SamplingConfig,
     *,
+    endless: bool = False,
     on_token: Callable[[int], None] | None = None,
     on_step: Callable[[Sequence[Sequence[int]]], None] | None = None,
     stop: Callable[[int], bool] | None = None,
@@ -164,6 +131,8 @@ def generate_batch(
         model: in evaluation mode.
         samples: the pieces, B; their summaries enter in one way.
         sampling: temperature and cut-offs.
+        endless: a row that has read as much as a row of training holds goes on from a window of
+            it, see generation/sliding.py; else it reads on, beyond what the model was trained on.
         on_token: called after each step with the number of tokens sampled so far, all rows.
         on_step: called after each step with the ids of each piece so far, to be read at once.
         stop: asked after each step, with the same number, whether to end here.
@@ -176,7 +145,15 @@ def generate_batch(
         ConfigError: the best of several pieces, where somebody watches or stops one.
     """
     if sampling.best_of == 1:
-        rows = sample_rows(model, samples, sampling, on_token, on_step, stop)
+        rows = sample_rows(
+            model,
+            samples,
+            sampling,
+            endless=endless,
+            on_token=on_token,
+            on_step=on_step,
+            stop=stop,
+        )
         return [row.piece() for row in rows]
     if on_step is not None or stop is not None:
         raise ConfigError(
@@ -189,7 +166,7 @@ def generate_batch(
         for sample in samples
         for number in range(sampling.best_of)
     ]
-    rows = sample_rows(model, candidates, sampling, on_token)
+    rows = sample_rows(model, candidates, sampling, endless=endless, on_token=on_token)
     groups = [rows[k : k + sampling.best_of] for k in range(0, len(rows), sampling.best_of)]
     return [min(group, key=Row.nats_per_note).piece() for group in groups]
 
@@ -198,6 +175,8 @@ def sample_rows(
     model: MuseFormer,
     samples: Sequence[Sample],
     sampling: SamplingConfig,
+    *,
+    endless: bool = False,
     on_token: Callable[[int], None] | None = None,
     on_step: Callable[[Sequence[Sequence[int]]], None] | None = None,
     stop: Callable[[int], bool] | None = None,
@@ -208,16 +187,18 @@ def sample_rows(
         model: see `generate_batch`, as the others.
         samples: each by itself, whatever `sampling.best_of` is.
         sampling: temperature and cut-offs.
+        endless: whether rows slide.
         on_token: called after each step.
         on_step: called after each step.
         stop: asked after each step.
     """
-    rows = [_row_of(sample, sampling) for sample in samples]
+    max_tokens = model.config.max_seq_len
+    rows = [_row_of(sample, sampling, max_tokens) for sample in samples]
     # As far as the shortest prefix all rows go at once; where one has more, it is fed on.
     num_shared = min(len(row.prefix) for row in rows)
     shared_BN = np.stack([row.prefix[:num_shared] for row in rows])
     for row in rows:
-        row.ids = row.prefix[:num_shared].tolist()
+        row.ids.extend(row.prefix[:num_shared].tolist())
     cache = DecodeCache(model, len(samples), _side_by_side(samples))
     labeller = Labeller(shared_BN)
     active_B = np.ones(len(samples), dtype=bool)
@@ -246,6 +227,10 @@ def sample_rows(
         if not active_B.any() or (stop is not None and stop(num_sampled)):
             break
 
+        for number, row in enumerate(going):
+            if endless and active_B[number] and (window := row.context.slide(row.ids)) is not None:
+                cache.restart(number, window.ids, window.num_skipped)
+                labeller.restart(number, window.ids)
         labels_4B = labeller.advance(ids_B)
         if active_B.mean() < _LEAST_ACTIVE_SHARE:
             kept = np.flatnonzero(active_B)
@@ -265,10 +250,10 @@ def sample_rows(
     return rows
 
 
-def _row_of(sample: Sample, sampling: SamplingConfig) -> Row:
+def _row_of(sample: Sample, sampling: SamplingConfig, max_tokens: int) -> Row:
     prefix = sample.controls.prefix(sample.told).astype(np.int64)
     mask = PieceMask(prefix.tolist(), sample.controls.wishes, sampling.no_repeat_bars)
-    return Row(prefix, mask, sample.seed)
+    return Row(prefix, mask, Context(max_tokens, sample.controls.num_bars), sample.seed)
 
 
 def _nats(logits_BV: torch.Tensor, ids_B: np.ndarray) -> np.ndarray:

@@ -1,9 +1,12 @@
 """One row of a batch: a piece while it is sampled."""
 
+from array import array
+
 import numpy as np
 import torch
 
 from meloformer.generation.piece_mask import PieceMask
+from meloformer.generation.sliding import Context
 from meloformer.tokens.vocabulary import KIND_OF, PAD, VOCAB_SIZE, Kind, is_kind
 from meloformer.tokens.windows import bar_starts
 
@@ -14,12 +17,14 @@ class Row:
     Args:
         prefix: (T,) int64, what it begins with.
         mask: what may follow.
+        context: how much of it is read, if it is endless.
         seed: of its draws.
     """
 
-    def __init__(self, prefix: np.ndarray, mask: PieceMask, seed: int) -> None:
+    def __init__(self, prefix: np.ndarray, mask: PieceMask, context: Context, seed: int) -> None:
         self.prefix = prefix
-        self.ids: list[int] = []
+        self.ids = array("H")  # an endless piece is long
+        self.context = context
         # Of all tokens behind the prefix, where somebody adds them up.
         self.nats = 0.0
         self._generator = torch.Generator().manual_seed(seed)
@@ -67,4 +72,4 @@ class Row:
 
     def nats_per_note(self) -> float:
         """How unlikely the model finds the piece; all that it says, shared out over its notes."""
-        return self.nats / int(is_kind(KIND_OF[self.ids], Kind.PITCH).sum())
+        return self.nats / int(is_kind(KIND_OF[np.array(self.ids)], Kind.PITCH).sum())

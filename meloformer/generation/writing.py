@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -14,8 +15,10 @@ from meloformer.bridge.base_folder import find_player
 from meloformer.errors import GenerationError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import Sample, beyond_training, generate_batch, samples_of
+from meloformer.generation.int8 import use_int8_weights
 from meloformer.generation.rendering import RenderingConfig
 from meloformer.generation.sampling import SamplingConfig
+from meloformer.generation.sharing import share_of_environment
 from meloformer.generation.text import Order
 from meloformer.midi.render import to_piece
 from meloformer.midi.write import write_midi
@@ -24,8 +27,6 @@ from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import Weights, load_model
 from meloformer.tokens.hid import decode
 
-# Pieces that are sampled side by side.
-_AT_ONCE = 64
 _MAX_SEED = 2**63 - 1
 
 
@@ -48,8 +49,16 @@ class WritingConfig:
         weights: those of the last step, or the moving average of a run trained with --ema.
         output: the MIDI file; several samples are numbered. Picture and sound take the same name.
         num_samples: pieces, of each text.
+        batch_size: sampled side by side, the candidates of --best_of counted; processes share out
+            whole batches, so that the same pieces come from any number of them.
+        endless: pieces longer than a row of training go on from windows of their last half; else
+            they are read whole, beyond what the model was trained on.
+        skip_existing: leave the files alone that are there, and sample no batch that has all of
+            its own; else they are written again.
         seed: the same seed gives the same pieces on the same device.
         device: where the model runs.
+        weights_dtype: as they were saved, or rounded to int8: on a CPU faster, and other pieces
+            (docs/speed.md).
         controls: wishes for the piece.
         sampling: how bold the choice of a token is.
         rendering: what is written beside the MIDI file.
@@ -59,8 +68,12 @@ class WritingConfig:
     weights: Weights = "raw"
     output: Path = Path("out.mid")
     num_samples: int = 1
+    batch_size: int = 64
+    endless: bool = False
+    skip_existing: bool = False
     seed: int = 0
     device: DeviceName = "auto"
+    weights_dtype: Literal["saved", "int8"] = "saved"
     controls: ControlConfig = field(default_factory=ControlConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
@@ -68,6 +81,8 @@ class WritingConfig:
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise GenerationError(f"--num_samples {self.num_samples}: allowed are 1 and above")
+        if self.batch_size < 1:
+            raise GenerationError(f"--batch_size {self.batch_size}: allowed are 1 and above")
         if not 0 <= self.seed <= _MAX_SEED:
             raise GenerationError(f"--seed {self.seed}: allowed are 0 to {_MAX_SEED}")
         if self.output.is_dir():
@@ -84,17 +99,24 @@ def load_writer(config: WritingConfig) -> tuple[MuseFormer, Path]:
     Raises:
         CheckpointError: there is none, or it is damaged.
         TokenError: it knows another vocabulary.
-        ConfigError: the pieces cannot sound as they should; found before anything is loaded.
+        ConfigError: weights of 8 bits where the device has none; or the pieces cannot sound as they
+            should, which is found before anything is loaded.
     """
     _ = config.rendering.instruments
     folder, which = find_player(config.checkpoint, config.weights)
-    if which:
+    share = share_of_environment()
+    if which and share.is_first:
         Console(markup=False).print(which, soft_wrap=True)
-    return load_model(folder, choose_device(config.device)), folder
+    model = load_model(folder, share.device(choose_device(config.device)))
+    if config.weights_dtype == "int8":
+        use_int8_weights(model)
+    return model, folder
 
 
 def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Order]) -> None:
     """Sample and write every piece, and say what was written and how fast.
+
+    Of several processes each writes its share, and the first one alone speaks, of its own.
 
     Args:
         config: where to, how many of each.
@@ -102,20 +124,21 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
         orders: what to write; their files are numbered through.
 
     Raises:
-        GenerationError: the folder of the files cannot be made.
+        GenerationError: a file or its folder cannot be written.
     """
     try:
         config.output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GenerationError(f"--output {config.output}: cannot be written ({error})") from error
+    share = share_of_environment()
     # Words of users and names of files are no markup.
-    console = Console(markup=False)
+    console = Console(markup=False, quiet=not share.is_first)
     if sounds_like := config.rendering.sounds_like():
         console.print(sounds_like)
     paths = numbered(config.output, len(orders) * config.num_samples)
     asked: list[_Asked] = []
     for order in orders:
-        _announce(order, config.num_samples, model, console)
+        _announce(order, config, model, console)
         samples = samples_of(
             order.controls,
             order.told,
@@ -126,6 +149,10 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
         asked += map(_Asked, samples, itertools.repeat(order.title), paths)
     # A batch takes as long as its longest piece.
     asked.sort(key=lambda one: one.sample.controls.num_bars)
+    at_once = max(1, config.batch_size // config.sampling.best_of)
+    batches = [asked[first : first + at_once] for first in range(0, len(asked), at_once)]
+    if share.num_processes > 1:
+        console.print(share.describe(len(batches)))
     started, num_tokens, sampling_seconds = time.perf_counter(), 0, 0.0
     columns = (TextColumn("{task.description} {task.completed} tokens"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -134,21 +161,30 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
         def tell(count: int) -> None:
             progress.update(task, completed=count)
 
-        at_once = max(1, _AT_ONCE // config.sampling.best_of)
-        for first in range(0, len(asked), at_once):
-            batch = asked[first : first + at_once]
-            pieces = f"pieces {first + 1}-{first + len(batch)} of {len(asked)}:"
-            progress.reset(task, description=pieces)
-            before = time.perf_counter()
-            pieces_ids = generate_batch(
-                model, [one.sample for one in batch], config.sampling, on_token=tell
-            )
-            sampling_seconds += time.perf_counter() - before
-            num_tokens += sum(map(len, pieces_ids))
-            for ids, one in zip(pieces_ids, batch, strict=True):
-                _write(ids, one, config.rendering, console)
+        for number in share.of(len(batches)):
+            batch, first = batches[number], number * at_once
+            missing = {
+                one.path for one in batch if not (config.skip_existing and one.path.exists())
+            }
+            if len(missing) < len(batch):
+                console.print(f"{len(batch) - len(missing)} of {len(batch)} files are there")
+            if missing:
+                pieces = f"pieces {first + 1}-{first + len(batch)} of {len(asked)}:"
+                progress.reset(task, description=pieces)
+                before = time.perf_counter()
+                samples = [one.sample for one in batch]
+                pieces_ids = generate_batch(
+                    model, samples, config.sampling, endless=config.endless, on_token=tell
+                )
+                sampling_seconds += time.perf_counter() - before
+                num_tokens += sum(map(len, pieces_ids))
+                for ids, one in zip(pieces_ids, batch, strict=True):
+                    if one.path in missing:
+                        _write(ids, one, config.rendering, console)
     seconds = time.perf_counter() - started
-    console.print(f"{num_tokens / sampling_seconds:.0f} tokens/s, {seconds:.1f} s in all")
+    # A process without a batch has sampled for no time.
+    rate = num_tokens / sampling_seconds if num_tokens else 0
+    console.print(f"{share.name}{rate:.0f} tokens/s, {seconds:.1f} s in all")
 
 
 def numbered(path: Path, count: int) -> Iterator[Path]:
@@ -162,20 +198,29 @@ def numbered(path: Path, count: int) -> Iterator[Path]:
         yield path.with_stem(f"{path.stem}-{index:0{digits}}") if count > 1 else path
 
 
-def _announce(order: Order, num_samples: int, model: MuseFormer, console: Console) -> None:
+def _announce(order: Order, config: WritingConfig, model: MuseFormer, console: Console) -> None:
     """Say what will be sampled."""
-    if length_warning := beyond_training(model.config, order.controls.num_bars):
+    length_warning = beyond_training(model.config, order.controls.num_bars)
+    if length_warning and not config.endless:
         console.print(length_warning)
     # Titled by its wishes, a piece is not described twice.
     wishes = order.controls.describe()
     described = wishes if order.title == wishes else f"{order.title}: {wishes}"
-    console.print(f"{described}, {num_samples} to sample")
+    console.print(f"{described}, {config.num_samples} to sample")
 
 
 def _write(ids: np.ndarray, one: _Asked, rendering: RenderingConfig, console: Console) -> None:
-    """Write a piece, and say what it is."""
+    """Write a piece, and say what it is.
+
+    A file that has its name is whole, and what stands beside it is there: a restart can tell.
+    """
     piece = decode(ids)
-    write_midi(to_piece(piece), one.path)
-    beside = rendering.render(piece, one.path, one.title)
+    unfinished = one.path.with_name(f".{one.path.name}.part")
+    try:
+        beside = rendering.render(piece, one.path, one.title)
+        write_midi(to_piece(piece), unfinished)
+        unfinished.replace(one.path)
+    except OSError as error:
+        raise GenerationError(f"{one.path}: cannot be written ({error})") from error
     files = " and ".join([str(one.path), *(file.suffix for file in beside)])
     console.print(f"{files}: {piece.num_bars} bars, {piece.num_notes} notes, {len(ids)} tokens")

@@ -9,7 +9,7 @@ import torch
 
 from meloformer.errors import CheckpointError, ConfigError
 from meloformer.generation.controls import ControlConfig
-from meloformer.generation.generate import Labeller
+from meloformer.generation.labeller import Labeller
 from meloformer.generation.piece_mask import PieceMask
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.hub.config import MuseFormerConfig

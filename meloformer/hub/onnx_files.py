@@ -13,7 +13,7 @@ from torch import nn
 
 from meloformer.errors import CheckpointError, ConfigError
 from meloformer.generation.cache import DecodeCache, StepLabels
-from meloformer.generation.generate import Labeller
+from meloformer.generation.labeller import Labeller
 from meloformer.hub.config import MuseFormerConfig
 from meloformer.hub.onnx_decoder import ADD_TOKENS_NAME, CLOSE_BAR_NAME, OnnxDecoder
 from meloformer.hub.onnx_graphs import AddTokens, CloseBar, empty_caches

@@ -118,6 +118,15 @@ class Injection:
             mask_BS=self.mask_BS[:, :num_bars],
         )
 
+    def later_bars(self, first: int) -> "Injection":
+        """Those from a bar on; where none is left, those of one bar that has none."""
+        if first >= self.mask_BS.shape[1]:
+            empty = self.first_bars(1)
+            return replace(empty, mask_BS=torch.zeros_like(empty.mask_BS))
+        return replace(
+            self, summaries_BSD=self.summaries_BSD[:, first:], mask_BS=self.mask_BS[:, first:]
+        )
+
     def layout(self, layout: Layout) -> Layout:
         """The same tokens with an open summary at each bar that has an injected one."""
         return open_layout(layout, self.mask_BS)

@@ -79,18 +79,41 @@ def cut_window(
     if first == 0:
         return ids[:end].copy()
 
+    return _window_from(ids[:end], first, num_bars - first, starts)
+
+
+def cut_tail(ids: np.ndarray, first: int, num_remaining: int) -> np.ndarray:
+    """The last bars of a piece that is still being written, as the window that begins there.
+
+    Args:
+        ids: (T,) from BOS on, without EOS; the last bar may be unfinished, but not within its
+            statements of metre and tempo.
+        first: first bar of the window, from 1.
+        num_remaining: bars from there to the end that the piece will have.
+
+    >>> from meloformer.tokens.vocabulary import BOS
+    >>> bar, metre, tempo = (OFFSET[kind] for kind in (Kind.BAR, Kind.METRE, Kind.TEMPO))
+    >>> written = np.array([BOS, bar, metre, tempo, bar, bar])
+    >>> cut_tail(written, 1, 9).tolist() == [CONTINUE, bar, metre, tempo, bar]
+    True
+    """
+    return _window_from(ids, first, num_remaining, bar_starts(ids))
+
+
+def _window_from(ids: np.ndarray, first: int, num_remaining: int, starts: np.ndarray) -> np.ndarray:
+    """All from a bar on, behind the prefix of a window that says how many bars remain."""
     state = state_of_bar(ids, starts, first)
     prefix = ids[: starts[0]].copy()
     prefix[0] = CONTINUE
     said = {
         Kind.METRE: state[0],
         Kind.TEMPO: state[1],
-        Kind.LENGTH: int(length_bin(num_bars - first)),
+        Kind.LENGTH: int(length_bin(num_remaining)),
     }
     kind = KIND_OF.take(prefix)
     for attribute, index in said.items():
         prefix[is_kind(kind, attribute)] = OFFSET[attribute] + index
-    return np.concatenate([prefix, restated(ids[starts[first] : end], state)])
+    return np.concatenate([prefix, restated(ids[starts[first] :], state)])
 
 
 def cut_bar(ids: np.ndarray, bar: int) -> np.ndarray:

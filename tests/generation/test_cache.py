@@ -6,14 +6,20 @@ import torch
 import torch.nn.functional as F
 
 from meloformer.generation.cache import DecodeCache, StepLabels
+from meloformer.generation.cache_store import bars_within_reach
 from meloformer.generation.controls import ControlConfig
-from meloformer.generation.generate import Labeller, generate
+from meloformer.generation.generate import generate
+from meloformer.generation.labeller import Labeller
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.model import attention
 from meloformer.model.injection import Injection
 from meloformer.model.masks import RULES, HeadGroup, Rule, rule_of
 from meloformer.model.museformer import MuseFormer
+from meloformer.tokens.grammar import GrammarState
 from meloformer.tokens.labels import token_labels
+from meloformer.tokens.vocabulary import KIND_OF, Kind, is_kind
+from meloformer.tokens.windows import bar_starts
+from meloformer.tokens.wishes import Wishes
 from tests.layouts import layout_of, tiny_config
 
 
@@ -147,6 +153,22 @@ def test_a_model_without_summaries_step_by_step_equals_each_piece_in_parallel() 
         assert torch.allclose(causal, expected, atol=1e-12, rtol=0), "one piece a row: no mask"
 
 
+class Adapted(torch.nn.Linear):
+    """A linear map that is more than its weight, as adapters make it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + super().forward(x.flip(-1))
+
+
+def test_linear_maps_that_are_more_than_their_weight_are_called_as_they_are() -> None:
+    model = a_model(num_layers=2)
+    for layer in model.layers:
+        layer.query.__class__ = Adapted
+    (piece,) = some_pieces(1, bars=2)
+    (found,) = step_by_step(model, [piece])
+    assert torch.allclose(found, in_parallel(model, piece), atol=1e-12, rtol=0)
+
+
 def test_labels_that_come_one_by_one_are_those_of_the_whole() -> None:
     (piece,) = some_pieces(1)
     expected = token_labels(piece)
@@ -157,3 +179,76 @@ def test_labels_that_come_one_by_one_are_those_of_the_whole() -> None:
         assert instrument == expected.instrument[t]
         assert index == expected.index[t]
         assert onset == expected.onset[t]
+
+
+def short_bars(num_bars: int, seed: int) -> np.ndarray:
+    """A piece of bars of one or two notes, without EOS: many bars in few tokens."""
+    rng = np.random.default_rng(seed)
+    state = GrammarState(ControlConfig(bars=num_bars).prefix().tolist(), Wishes(num_bars=num_bars))
+    ids = ControlConfig(bars=num_bars).prefix().tolist()
+    wanted = (Kind.BAR, Kind.METRE, Kind.TEMPO, Kind.INSTRUMENT, Kind.ONSET, Kind.PITCH)
+    for _ in range(num_bars):
+        for kind in (*wanted, Kind.DURATION, Kind.VELOCITY):
+            allowed = np.flatnonzero(state.allowed() & is_kind(KIND_OF, kind))
+            if kind in (Kind.METRE, Kind.TEMPO) and state.num_bars > 1:
+                continue
+            ids.append(int(rng.choice(allowed[:9])))
+            state.advance(ids[-1])
+    return np.array(ids)
+
+
+def in_parallel(model: MuseFormer, piece: np.ndarray) -> torch.Tensor:
+    layout = layout_of(piece)
+    plan = attention.build_plan(layout, rule_of(model.config.rule))
+    with torch.no_grad():
+        return model(torch.from_numpy(piece)[None], layout, plan)[0]
+
+
+@pytest.mark.parametrize("rule", [*RULES, CUSTOM])
+def test_a_beginning_read_bar_by_bar_equals_the_parallel_pass(rule) -> None:
+    """It ends at a bar line, after a bar token, inside a bar; and goes on token by token."""
+    model = a_model(rule, num_layers=2, num_heads=4, num_kv_heads=4)
+    piece = short_bars(6, seed=1)
+    expected = in_parallel(model, piece)
+    starts = bar_starts(piece)
+    for length in (starts[0], starts[1], starts[3], starts[3] + 1, starts[4] + 4):
+        cache = DecodeCache(model, 1)
+        found = [cache.read(piece[:length])]
+        labeller = Labeller(piece[None, :length])
+        for t in range(length, len(piece)):
+            labels = labeller.advance(piece[t : t + 1])
+            if KIND_OF[piece[t]] == Kind.BAR and labels[0, 0]:
+                cache.close_bar(torch.tensor([0]), torch.from_numpy(labels[0] - 1))
+            ids = torch.from_numpy(piece[t : t + 1])[None]
+            step = StepLabels.from_numpy(labels[:, :, None], cache.device)
+            found.append(cache.add(ids, step, torch.tensor([True])))
+        assert torch.allclose(torch.cat(found), expected[length - 1 :], atol=1e-9, rtol=0)
+
+
+NEAR = (HeadGroup(False, (1, 2)),)
+REACHING = [name for name, rule in RULES.items() if bars_within_reach(rule) is None]
+
+
+def test_what_no_later_token_reads_is_dropped_and_changes_nothing() -> None:
+    """Rows of unequal lengths, which are dropped from at unequal places."""
+    model = a_model(NEAR, num_layers=2)
+    pieces = [short_bars(50, seed=1), short_bars(44, seed=2)]
+    for piece, found in zip(pieces, step_by_step(model, pieces), strict=True):
+        assert torch.allclose(found, in_parallel(model, piece), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "most"), [(NEAR, 256), ("museformer", 512), *((name, None) for name in REACHING)]
+)
+def test_room_for_tokens_is_bounded_where_a_rule_reads_near_bars_alone(rule, most) -> None:
+    """33 bars and the prefix under `museformer`, and as much again to grow; nothing is lost."""
+    model = a_model(rule, num_layers=2)
+    piece = short_bars(120, seed=1)
+    cache = DecodeCache(model, 1)
+    logits_1V = cache.read(piece)
+    assert torch.allclose(logits_1V[0], in_parallel(model, piece)[-1], atol=1e-9, rtol=0)
+    room = cache.store.labels_4BT.shape[2]
+    if most is None:
+        assert room >= len(piece)
+    else:
+        assert room == most < len(piece)

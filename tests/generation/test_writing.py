@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from meloformer.generation import writing
+from meloformer.errors import GenerationError
 from meloformer.generation.controls import ControlConfig
+from meloformer.generation.rendering import RenderingConfig
 from meloformer.generation.text import Order
 from meloformer.generation.writing import WritingConfig, write_orders
 from meloformer.midi.quantise import quantise
@@ -16,11 +17,10 @@ from meloformer.model.injection import Injection
 from tests.generation.steered_models import BASE_WIDTH
 
 
-@pytest.mark.parametrize("at_once", [2, 64])
+@pytest.mark.parametrize("batch_size", [2, 64])
 def test_files_are_those_of_each_order_alone_whatever_is_sampled_beside_it(
-    base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+    base, tmp_path: Path, batch_size: int
 ) -> None:
-    monkeypatch.setattr(writing, "_AT_ONCE", at_once)
     summaries_BSD = torch.randn(2, 3, BASE_WIDTH, generator=torch.Generator().manual_seed(0))
     injection = Injection(summaries_BSD=summaries_BSD, mask_BS=torch.ones(2, 3, dtype=torch.bool))
     one_player = ("0",)
@@ -33,7 +33,9 @@ def test_files_are_those_of_each_order_alone_whatever_is_sampled_beside_it(
             injection=injection,
         ),
     ]
-    config = WritingConfig(output=tmp_path / "all.mid", num_samples=2, seed=3)
+    config = WritingConfig(
+        output=tmp_path / "all.mid", num_samples=2, seed=3, batch_size=batch_size
+    )
     write_orders(config, base, orders)
     names = [f"all-{number}{suffix}" for number in range(6) for suffix in (".mid", ".png")]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -46,3 +48,60 @@ def test_files_are_those_of_each_order_alone_whatever_is_sampled_beside_it(
             assert together.read_bytes() == alone.read_bytes()
             music = quantise(read_midi(alone))
             assert music.num_bars == order.controls.num_bars
+
+
+NO_PICTURE = RenderingConfig(piano_roll=False)
+ONE_PLAYER = Order(title="", controls=ControlConfig(bars=2, instruments=("0",)))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_processes_together_write_the_files_that_one_writes(
+    base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, num_processes: int
+) -> None:
+    def write(folder: str) -> str:
+        output = tmp_path / folder / "a.mid"
+        config = WritingConfig(output=output, num_samples=5, batch_size=2, rendering=NO_PICTURE)
+        write_orders(config, base, [ONE_PLAYER])
+        return capsys.readouterr().out
+
+    assert "process 1 of" not in write("one")
+    monkeypatch.setenv("WORLD_SIZE", str(num_processes))
+    shares = []
+    for rank in range(num_processes):
+        monkeypatch.setenv("RANK", str(rank))
+        said = write("many")
+        assert (f"process 1 of {num_processes}: " in said) == bool(said) == (rank == 0)
+        shares.append(len(files(tmp_path / "many")))
+    assert shares == {2: [3, 5], 3: [2, 4, 5]}[num_processes]
+    assert files(tmp_path / "one") == files(tmp_path / "many")
+
+
+def test_files_that_are_there_are_skipped_only_if_that_is_asked_for(
+    base, tmp_path: Path, capsys
+) -> None:
+    config = WritingConfig(
+        output=tmp_path / "a.mid", num_samples=4, batch_size=2, rendering=NO_PICTURE
+    )
+    write_orders(config, base, [ONE_PLAYER])
+    whole = files(tmp_path)
+    (tmp_path / "a-1.mid").unlink()
+    (tmp_path / "a-0.mid").write_bytes(b"mine")
+    capsys.readouterr()
+    write_orders(replace(config, skip_existing=True), base, [ONE_PLAYER])
+    said = capsys.readouterr().out
+    assert "1 of 2 files are there" in said and "2 of 2 files are there" in said
+    # The piece that was missing is the same as beside the others.
+    assert files(tmp_path) == {**whole, "a-0.mid": b"mine"}
+    write_orders(config, base, [ONE_PLAYER])
+    assert files(tmp_path) == whole
+
+
+def test_a_file_that_cannot_be_written_is_named(base, tmp_path: Path) -> None:
+    config = WritingConfig(output=tmp_path / "a.mid", rendering=NO_PICTURE)
+    (tmp_path / "a.mid").mkdir()  # after the flags were checked
+    with pytest.raises(GenerationError, match=r"a\.mid: cannot be written"):
+        write_orders(config, base, [ONE_PLAYER])

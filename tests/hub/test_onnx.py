@@ -12,7 +12,8 @@ import torch
 from meloformer.errors import CheckpointError, ConfigError, TokenError
 from meloformer.generation.cache import DecodeCache, StepLabels
 from meloformer.generation.controls import ControlConfig
-from meloformer.generation.generate import Labeller, generate
+from meloformer.generation.generate import generate
+from meloformer.generation.labeller import Labeller
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.hub.export import export_folder
 from meloformer.hub.onnx_decoder import FOLDER_NAME, OnnxDecoder, generate_onnx

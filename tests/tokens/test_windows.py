@@ -24,7 +24,13 @@ from meloformer.tokens.vocabulary import (
     Kind,
     length_bin,
 )
-from meloformer.tokens.windows import bar_starts, cut_window, summary_windows, window_length
+from meloformer.tokens.windows import (
+    bar_starts,
+    cut_tail,
+    cut_window,
+    summary_windows,
+    window_length,
+)
 from tests.tokens.pieces import ids_of, notes_of_bars, quantised_pieces
 
 
@@ -213,3 +219,14 @@ def test_windows_for_summaries_fit_move_on_and_leave_out_only_what_fits_nowhere(
         assert as_many or next_first > last or length_of(next_first - 1, last + 1) > max_tokens
     held = {bar for first, last in windows for bar in range(first, last)}
     assert held == {b for b in range(len(lengths)) if length_of(b, b + 1) <= max_tokens}
+
+
+@settings(deadline=None, max_examples=40)
+@given(quantised_pieces())
+def test_a_tail_of_what_is_written_is_the_window_that_training_will_cut(piece) -> None:
+    ids = encode(piece)
+    starts = bar_starts(ids)
+    for first, last in windows_of(piece):
+        if first and last < piece.num_bars:
+            tail = cut_tail(ids[: starts[last]], first, piece.num_bars - first)
+            assert np.array_equal(tail, cut_window(ids, first, last))
