@@ -95,6 +95,10 @@ def test_bad_wishes_end_in_one_line_and_code_2(
             "--tempo with",
         ),
         (["--checkpoint", checkpoint, "--continue_midi", "song.mid"], "--continue_midi song.mid"),
+        (
+            ["--checkpoint", checkpoint, "--continue_midi", "song.mid", "--endless"],
+            "--endless",
+        ),
         (["--checkpoint", checkpoint, "--voice", "plain"], "without --audio"),
         (["--checkpoint", checkpoint, "--audio", "--soundfont", other / "no.sf2"], "--soundfont"),
         (["--checkpoint", checkpoint, "--audio", "--soundfont", other / "config.json"], "bank"),
