@@ -20,7 +20,7 @@ import torch
 from meloformer.benchmarks.bench_models import build_model, sized_config
 from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.circumstances import circumstances
-from meloformer.benchmarks.generate_bench import GenerateBench, generate_table, measure
+from meloformer.benchmarks.generate_bench import GenerateBench, claimed, generate_table, measure
 from meloformer.bridge.base_folder import find_base
 from meloformer.command_line import check_at_least, check_output_file, run_recipe
 from meloformer.errors import ConfigError
@@ -91,6 +91,7 @@ def bench_generate(config: BenchGenerateConfig) -> None:
     table_console().print(generate_table(title, rows))
     if config.json:
         figures = circumstances(bench.device, ROOT) | {"title": title, "rows": rows}
+        figures |= claimed(rows, bench.device)
         config.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 

@@ -319,6 +319,13 @@ def test_the_claims_on_data_are_read_from_what_their_recipes_write(
     check_figures_of(command, recipe, "--midi", midi, *flags, folder=tmp_path)
 
 
+def test_the_claim_on_writing_is_read_from_what_its_recipe_writes(tmp_path: Path) -> None:
+    flags = ("--model_size", "tiny", "--batch_sizes", 1, "--max_tokens", 8, "--rounds", 1)
+    check_figures_of(
+        "generate-cpu", "launch/bench/generate.py", "--device", "cpu", *flags, folder=tmp_path
+    )
+
+
 # The proof as it is committed.
 
 
