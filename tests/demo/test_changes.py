@@ -66,7 +66,7 @@ def _nobody_is_left_from_the_test_before(page: Visitor) -> None:
     wait_until(lambda: len(page.studio.line) == 0)
 
 
-@pytest.mark.parametrize(("first", "last"), [(0, 1), (2, 4), (5, 6)])
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (2, 4), (5, 6), (0, 6)])
 def test_all_but_the_chosen_bars_of_a_file_stays_note_for_note(page, first, last) -> None:
     begin, *_, piece = page.post("/api/change", asking(first, last)).events
     assert begin["event"] == "begin" and begin["seed"] == 3
@@ -166,6 +166,11 @@ def test_a_change_that_is_none_is_refused_in_a_line_before_anybody_waits(
     assert answer.status in (400, 413)
     assert answer.refusal["code"] == code
     assert said in answer.refusal["line"] and len(answer.refusal["line"]) < 400
+
+
+def test_a_body_beyond_the_limit_is_refused_before_it_is_read(page: Visitor) -> None:
+    answer = page.post("/api/change", b"x" * 120_000)
+    assert answer.status == 413 and answer.refusal["code"] == "too_large"
 
 
 @pytest.mark.parametrize(("first", "last"), [(5, 8), (7, 8), (900, 901)])
