@@ -1,8 +1,9 @@
-"""What a page can ask for: a new piece, its end before its time, a file opened."""
+"""What a page can ask for: a piece, bars of one, an end before its time, a file opened."""
 
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -15,13 +16,15 @@ from meloformer.demo.reading import MidiReader
 from meloformer.demo.score import bar_records, piece_record
 from meloformer.demo.settings import PageLimits
 from meloformer.demo.waiting_line import VisitorGoneError, WaitingLine
-from meloformer.demo.wishes import MAX_TEXT, Fields, read_wish
+from meloformer.demo.wishes import MAX_TEXT, Fields, read_change, read_wish
 from meloformer.midi.grid import METRES, NUM_INSTRUMENTS, STEPS_PER_QUARTER, TEMPOS_BPM
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.tokens.vocabulary import NUM_KEYS, key_name
 
 # Of a wish without a file: its text in escaped JSON, and the names of all instruments.
 _MOST_WISH_BYTES = 32_768
+# What a page is told in place of lines with such a flag: it counts bars from 1, in two languages.
+_NOTICES = {"--fill_rate": "no_fill", "--max_seq_len": "nearest"}
 
 
 @dataclass
@@ -46,6 +49,25 @@ class Studio:
     def __post_init__(self) -> None:
         self.line = WaitingLine(self.limits.queue)
 
+    @contextmanager
+    def running_for(self, stream: EventStream) -> Iterator[tuple[str, Callable[[], bool]]]:
+        """While something is written: a name to end it by, and whether it is to end.
+
+        The latter raises VisitorGoneError where nobody waits any more.
+        """
+        name, ended = secrets.token_urlsafe(), threading.Event()
+        self.running[name] = ended
+
+        def is_over() -> bool:
+            if stream.is_gone():
+                raise VisitorGoneError
+            return ended.is_set()
+
+        try:
+            yield name, is_over
+        finally:
+            del self.running[name]
+
     def facts(self) -> dict[str, Any]:
         """What the page must know before it can ask: about the model, and what is allowed."""
         model, guide = self.composer.model, self.composer.guide
@@ -54,6 +76,7 @@ class Studio:
             "layers": model.config.num_layers,
             "bridge": guide is not None,
             "strict": guide is not None and guide.bridge.heads is not None,
+            "fills": model.config.fill_rate > 0,
             "max_bars": self.limits.max_bars,
             "max_upload_bytes": self.limits.max_upload_bytes,
             "max_text": MAX_TEXT,
@@ -91,26 +114,37 @@ def _prepare_write(studio: Studio, body: bytes) -> Work:
     wish = read_wish(read_json(body), studio.limits.max_bars)
 
     def work(stream: EventStream) -> None:
-        name, ended = secrets.token_urlsafe(), threading.Event()
-        studio.running[name] = ended
-
-        def is_over() -> bool:
-            if stream.is_gone():
-                raise VisitorGoneError
-            return ended.is_set()
-
         def tell_bar(bar: int, music: QuantisedPiece) -> None:
             [record] = bar_records(music, bar)
             stream.send({"event": "bar", **record})
 
-        def tell_start(num_bars: int) -> None:
-            stream.send({"event": "begin", "bars": num_bars, "seed": wish.seed, "name": name})
+        with studio.running_for(stream) as (name, is_over):
 
-        try:
+            def tell_start(num_bars: int) -> None:
+                stream.send({"event": "begin", "bars": num_bars, "seed": wish.seed, "name": name})
+
             music = studio.composer.write(wish, tell_start, tell_bar, is_over)
-        finally:
-            del studio.running[name]
         stream.send(piece_record(music, wish.seed))
+
+    return work
+
+
+def _prepare_change(studio: Studio, body: bytes) -> Work:
+    limits = studio.limits
+    change = read_change(read_json(body), limits.max_bars, limits.max_upload_bytes)
+    # Before the line: nobody waits for a file of another's.
+    before = studio.reader.read(change.midi)
+
+    def work(stream: EventStream) -> None:
+        def tell_notice(line: str) -> None:
+            for flag, code in _NOTICES.items():
+                if flag in line:
+                    stream.send({"event": "notice", "code": code})
+
+        with studio.running_for(stream) as (name, is_over):
+            stream.send({"event": "begin", "seed": change.seed, "name": name})
+            music = studio.composer.change(change, before, tell_notice, is_over)
+        stream.send(piece_record(music, change.seed))
 
     return work
 
@@ -135,6 +169,11 @@ def _prepare_stop(studio: Studio, body: bytes) -> Work:
 
 ACTIONS: dict[str, Action] = {
     "/api/write": Action(_prepare_write, lambda limits: _MOST_WISH_BYTES),
+    "/api/change": Action(
+        _prepare_change,
+        # The file, in base64.
+        lambda limits: _MOST_WISH_BYTES + 4 * limits.max_upload_bytes // 3,
+    ),
     "/api/open": Action(_prepare_open, lambda limits: limits.max_upload_bytes, writes=False),
     "/api/stop": Action(_prepare_stop, lambda limits: _MOST_WISH_BYTES, writes=False),
 }

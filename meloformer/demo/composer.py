@@ -1,4 +1,4 @@
-"""The model and what steers it, loaded once; each call writes one piece."""
+"""The model and what steers it, loaded once; each call writes one piece, or bars of one."""
 
 import time
 from collections.abc import Callable
@@ -11,9 +11,11 @@ from meloformer.bridge.text_encoder import TextEncoder
 from meloformer.bridge.text_to_summaries import encoder_of
 from meloformer.demo.border import PageError
 from meloformer.demo.settings import PageConfig
-from meloformer.demo.wishes import Wish
+from meloformer.demo.wishes import Change, Wish
 from meloformer.generation.controls import ControlConfig
+from meloformer.generation.editing import continue_piece, rewrite_bars
 from meloformer.generation.generate import samples_of
+from meloformer.generation.hole_writing import Say, Stop, StoppedError
 from meloformer.generation.injecting import Injecting
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.steering import Section, parse_texts
@@ -94,16 +96,8 @@ class Composer:
             )
         on_start(num_bars)
         [sample] = samples_of(order.controls, order.told, order.injection, seed=wish.seed)
-        end = time.monotonic() + self._max_seconds
-        ids = stream_bars(
-            self.model,
-            sample,
-            wish.sampling,
-            on_bar,
-            stop=lambda num_tokens: (
-                num_tokens > num_bars * _MOST_TOKENS_A_BAR or time.monotonic() > end or is_over()
-            ),
-        )
+        stop = self._end_of(num_bars, is_over)
+        ids = stream_bars(self.model, sample, wish.sampling, on_bar, stop=stop)
         piece = decode(ids) if len(bar_starts(ids)) > 1 else None
         if piece is None or not piece.num_notes:
             raise PageError(
@@ -111,6 +105,54 @@ class Composer:
                 "the piece: stopped before a finished bar had a note; nothing to keep",
             )
         return piece
+
+    def change(
+        self, change: Change, piece: QuantisedPiece, say: Say, is_over: Callable[[], bool]
+    ) -> QuantisedPiece:
+        """A piece with some of its bars written anew, or with more of them behind its end.
+
+        Args:
+            change: which; from the piece's end on they are new ones.
+            piece: what its file holds.
+            say: called with each line on what the model could not read.
+            is_over: asked after each token whether to leave it.
+
+        Raises:
+            MeloFormerError: bars that cannot be written, or that were not in time.
+        """
+        first, last, end = change.first, change.last, piece.num_bars
+        if first > end or first < end < last:
+            raise PageError(
+                "no_such_bars",
+                f"bars {first + 1} to {last}: allowed: some of the piece's {end}, or new ones that "
+                "begin right behind them",
+                most=end,
+            )
+        stop = self._end_of(last - first, is_over)
+        try:
+            if first == end:
+                return continue_piece(
+                    self.model, piece, end, last - end, change.sampling,
+                    seed=change.seed, stop=stop, say=say,
+                )  # fmt: skip
+            return rewrite_bars(
+                self.model, piece, first, last, change.sampling,
+                seed=change.seed, stop=stop, say=say,
+            )  # fmt: skip
+        except StoppedError as error:
+            raise PageError(
+                "not_rewritten",
+                f"bars {first + 1} to {last}: stopped, or not written within "
+                f"{self._max_seconds:g} seconds; the piece is as it was",
+                most=self._max_seconds,
+            ) from error
+
+    def _end_of(self, num_bars: int, is_over: Callable[[], bool]) -> Stop:
+        """What ends the writing of some bars that begins now, before its time."""
+        end = time.monotonic() + self._max_seconds
+        return lambda num_tokens: (
+            num_tokens > num_bars * _MOST_TOKENS_A_BAR or time.monotonic() > end or is_over()
+        )
 
     def _order(self, wish: Wish) -> Order:
         if not wish.text:

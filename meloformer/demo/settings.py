@@ -20,9 +20,10 @@ class PageLimits:
     """What one visitor may take.
 
     Args:
-        max_bars: most bars of a piece that is written.
+        max_bars: most bars that are written at once.
         max_upload_megabytes: largest MIDI file that is read.
-        max_seconds: of writing; past it the piece ends with its last finished bar.
+        max_seconds: of writing; past it a new piece ends with its last finished bar, and a piece
+            of which some bars were to be written stays as it was.
         queue: visitors that may wait while the model writes for another one.
         connections: open at once; more are turned away.
     """

@@ -1,8 +1,11 @@
 """What the page asks for, read from JSON: every field by name, every value checked."""
 
+import base64
+import binascii
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from meloformer.demo.border import PageError
@@ -13,6 +16,8 @@ MAX_TEXT = 2000  # characters
 # What a page's numbers hold exactly.
 _MAX_SEED = 2**53 - 1
 _MAX_TEMPERATURE = 4.0
+# Far beyond any piece: the piece itself says how many it has.
+_MOST_BARS = 1_000_000
 
 Value = TypeVar("Value")
 
@@ -32,6 +37,25 @@ class Wish:
     controls: ControlConfig
     text: str
     strict: bool
+    sampling: SamplingConfig
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Bars of a piece that is there, to be written anew, or behind its end.
+
+    Args:
+        midi: the piece, as a file.
+        first: first bar to be written, from 0.
+        last: one past the last of them.
+        sampling: how bold the choice of a token is.
+        seed: of the draws.
+    """
+
+    midi: bytes
+    first: int
+    last: int
     sampling: SamplingConfig
     seed: int
 
@@ -143,6 +167,63 @@ def read_wish(found: Mapping[str, Any], max_bars: int) -> Wish:
     )
     fields.end()
     return wish
+
+
+def read_change(found: Mapping[str, Any], max_bars: int, max_bytes: int) -> Change:
+    """A wish for some bars of a piece.
+
+    Args:
+        found: the object; its bars are counted from 0, `last` is one past the last.
+        max_bars: most bars to be written.
+        max_bytes: of the piece's file.
+
+    Raises:
+        MeloFormerError: a value that is not allowed.
+    """
+    fields = Fields(found)
+    midi = fields.take("midi", "a file in base64", _from_base64)
+    first = fields.whole("first", 0, _MOST_BARS)
+    last = fields.whole("last", 1, _MOST_BARS)
+    if midi is None or first is None or last is None:
+        raise PageError(
+            "bad_request", "the request: found no midi, first or last; allowed: all three"
+        )
+    if len(midi) > max_bytes:
+        raise PageError(
+            "too_large",
+            f"the piece: found a file of {len(midi)} bytes; allowed: up to {max_bytes}",
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            found=len(midi),
+            most=max_bytes,
+        )
+    if last <= first:
+        raise PageError(
+            "bad_field", f"last: found {last}; allowed: above first, {first}", field="last"
+        )
+    if last - first > max_bars:
+        raise PageError(
+            "too_many_bars",
+            f"{last - first} bars: allowed: up to {max_bars} at once",
+            most=max_bars,
+        )
+    change = Change(
+        midi=midi,
+        first=first,
+        last=last,
+        sampling=_sampling(fields),
+        seed=fields.whole("seed", 0, _MAX_SEED) or 0,
+    )
+    fields.end()
+    return change
+
+
+def _from_base64(value: Any) -> bytes | None:
+    if not isinstance(value, str):
+        return None
+    try:
+        return base64.b64decode(value, validate=True) or None
+    except (binascii.Error, ValueError):
+        return None
 
 
 def _sampling(fields: Fields) -> SamplingConfig:

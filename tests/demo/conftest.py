@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from meloformer.demo.composer import Composer, load_composer
 from meloformer.demo.settings import PageConfig
+from tests.demo.browsers import CHROMIUM, FLAGS, SECONDS
 from tests.demo.pages import LIMITS, Visitor, serving, write_random_model
 
 
@@ -24,3 +26,40 @@ def composer(run_folder: Path) -> Composer:
 def page(composer: Composer) -> Iterator[Visitor]:
     with serving(composer) as visitor:
         yield visitor
+
+
+@pytest.fixture(scope="module")
+def browsers() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs .[browser]: playwright")
+    with playwright.sync_playwright() as library:
+        yield library.chromium
+
+
+@pytest.fixture
+def open_page(browsers, page: Visitor, tmp_path: Path):
+    """Opens the page in a browser of some language; complaints of its console fail the test."""
+    contexts, complaints = [], []
+
+    def opened(language: str = "en-US", **more: Any):
+        context = browsers.launch_persistent_context(
+            tmp_path / f"profile-{len(contexts)}",
+            executable_path=CHROMIUM,
+            headless=True,
+            args=FLAGS,
+            locale=language,
+            accept_downloads=True,
+            **more,
+        )
+        contexts.append(context)
+        tab = context.pages[0]
+        tab.set_default_timeout(SECONDS)
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("console", lambda said: said.type == "error" and complaints.append(said.text))
+        tab.goto(page.server.url)
+        tab.wait_for_selector("body[data-ready=yes]")
+        return tab
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []

@@ -9,14 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from meloformer.demo.actions import Studio
 from meloformer.demo.composer import Composer
 from meloformer.demo.reading import MidiReader
 from meloformer.demo.server import PageServer
 from meloformer.demo.settings import PageConfig, PageLimits
+from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import save_model
-from meloformer.tokens.vocabulary import fingerprint
+from meloformer.tokens.vocabulary import EOS, FILL, KIND_OF, VOCAB_SIZE, Kind, fingerprint
 from tests.bridge.bases import random_base
+from tests.layouts import tiny_config
 
 # A random model fills bars with whatever plays; one instrument keeps them short.
 SMALL = {"bars": 2, "instruments": ["40"], "seed": 5}
@@ -30,6 +35,25 @@ def write_random_model(folder: Path) -> Path:
     model = random_base(width=32, ffn_width=32, open_summary_rate=0.3)
     save_model(folder / "model", model.config, model.state_dict(), {"tokenizer": fingerprint()})
     return folder
+
+
+class Talkative(MuseFormer):
+    """Random, but with several notes in most bars; the weights alone would end them at once."""
+
+    def unembed(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        less_V = torch.zeros(VOCAB_SIZE)
+        less_V[[*np.flatnonzero(KIND_OF == Kind.BAR).tolist(), EOS, FILL]] = 6.0
+        return super().unembed(x_BTD) - less_V
+
+
+def talkative(
+    fill_rate: float, *, max_seconds: float = 300.0, kind: type[Composer] = Composer
+) -> Composer:
+    """Writes with a model that was never trained, and reads bars behind a hole if it says so."""
+    torch.manual_seed(0)
+    sizes = {"num_layers": 1, "width": 32, "ffn_width": 32, "max_seq_len": 512}
+    model = Talkative(tiny_config(fill_rate=fill_rate, **sizes)).eval()
+    return kind(model, None, max_bars=LIMITS.max_bars, max_seconds=max_seconds)
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """The page in a real browser, from the first click and from an upload to the download."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,66 +7,17 @@ import pytest
 from meloformer.demo.composer import Composer
 from meloformer.midi.quantise import quantise
 from meloformer.midi.read import read_midi
+from tests.demo.browsers import IN_A_BROWSER, SECONDS
 from tests.demo.pages import LONGER, Visitor
 from tests.midi.hand_written import midi_file, note, program
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--autoplay-policy=no-user-gesture-required",
-]
-SECONDS = 60_000.0  # milliseconds: a busy machine is slow and not wrong
 UPLOAD = midi_file(
     [program(0), note(0, 480, 60), note(1920, 480, 64), note(7680, 480, 65)],
     [program(40, 1), note(960, 960, 72, channel=1)],
 )
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs .[browser]: playwright")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: found no chromium on the path"),
-]
-
-
-@pytest.fixture(scope="module")
-def browsers() -> Iterator["playwright.BrowserType"]:
-    with playwright.sync_playwright() as library:
-        yield library.chromium
-
-
-@pytest.fixture
-def open_page(browsers, page: Visitor, tmp_path: Path):
-    """Opens the page in a browser of some language; complaints of its console fail the test."""
-    contexts, complaints = [], []
-
-    def opened(language: str = "en-US"):
-        context = browsers.launch_persistent_context(
-            tmp_path / f"profile-{len(contexts)}",
-            executable_path=CHROMIUM,
-            headless=True,
-            args=FLAGS,
-            locale=language,
-            accept_downloads=True,
-        )
-        contexts.append(context)
-        tab = context.pages[0]
-        tab.set_default_timeout(SECONDS)
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("console", lambda said: said.type == "error" and complaints.append(said.text))
-        tab.goto(page.server.url)
-        tab.wait_for_selector("body[data-ready=yes]")
-        return tab
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert complaints == []
+pytestmark = IN_A_BROWSER
 
 
 def wish(tab, seed: int = 7, bars: int = 8) -> None:

@@ -1,4 +1,6 @@
 // The page: wishes go out, bars come in, and are seen and heard at once.
+import { Editing } from "./editing.js";
+import { Picking } from "./picking.js";
 import { Player } from "./player.js";
 import { Refusal, asked, events, facts as askFacts } from "./requests.js";
 import { Roll, colourOf } from "./roll.js";
@@ -13,13 +15,13 @@ const MAX_SEED = 2 ** 31;
 
 let facts = null;
 let chosen = []; // instruments that are wished for
-let takes = []; // {score, midi, seed, name, colours, title}
+let takes = []; // {score, midi, name, colours, title, earlier: [{score, midi}]}
 let take = null; // the one that is heard
 let muted = new Set();
 let solo = null;
 let said = () => ""; // the status, in whatever language
 let failed = null; // the error, likewise
-let asking = null; // {controller, name}: what the server works at
+let asking = null; // {controller, name, isStopped}: what the server works at
 
 const player = new Player(
   () => {
@@ -29,7 +31,25 @@ const player = new Player(
   },
   () => showPlaying(),
 );
-const roll = new Roll($("roll"), (seconds) => player.seek(seconds));
+const roll = new Roll($("roll"));
+new Picking($("roll"), roll, {
+  onClick: (seconds) => player.seek(seconds),
+  lineBar: () => player.score.barAt(player.now()),
+});
+const editing = new Editing(roll, player, {
+  facts: () => facts,
+  take: () => take,
+  isBusy: () => Boolean(asking),
+  wishes: drawOrKeep,
+  ask: (path, body, onEvent) => askInLine(path, body, onEvent),
+  writing: (name, status) => {
+    asking.name = name;
+    showState("writing");
+    say(status);
+  },
+  scoreOf: (event) => Score.of(event.bars, facts.steps_per_quarter),
+  adopt,
+});
 
 // ---- what is shown -------------------------------------------------------------------------
 
@@ -46,6 +66,7 @@ function showState(state) {
   document.body.dataset.state = state;
   $("download").disabled = !take?.midi;
   $("empty").hidden = Boolean(take);
+  editing.show();
 }
 
 function say(status) {
@@ -98,6 +119,7 @@ function showWords() {
   showChosen();
   showTrackList();
   showTakeList();
+  editing.show();
   say(said);
   if (failed) complain(failed);
 }
@@ -121,7 +143,7 @@ let drawn = 0; // when, in milliseconds
 function frame(at) {
   requestAnimationFrame(frame);
   // Drawing takes from the cores that the model writes on: not oftener than is seen.
-  const rest = player.mode !== "playing" ? 120 : asking ? 30 : 0;
+  const rest = roll.isDragged ? 0 : player.mode !== "playing" ? 120 : asking ? 30 : 0;
   if (at - drawn < rest) return;
   drawn = at;
   const now = player.now();
@@ -149,16 +171,21 @@ function use(next) {
 }
 
 function finish(event, title) {
-  const score = Score.of(event.bars, facts.steps_per_quarter);
-  take.score = score;
-  take.midi = event.midi;
   take.title = title;
+  takes = [take, ...takes.filter((other) => other !== take)];
+  adopt({ score: Score.of(event.bars, facts.steps_per_quarter), midi: event.midi });
+}
+
+/** Let the piece be another version of itself. */
+function adopt({ score, midi }) {
+  take.score = score;
+  take.midi = midi;
   colourTracks(take.colours, score);
   player.swap(score);
-  roll.score = score;
-  takes = [take, ...takes.filter((other) => other !== take)];
+  roll.swap(score);
   showTrackList();
   showTakeList();
+  editing.show();
   say(() => word("status_done", { bars: score.bars.length, notes: score.notes.length }));
 }
 
@@ -170,11 +197,22 @@ async function ask(path, body, onEvent) {
   try {
     for await (const event of events(path, body, asking.controller.signal)) onEvent(event);
   } catch (error) {
-    if (error.name !== "AbortError") complain(error instanceof Refusal ? error : new Refusal({ code: "connection" }));
+    const isWanted = error.name === "AbortError" || (asking.isStopped && error.code === "not_rewritten");
+    if (!isWanted) complain(error instanceof Refusal ? error : new Refusal({ code: "connection" }));
     abandon();
   }
   asking = null;
   showState(take ? "ready" : "idle");
+}
+
+/** The same of what others may wait for, too. */
+function askInLine(path, body, onEvent) {
+  say(() => word("status_joining"));
+  return ask(path, body, (event) => {
+    if (event.event !== "waiting") return onEvent(event);
+    showState("waiting");
+    say(() => word("status_waiting", event));
+  });
 }
 
 /** Nothing more will come of the piece that was begun. */
@@ -191,13 +229,18 @@ function abandon() {
 
 const ofNumber = (id) => ($(id).value.trim() === "" ? null : Number($(id).value));
 
+/** What each writing goes by: a seed, a new one if so wished, and the temperature. */
+function drawOrKeep() {
+  if ($("new-seed").checked) drawSeed();
+  return { temperature: Number($("temperature").value), seed: ofNumber("seed") ?? 0 };
+}
+
 async function write() {
   performance.clearMarks("click");
   performance.mark("click");
   player.pause();
   player.synth.context.resume(); // while the click still counts
   player.onFirstNote = (ahead) => performance.measure("click-to-first-note", { start: "click", end: performance.now() + 1000 * ahead });
-  if ($("new-seed").checked) drawSeed();
   const wish = {
     text: facts.bridge ? $("text").value : null,
     strict: facts.strict ? $("strict").checked : null,
@@ -206,15 +249,10 @@ async function write() {
     time_signature: $("metre").value || null,
     key: $("key").value || null,
     instruments: chosen,
-    temperature: Number($("temperature").value),
-    seed: ofNumber("seed") ?? 0,
+    ...drawOrKeep(),
   };
-  say(() => word("status_joining"));
-  await ask("api/write", asked(wish), (event) => {
-    if (event.event === "waiting") {
-      showState("waiting");
-      say(() => word("status_waiting", event));
-    } else if (event.event === "begin") begin(event);
+  await askInLine("api/write", asked(wish), (event) => {
+    if (event.event === "begin") begin(event);
     else if (event.event === "bar") grow(event);
     else if (event.event === "piece") finish(event, () => word("take_title", { seed: event.seed }));
   });
@@ -224,7 +262,7 @@ function begin(event) {
   asking.name = event.name;
   const score = new Score(facts.steps_per_quarter);
   score.expected = event.bars;
-  use({ score, midi: null, name: `meloformer-${event.seed}.mid`, colours: new Map(), title: () => "" });
+  use({ score, midi: null, name: `meloformer-${event.seed}.mid`, colours: new Map(), title: () => "", earlier: [] });
   showState("writing");
   say(() => word("status_thinking", { bars: event.bars }));
 }
@@ -248,13 +286,14 @@ async function openFile(file) {
   await ask("api/open", file, (event) => {
     if (event.event !== "piece") return;
     const score = Score.of(event.bars, facts.steps_per_quarter);
-    use({ score, midi: null, name: `${file.name.replace(/\.midi?$/i, "")}-meloformer.mid`, colours: new Map(), title: () => "" });
+    use({ score, midi: null, name: `${file.name.replace(/\.midi?$/i, "")}-meloformer.mid`, colours: new Map(), title: () => "", earlier: [] });
     finish(event, () => file.name);
     player.play();
   });
 }
 
 async function stop() {
+  if (asking) asking.isStopped = true;
   if (!asking?.name) return asking?.controller.abort();
   try {
     for await (const _ of events("api/stop", asked({ name: asking.name }))); // the piece ends with its last bar
@@ -286,8 +325,9 @@ function listen() {
     if (asking) stop();
     else write();
   });
+  $("halt").addEventListener("click", stop);
   $("play").addEventListener("click", toggle);
-  $("rewind").addEventListener("click", () => (roll.load(player.score), player.seek(0)));
+  $("rewind").addEventListener("click", () => (roll.toStart(), player.seek(0)));
   $("download").addEventListener("click", download);
   $("volume").addEventListener("input", () => player.hasSynth && (player.synth.volume = Number($("volume").value)));
   $("temperature").addEventListener("input", () => ($("temperature-value").value = Number($("temperature").value).toFixed(2)));
@@ -314,14 +354,10 @@ function listen() {
     openFile(event.dataTransfer.files[0]);
   });
   document.addEventListener("keydown", (event) => {
+    const isText = event.target.closest("input:not([type=range], [type=checkbox]), textarea");
+    if ((event.ctrlKey || event.metaKey) && event.key === "z" && !isText) return (event.preventDefault(), editing.undo());
     if (event.target.closest("input:not([type=range]), textarea, select, button")) return;
     if (event.code === "Space") (event.preventDefault(), toggle());
-  });
-  $("roll").addEventListener("keydown", (event) => {
-    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!move || !player.score?.bars.length) return;
-    const bar = Math.max(0, Math.min(player.score.barAt(player.now()) + move, player.score.bars.length - 1));
-    player.seek(player.score.bars[bar].start);
   });
 }
 
@@ -338,7 +374,8 @@ async function start() {
   $("text").disabled = !facts.bridge;
   $("text").maxLength = facts.max_text;
   $("strict-row").hidden = !facts.strict;
-  $("bars").max = facts.max_bars;
+  $("bars").max = $("more").max = facts.max_bars;
+  $("more").value = Math.min(8, facts.max_bars);
   [$("tempo").min, $("tempo").max] = facts.tempo;
   $("temperature-value").value = Number($("temperature").value).toFixed(2);
   showWords();

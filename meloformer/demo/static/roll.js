@@ -1,15 +1,18 @@
-// The piano roll: time to the right, pitch up, drums in a lane of their own, a line that follows.
+// The piano roll: time to the right, pitch up, drums in a lane of their own, a line that follows,
+// bars that are chosen.
+import { BLACK, DRUMS, GUTTER, LANE, drawKeys } from "./keyboard.js";
 
-const GUTTER = 46; // keyboard
 const RULER = 28; // bar numbers
-const LANE = 74; // drums
 const LEAST_PITCHES = 25;
 const FOLLOW_AT = 0.35; // of the width
-const BLACK = new Set([1, 3, 6, 8, 10]);
-const DRUMS = 0;
 
 // Hues far apart, for the tracks in their order.
 const COLOURS = ["#6cc4ff", "#ffb454", "#ff7a90", "#8be28b", "#c49bff", "#4fe0d0", "#f7e06a", "#ff9ee0", "#9fb4ff", "#d7a97c"];
+
+// Chosen bars: no colour of a track, nor of the line.
+const PICKED = "#c9d2ff", PICKED_INK = "#141930";
+
+const pulse = (strength) => `rgba(255, 180, 84, ${strength * (1 + 0.7 * Math.sin(performance.now() / 220))})`;
 
 export const colourOf = (order) => COLOURS[order % COLOURS.length];
 
@@ -19,11 +22,13 @@ export class Roll {
   #left = 0; // quarters
   #follows = true;
 
-  /** Calls back with a time to go to, in seconds of the music. */
-  constructor(canvas, onSeek) {
+  constructor(canvas) {
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d");
-    this.onSeek = onSeek;
+    this.onPick = () => {};
+    this.picked = null; // [first, last): bars
+    this.pending = null; // likewise: those that are being written, maybe behind the end
+    this.isDragged = false;
     this.score = null;
     this.colours = new Map(); // instrument -> colour
     this.silent = new Set();
@@ -35,8 +40,59 @@ export class Roll {
 
   load(score) {
     this.score = score;
+    this.toStart();
+    this.pending = null;
+    this.pick(null);
+  }
+
+  toStart() {
     this.#left = 0;
     this.#follows = true;
+  }
+
+  /** The same piece in another version; what is chosen stays where it can. */
+  swap(score) {
+    this.score = score;
+    this.#bound();
+    if (this.picked?.[1] > score.bars.length) this.pick(null);
+  }
+
+  /** Choose bars, [first, last), or null for none. */
+  pick(bars) {
+    this.picked = bars;
+    this.onPick(bars);
+  }
+
+  /** Let a bar be seen; a piece that plays takes the view again when it is followed. */
+  reveal(bar) {
+    const { bars, steps, stepsPerQuarter } = this.score;
+    const at = (bars[bar]?.startStep ?? steps) / stepsPerQuarter;
+    const until = at + (bars[bar]?.steps ?? bars.at(-1).steps) / stepsPerQuarter;
+    if (at >= this.#left && until <= this.#left + this.#width() / this.perQuarter) return;
+    this.#follows = false;
+    this.#left = at - this.#width() / 4 / this.perQuarter;
+    this.#bound();
+  }
+
+  /** Move the view by pixels. */
+  scroll(pixels) {
+    this.#follows = false;
+    this.#left += pixels / this.perQuarter;
+    this.#bound();
+  }
+
+  barAt(clientX) {
+    return this.score.barOfStep(this.#stepAt(clientX));
+  }
+
+  timeAt(clientX) {
+    return this.score.timeOf(this.#stepAt(clientX));
+  }
+
+  /** -1 or 1 within some pixels of the left or right edge, else 0. */
+  edgeOf(clientX, pixels) {
+    const { left, right } = this.#canvas.getBoundingClientRect();
+    return clientX < left + GUTTER + pixels ? -1 : clientX > right - pixels ? 1 : 0;
   }
 
   follow() {
@@ -60,7 +116,7 @@ export class Roll {
     context.fillRect(0, 0, width, height);
     if (!score || !score.expected) return;
     const step = score.stepAt(now);
-    if (isPlaying && this.#follows) {
+    if (isPlaying && this.#follows && !this.isDragged) {
       const wanted = step / score.stepsPerQuarter - (this.#width() * FOLLOW_AT) / this.perQuarter;
       this.#left += (wanted - this.#left) * (Math.abs(wanted - this.#left) > 8 ? 1 : 0.2);
       this.#bound();
@@ -74,7 +130,7 @@ export class Roll {
     this.#drawNotes(frame, step, isPlaying);
     this.#drawLine(frame, step);
     context.restore();
-    this.#drawKeys(frame, step, isPlaying);
+    drawKeys(context, frame, this, step, isPlaying);
   }
 
   // What one picture is drawn with: where pitches and times lie.
@@ -114,8 +170,10 @@ export class Roll {
     }
     context.fillStyle = "#171c34";
     context.fillRect(GUTTER, 0, width, RULER);
+    this.#drawPicked(height);
     this.#drawBars(height);
-    if (!score.complete) this.#drawUnwritten(height);
+    if (this.#numBars() > score.bars.length) this.#drawUnwritten(height);
+    this.#drawPending(height);
   }
 
   #drawBars(height) {
@@ -136,7 +194,7 @@ export class Roll {
         for (let at = beat; at < steps; at += beat) context.fillRect(Math.round(this.#x(startStep + at)), RULER, 1, height);
       }
       if (bar % every === 0) {
-        context.fillStyle = "#98a2c8";
+        context.fillStyle = this.#isPicked(bar) ? PICKED_INK : "#98a2c8";
         context.fillText(String(bar + 1), x + 6, RULER / 2 + 1);
       }
     }
@@ -146,16 +204,52 @@ export class Roll {
     const context = this.#context, { score } = this;
     const last = score.bars.at(-1);
     const steps = last?.steps ?? 4 * score.stepsPerQuarter;
-    for (let bar = score.bars.length; bar < score.expected; bar++) {
+    for (let bar = score.bars.length; bar < this.#numBars(); bar++) {
       const from = this.#x(score.steps + (bar - score.bars.length) * steps);
       const wide = (steps / score.stepsPerQuarter) * this.perQuarter;
       if (from > this.#canvas.clientWidth) break;
-      const isNext = bar === score.bars.length;
-      context.fillStyle = isNext ? `rgba(255, 180, 84, ${0.07 + 0.05 * Math.sin(performance.now() / 220)})` : "rgba(255, 255, 255, 0.018)";
+      const isNext = bar === score.bars.length && !score.complete;
+      context.fillStyle = isNext ? pulse(0.07) : "rgba(255, 255, 255, 0.018)";
       context.fillRect(from + 2, RULER + 2, wide - 4, height - RULER - 4);
       context.fillStyle = "#5b6590";
       context.fillText(String(bar + 1), from + 6, RULER / 2 + 1);
     }
+  }
+
+  #drawPicked(height) {
+    if (!this.picked) return;
+    const context = this.#context;
+    const [from, until] = this.#edges(this.picked);
+    context.fillStyle = "rgba(201, 210, 255, 0.15)";
+    context.fillRect(from, RULER, until - from, height);
+    context.fillStyle = PICKED;
+    context.fillRect(from, 0, until - from, RULER);
+    for (const x of [from, until - 2]) context.fillRect(x, 0, 2, height);
+  }
+
+  #drawPending(height) {
+    if (!this.pending) return;
+    const [from, until] = this.#edges(this.pending);
+    this.#context.fillStyle = pulse(0.14);
+    this.#context.fillRect(from, RULER, until - from, height);
+  }
+
+  #isPicked(bar) {
+    return this.picked !== null && bar >= this.picked[0] && bar < this.picked[1];
+  }
+
+  // Where bars begin and end, in pixels; behind the last one they are as long as it is.
+  #edges(bars) {
+    const { bars: known, steps } = this.score;
+    return bars.map((bar) => {
+      const beyond = Math.max(0, bar - known.length) * known.at(-1).steps;
+      return Math.round(this.#x((known[bar]?.startStep ?? steps) + beyond));
+    });
+  }
+
+  // Written and to be written.
+  #numBars() {
+    return Math.max(this.score.expected, this.pending?.[1] ?? 0);
   }
 
   #drawNotes({ bottom, low, row, width }, step, isPlaying) {
@@ -166,7 +260,8 @@ export class Roll {
       const until = this.#x(note.endStep);
       if (until < GUTTER) continue;
       const isNow = isPlaying && note.startStep <= step && step < note.endStep;
-      context.globalAlpha = this.silent.has(note.instrument) ? 0.14 : 0.5 + 0.5 * (note.velocity / 127);
+      const isGoing = this.pending && note.bar >= this.pending[0] && note.bar < this.pending[1];
+      context.globalAlpha = this.silent.has(note.instrument) || isGoing ? 0.14 : 0.5 + 0.5 * (note.velocity / 127);
       context.fillStyle = isNow && !this.silent.has(note.instrument) ? "#ffffff" : this.colours.get(note.instrument);
       if (note.instrument === DRUMS) {
         // Low keys are kicks, high ones cymbals: the lane shows them as a drummer's staff does.
@@ -202,57 +297,6 @@ export class Roll {
     context.fill();
   }
 
-  #drawKeys({ height, low, high, bottom, row, hasDrums }, step, isPlaying) {
-    const context = this.#context;
-    const sounding = new Map();
-    if (isPlaying) {
-      for (const note of this.score.notes) {
-        if (note.startStep > step) break;
-        if (note.endStep > step && note.instrument !== DRUMS && !this.silent.has(note.instrument)) {
-          sounding.set(note.pitch, this.colours.get(note.instrument));
-        }
-      }
-    }
-    context.fillStyle = "#0d1020";
-    context.fillRect(0, 0, GUTTER, height);
-    for (let pitch = low; pitch <= high; pitch++) {
-      const y = bottom - (pitch - low + 1) * row;
-      const tone = ((pitch % 12) + 12) % 12;
-      const isBlack = BLACK.has(tone);
-      context.fillStyle = sounding.get(pitch) ?? (isBlack ? "#20263f" : "#c9cfe6");
-      if (!isBlack) context.fillRect(0, y, GUTTER - 2, row);
-      else {
-        // A black key lies over the border of two white ones.
-        context.fillRect(0, y, GUTTER * 0.6, row);
-        context.fillStyle = "#c9cfe6";
-        context.fillRect(GUTTER * 0.6, y, GUTTER * 0.4 - 2, row);
-      }
-      if (isBlack || tone === 0 || tone === 5) {
-        context.fillStyle = "#8d95b5";
-        const from = isBlack ? GUTTER * 0.6 : 0;
-        context.fillRect(from, isBlack ? y + row / 2 : y + row - 0.5, GUTTER - 2 - from, 0.75);
-      }
-      if (tone === 0 && row >= 6) {
-        context.fillStyle = "#3a4266";
-        context.font = `600 ${Math.min(10, row)}px system-ui, sans-serif`;
-        context.textBaseline = "middle";
-        context.textAlign = "right";
-        context.fillText(`C${pitch / 12 - 1}`, GUTTER - 5, y + row / 2 + 0.5);
-        context.textAlign = "left";
-      }
-    }
-    if (hasDrums) {
-      context.fillStyle = this.colours.get(DRUMS) ?? "#9aa3c0";
-      for (const [dx, dy] of [[0, 0], [7, -8], [-7, -8]]) {
-        context.beginPath();
-        context.arc(GUTTER / 2 + dx, bottom + LANE / 2 + 5 + dy, 4, 0, 7);
-        context.globalAlpha = dy ? 0.45 : 0.8;
-        context.fill();
-      }
-      context.globalAlpha = 1;
-    }
-  }
-
   #width() {
     return Math.max(this.#canvas.clientWidth - GUTTER, 1);
   }
@@ -260,7 +304,7 @@ export class Roll {
   #bound() {
     if (!this.score) return;
     const last = this.score.bars.at(-1);
-    const unwritten = (this.score.expected - this.score.bars.length) * (last?.steps ?? 96);
+    const unwritten = (this.#numBars() - this.score.bars.length) * (last?.steps ?? 96);
     const quarters = (this.score.steps + unwritten) / this.score.stepsPerQuarter;
     this.#left = Math.max(0, Math.min(this.#left, quarters - (this.#width() * 0.9) / this.perQuarter));
   }
@@ -272,8 +316,8 @@ export class Roll {
     this.#bound();
   }
 
-  #stepOf(event) {
-    const x = event.clientX - this.#canvas.getBoundingClientRect().left;
+  #stepAt(clientX) {
+    const x = clientX - this.#canvas.getBoundingClientRect().left;
     return Math.max(0, ((x - GUTTER) / this.perQuarter + this.#left) * this.score.stepsPerQuarter);
   }
 
@@ -288,12 +332,7 @@ export class Roll {
       const sideways = event.shiftKey ? event.deltaY : event.deltaX;
       if (!sideways) return;
       event.preventDefault();
-      this.#follows = false;
-      this.#left += sideways / this.perQuarter;
-      this.#bound();
+      this.scroll(sideways);
     }, { passive: false });
-    canvas.addEventListener("click", (event) => {
-      if (this.score?.bars.length) this.onSeek(this.score.timeOf(this.#stepOf(event)));
-    });
   }
 }
