@@ -2,7 +2,7 @@
 
 make listen
 
-python launch/tools/listen.py --seed 3 --bars 32 --output out.mid
+python launch/tools/listen.py --seed 3 --bars 32 --instruments 40 41 42 --output out.mid
 
 python launch/tools/listen.py --checkpoint runs/<name>
 
@@ -29,6 +29,7 @@ class ListenConfig:
         checkpoint: run, step or model folder that writes; the model in the box if not given.
         output: the MIDI file; sound and picture take the same name.
         bars: of the piece.
+        instruments: that play, MIDI programs and drums; those that the model chooses if none.
         seed: of the piece.
         setup_seconds: what setting up took before, to be told apart from the rest.
     """
@@ -36,6 +37,7 @@ class ListenConfig:
     checkpoint: Path | None = None
     output: Path = Path("out.mid")
     bars: int = 16
+    instruments: tuple[str, ...] = ("drums", "29", "30", "33")
     seed: int = 0
     setup_seconds: int | None = None
 
@@ -56,6 +58,7 @@ def main(config: ListenConfig) -> None:
     run(
         *("generate.py", "--checkpoint", checkpoint, "--output", config.output),
         *("--bars", config.bars, "--seed", config.seed, "--audio", "--voice", voice),
+        *(("--instruments", *config.instruments) if config.instruments else ()),
     )
     files = [config.output.with_suffix(suffix) for suffix in (".mid", ".wav", ".png")]
     console.print(f"to hear and to see: {', '.join(map(str, files))}")
