@@ -14,6 +14,12 @@ from meloformer.tokens.vocabulary import KIND_OF, Kind
 from tests.layouts import tiny_config
 
 
+@pytest.fixture(autouse=True)
+def torch_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may have run ZeRO stage 3, which puts its own in its place."""
+    monkeypatch.setattr(F, "linear", torch._C._nn.linear)
+
+
 def test_products_have_the_shapes_of_what_was_computed() -> None:
     x, weight = torch.randn(2, 3, 8), torch.randn(5, 8)
     q, k = torch.randn(2, 4, 1, 8), torch.randn(2, 2, 7, 8)

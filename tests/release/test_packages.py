@@ -46,7 +46,15 @@ def test_a_bridge_without_its_base_is_refused(flags, capsys) -> None:
 
 def test_make_hands_bridge_and_base_on() -> None:
     def dry(*words: str) -> str:
-        command = ["make", "--dry-run", "-o", ".venv/bin/.ready-release", "release", *words]
+        command = [
+            "make",
+            "--dry-run",
+            "--no-print-directory",
+            "-o",
+            ".venv/bin/.ready-release",
+            "release",
+            *words,
+        ]
         return subprocess.check_output(command, cwd=ROOT, text=True)
 
     assert dry().split("release.py")[1].split() == []
