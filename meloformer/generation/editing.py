@@ -72,6 +72,7 @@ def rewrite_bars(
         has_others=False,
         told=replace(attributes_of(piece), instruments=players),
         bar_tokens=bar_tokens_of(piece),
+        asked=() if instruments is None else players,
     )
     if not model.config.fill_rate and last < piece.num_bars:
         say(
@@ -137,6 +138,7 @@ def continue_piece(
         has_others=False,
         told=replace(told, instruments=tuple(sorted({*playing, *players}))),
         bar_tokens=bar_tokens_of(kept),
+        asked=() if instruments is None else players,
     )
     return written(model, job, sampling, seed=seed, stop=stop, say=say)
 
@@ -199,6 +201,7 @@ def write_instruments(
         has_others=True,
         told=replace(told, instruments=tuple(sorted({*told.instruments, *players}))),
         bar_tokens=bar_tokens_of(piece),
+        asked=players,
     )
     return written(model, job, sampling, seed=seed, stop=stop, say=say)
 

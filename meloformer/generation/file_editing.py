@@ -259,11 +259,6 @@ def write_edits(config: WritingConfig, edits: EditConfig, model: MuseFormer) -> 
             # What is said of one version holds for all.
             say=(lambda line: None) if number else console.print,
         )
-        silent = set(config.controls.listed_instruments) - set(music.instrument.tolist())
-        for instrument in sorted(silent):
-            console.print(
-                f"{output}: {instrument_name(instrument)} plays nothing; try another --seed"
-            )
         title = f"{output.stem}, after {path.name}"
         beside = _write(music, output, config.rendering, title)
         players = ", ".join(instrument_name(one) for one in sorted(set(music.instrument.tolist())))

@@ -49,6 +49,7 @@ class Job:
         has_others: what others play in the same bars stays and is read.
         told: what a prefix says of the piece; metre, tempo and length aside.
         bar_tokens: of a bar, at the most that is likely.
+        asked: of the players, those that play at least once in what is written.
     """
 
     kept: QuantisedPiece
@@ -58,6 +59,7 @@ class Job:
     has_others: bool
     told: Attributes
     bar_tokens: float
+    asked: tuple[int, ...] = ()
 
 
 class _Watch:
@@ -140,15 +142,18 @@ def _candidate(
             f"training (--max_seq_len {config.max_seq_len}) holds no more beside what is around"
         )
     nats, num_notes, is_cut, kept = 0.0, 0, False, job.kept
+    silent = set(job.asked)
     for number, (start, end) in enumerate(pairwise(edges)):
         # What stands behind the last of these bars does not follow the earlier ones.
         reads_behind = bool(config.fill_rate) and end == job.last < kept.num_bars
-        own = replace(job, kept=kept, first=start, last=end)
+        asked = tuple(sorted(silent)) if end == job.last else ()
+        own = replace(job, kept=kept, first=start, last=end, asked=asked)
         window = _window(model, own, reads_behind)
         is_cut |= window != (0, kept.num_bars if reads_behind else end)
         own_seed = row_seed(seed, number, _WINDOW) if number else seed
         new, part = _drawn(model, own, window, sampling, own_seed, watch)
         kept = spliced(kept, new)
+        silent -= set(new.instrument.tolist())
         nats, num_notes = nats + part.nats, num_notes + part.num_notes
     if is_cut:
         say(
@@ -223,6 +228,7 @@ def _drawn(
         kept=job.kept,
         first_bar=job.first,
         needs_note=is_last_bar and not (job.kept.bar == job.last - 1).any(),
+        asked=job.asked,
     )
     done = write_part(model, part, sampling, seed=seed, on_token=watch)
     music = decode(np.concatenate([done.ids, end]))

@@ -59,6 +59,8 @@ class Part:
             same instrument and pitch.
         first_bar: of `bars`, in that piece.
         needs_note: the last bar gets a note.
+        asked: instruments that play at least once, ascending; who has not until then plays in the
+            last bar.
     """
 
     context: np.ndarray
@@ -67,6 +69,7 @@ class Part:
     kept: QuantisedPiece
     first_bar: int
     needs_note: bool = False
+    asked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +189,8 @@ class _BarMask:
         self._notes: list[tuple[int, int, int]] = []
         self._bar = -1
         self._must_sound = False
+        self._silent = list(part.asked)
+        self._is_last = False
         self._instrument, self._onset = -1, 0
         self._sounding_V = np.zeros(VOCAB_SIZE, dtype=bool)
 
@@ -195,8 +200,8 @@ class _BarMask:
             self._before.append(self._notes)
         self._notes, self._bar = [], self._part.first_bar + number
         self._instrument = -1
-        is_last = number == len(self._part.bars) - 1
-        self._must_sound = self._part.needs_note and is_last and not has_note
+        self._is_last = number == len(self._part.bars) - 1
+        self._must_sound = self._part.needs_note and self._is_last and not has_note
 
     def take(self, token_id: int) -> None:
         """Take a token of the bar."""
@@ -211,6 +216,8 @@ class _BarMask:
         elif kind == Kind.PITCH:
             self._notes.append((self._instrument, self._onset, index))
             self.num_notes += 1
+            if self._instrument in self._silent:
+                self._silent.remove(self._instrument)
 
     def narrowed(self, allowed_V: np.ndarray) -> np.ndarray:
         """What may come of what the grammar allows."""
@@ -218,6 +225,10 @@ class _BarMask:
         if self._instrument < 0:
             # What was given is whole: nobody adds to what a kept instrument plays.
             allowed_V &= _ENDS_BAR | _IS_INSTRUMENT
+        if self._is_last and self._silent:
+            # Instruments ascend: nobody comes before those who are still to play.
+            comes_later = _IS_INSTRUMENT & (self._silent[0] < INDEX_OF)
+            allowed_V &= ~(_ENDS_BAR | comes_later)
         # Where nothing else is left the grammar goes first.
         allowed_V = _without(allowed_V, self._sounding_V)
         if self._must_sound and not self._notes:

@@ -293,6 +293,23 @@ def test_every_instrument_at_once_keeps_the_rest() -> None:
     check_edited(piece, after, lambda _, instrument: instrument == 34)
 
 
+@pytest.mark.parametrize("max_seq_len", [1024, 256])  # in one part, and in several
+@pytest.mark.parametrize("seed", range(4))
+def test_who_was_asked_for_plays_and_who_was_not_need_not(seed: int, max_seq_len: int) -> None:
+    model = a_model(max_seq_len=max_seq_len)
+    model.__class__ = MuseFormer  # one that would rather end its bars
+    piece, wished = a_piece(), (0, 20, 34, 99)
+    for edited, first, last in (
+        (write_instruments(model, piece, wished, FEW, seed=seed, say=quiet), 0, 6),
+        (rewrite_bars(model, piece, 1, 3, FEW, instruments=(20, 34), seed=seed, say=quiet), 1, 3),
+        (continue_piece(model, piece, 4, 2, FEW, instruments=wished, seed=seed, say=quiet), 4, 6),
+    ):
+        inside = (edited.bar >= first) & (edited.bar < last)
+        assert {20, 34} <= set(edited.instrument[inside].tolist())
+    nobody = rewrite_bars(model, piece, 1, 3, FEW, seed=seed, say=quiet)
+    assert not {0, 1, 34} <= set(nobody.instrument[(nobody.bar > 0) & (nobody.bar < 3)].tolist())
+
+
 def test_a_new_note_never_begins_while_a_kept_one_of_its_pitch_sounds() -> None:
     """All pitches but one of the only player sound on into the last bar, which needs a note."""
     notes = [(0, 1, 0, pitch, 96 * 2, 66) for pitch in range(128) if pitch != 60]
