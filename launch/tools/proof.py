@@ -144,7 +144,7 @@ def why_not_here(command: Command, root: Path) -> str:
                 return f"{_CORPORA} is missing"
         elif "." in need or "/" in need:
             if not (root / need).exists():
-                return f"{need} is missing: made by hand first, as the documents tell"
+                return f"{need} is missing: docs/recipes tell how it is made"
         elif importlib.util.find_spec(need) is None:
             return f"the package {need} is missing; `make setup` installs it"
     return ""
