@@ -14,12 +14,12 @@ from meloformer.generation.spelling import (
     ranges_of,
 )
 from meloformer.midi import grid
+from meloformer.midi.general_midi import instrument_in_words
 from meloformer.tokens.attributes import Attributes, write_prefix
 from meloformer.tokens.vocabulary import (
     DENSITY_BIN_NOTES_PER_QUARTER,
     NUM_KEYS,
     density_bin,
-    instrument_name,
     key_name,
     length_bin,
 )
@@ -261,12 +261,14 @@ class ControlConfig:
             words.append("its scale only")
         if self.chords:
             words.append(f"chords {' '.join(self.chords)}")
-        words += [instrument_name(index) for index in self.listed_instruments]
+        words += [instrument_in_words(index) for index in self.listed_instruments]
         if not (self.drums or self.instruments):
             words.append("no drums")
         if self.num_instruments is not None:
             words.append(f"{self.num_instruments} instruments")
-        words += [f"{instrument_name(one)} from bar {bar}" for one, bar in entries_of(self.enter)]
+        words += [
+            f"{instrument_in_words(one)} from bar {bar}" for one, bar in entries_of(self.enter)
+        ]
         words += [f"pitches {text}" for text in self.pitch_range]
         if self.notes_per_bar is not None:
             words.append(f"{self.notes_per_bar} notes a bar")

@@ -14,11 +14,11 @@ from meloformer.errors import GenerationError
 from meloformer.generation.hole_writing import Job, Say, Stop, bar_tokens_of, written
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.splicing import with_bars, with_notes, without_empty_end
+from meloformer.midi.general_midi import instrument_in_words
 from meloformer.midi.grid import NUM_INSTRUMENTS
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.attributes import attributes_of
-from meloformer.tokens.vocabulary import instrument_name
 
 _warn = logging.getLogger(__name__).warning
 
@@ -187,7 +187,7 @@ def write_instruments(
         )
     told = attributes_of(piece)
     if set(told.instruments) <= set(players):
-        names = ", ".join(map(instrument_name, told.instruments))
+        names = ", ".join(map(instrument_in_words, told.instruments))
         raise GenerationError(
             f"instruments: found no other in the piece than those to be written ({names}); "
             "allowed: at least one that stays"

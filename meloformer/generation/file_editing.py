@@ -20,6 +20,7 @@ from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.sharing import share_of_environment
 from meloformer.generation.text import TextConfig
 from meloformer.generation.writing import WritingConfig, numbered
+from meloformer.midi.general_midi import instrument_in_words
 from meloformer.midi.grid import STEPS_PER_QUARTER
 from meloformer.midi.piece import Piece
 from meloformer.midi.quantise import quantise_counted
@@ -28,7 +29,6 @@ from meloformer.midi.read import read_midi
 from meloformer.midi.render import to_piece
 from meloformer.midi.write import write_midi
 from meloformer.model.museformer import MuseFormer
-from meloformer.tokens.vocabulary import instrument_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +261,9 @@ def write_edits(config: WritingConfig, edits: EditConfig, model: MuseFormer) -> 
         )
         title = f"{output.stem}, after {path.name}"
         beside = _write(music, output, config.rendering, title)
-        players = ", ".join(instrument_name(one) for one in sorted(set(music.instrument.tolist())))
+        players = ", ".join(
+            instrument_in_words(one) for one in sorted(set(music.instrument.tolist()))
+        )
         files = " and ".join([str(output), *(file.suffix for file in beside)])
         console.print(f"{files}: {music.num_bars} bars, {music.num_notes} notes ({players})")
     console.print(f"{time.perf_counter() - started:.1f} s in all")

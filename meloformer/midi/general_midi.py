@@ -45,6 +45,15 @@ def instrument_name(index: int) -> str:
     return "Drums" if index == DRUMS else PROGRAMS[index - 1]
 
 
+def instrument_in_words(index: int) -> str:
+    """The same with the number that flags take, for lines and titles.
+
+    >>> instrument_in_words(0), instrument_in_words(41)
+    ('drums', 'Violin (40)')
+    """
+    return "drums" if index == DRUMS else f"{PROGRAMS[index - 1]} ({index - 1})"
+
+
 def drum_name(key: int) -> str:
     """Name of a key of the drum kit; its number where General MIDI has none.
 

@@ -8,8 +8,9 @@ from functools import cached_property
 import numpy as np
 
 from meloformer.errors import ConfigError
+from meloformer.midi.general_midi import instrument_in_words
 from meloformer.midi.grid import DRUMS, METRE_STEPS, NUM_INSTRUMENTS
-from meloformer.tokens.vocabulary import BLOCK_SIZES, Kind, instrument_name
+from meloformer.tokens.vocabulary import BLOCK_SIZES, Kind
 
 NUM_PITCHES = BLOCK_SIZES[Kind.PITCH]
 _PITCH_CLASS = np.arange(NUM_PITCHES) % 12
@@ -127,13 +128,13 @@ class Wishes:
         for instrument, low, high in self.ranges:
             if not 0 <= low <= high < NUM_PITCHES:
                 raise ConfigError(
-                    f"{instrument_name(instrument)} from pitch {low} to {high} wished; allowed: "
-                    f"the lower first, 0..{NUM_PITCHES - 1}"
+                    f"{instrument_in_words(instrument)} from pitch {low} to {high} wished; "
+                    f"allowed: the lower first, 0..{NUM_PITCHES - 1}"
                 )
         for instrument in sorted({*(self.instruments or ()), *self.must_play}):
             if not self.pitches[instrument].any():
                 raise ConfigError(
-                    f"{instrument_name(instrument)} has no pitch left: found a range without a "
+                    f"{instrument_in_words(instrument)} has no pitch left: found a range without a "
                     "note of the scale; allowed: a wider range, or no scale"
                 )
 
@@ -156,7 +157,7 @@ class Wishes:
     def _check_players(self) -> None:
         permitted = set(np.flatnonzero(self.may_play).tolist())
         if strangers := sorted(self.must_play - permitted):
-            names = ", ".join(map(instrument_name, strangers))
+            names = ", ".join(map(instrument_in_words, strangers))
             raise ConfigError(
                 f"{names} shall play and may not; allowed: name no instrument that is left out"
             )
@@ -186,7 +187,7 @@ class Wishes:
         for instrument, bar in self.entries:
             if not 0 <= bar <= last:
                 raise ConfigError(
-                    f"{instrument_name(instrument)} enters at bar {bar}: found {self.num_bars} "
+                    f"{instrument_in_words(instrument)} from bar {bar}: found {self.num_bars} "
                     f"bars, counted from 0; allowed: 0..{last}"
                 )
         self._check_room(self.num_bars)

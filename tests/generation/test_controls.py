@@ -28,7 +28,7 @@ def test_without_drums_all_others_may_play_and_the_prefix_says_nothing_of_it() -
     playing = {index for ids in pieces for index in decode(ids).instrument.tolist()}
     assert grid.DRUMS not in playing and len(playing) > 1
     some = ControlConfig(bars=3, drums=False, instruments=("0",))
-    assert some.instrument_indices == (1,) and some.describe() == "3 bars, #P0"
+    assert some.instrument_indices == (1,) and some.describe() == "3 bars, Acoustic Grand Piano (0)"
 
 
 def test_drums_that_are_listed_and_forbidden_are_refused_in_one_line() -> None:
@@ -132,16 +132,16 @@ def test_drums_that_enter_play_though_a_text_denies_them() -> None:
     ("flags", "message"),
     [
         ({"bars": 2, "chords": ("C", "G", "C")}, "3 chords wished for 2 bars"),
-        ({"bars": 2, "enter": ("drums:2",)}, "#D enters at bar 2"),
-        ({"enter": ("drums:2",), "drums": False}, "#D shall play and may not"),
-        ({"enter": ("3:2",), "instruments": ("1",)}, "#P3 shall play and may not"),
+        ({"bars": 2, "enter": ("drums:2",)}, "drums from bar 2"),
+        ({"enter": ("drums:2",), "drums": False}, "drums shall play and may not"),
+        ({"enter": ("3:2",), "instruments": ("1",)}, r"Piano \(3\) shall play and may not"),
         ({"num_instruments": 3, "instruments": ("1", "2")}, "allowed: 1 to 2"),
         ({"bars": 1, "num_instruments": 5, "notes_per_bar": "1-4"}, "of at most 4 notes hold 4"),
         ({"notes_per_bar": "400-"}, "holds 384 in a bar of 3 steps"),
         ({"notes_per_bar": "4-2"}, "4 to 2 notes a bar"),
         ({"scale_only": True}, "--scale_only without --key"),
         ({"pitch_range": ("33:61-61",), "instruments": ("33",), "key": "C major",
-          "scale_only": True}, "#P33 has no pitch left"),
+          "scale_only": True}, r"Fingered Electric Bass \(33\) has no pitch left"),
     ],
 )  # fmt: skip
 def test_what_cannot_come_is_refused_before_anything_is_sampled(flags: dict, message: str) -> None:
@@ -164,6 +164,6 @@ def test_wishes_are_said_in_words() -> None:
         enter=("drums:2",), pitch_range=("33:28-52",), notes_per_bar="2-12",
     )  # fmt: skip
     assert controls.describe() == (
-        "4 bars, C major, its scale only, chords C G, 2 instruments, #D from bar 2, "
+        "4 bars, C major, its scale only, chords C G, 2 instruments, drums from bar 2, "
         "pitches 33:28-52, 2-12 notes a bar"
     )
