@@ -12,6 +12,7 @@ from meloformer.errors import ConfigError
 from meloformer.generation.cache import DecodeCache, StepLabels
 from meloformer.generation.controls import NOTHING, ControlConfig
 from meloformer.generation.labeller import Labeller
+from meloformer.generation.moved_mass import move_mass
 from meloformer.generation.piece_mask import PieceMask
 from meloformer.generation.rows import Row
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
@@ -209,9 +210,10 @@ def sample_rows(
     )
     num_sampled, going = 0, rows
     while True:
-        allowed_BV = np.stack([row.allowed() for row in going])
+        allowed_BV = torch.from_numpy(np.stack([row.allowed() for row in going]))
         uniform_B = torch.tensor([row.draw() for row in going])
-        ids_B = sample_tokens(logits_BV, torch.from_numpy(allowed_BV), sampling, uniform_B).numpy()
+        moved_BV = move_mass(logits_BV, allowed_BV)
+        ids_B = sample_tokens(moved_BV, allowed_BV, sampling, uniform_B).numpy()
         # Of the model's own distribution: without mask, temperature and cut-offs.
         nats_B = _nats(logits_BV, ids_B) if sampling.best_of > 1 else np.zeros(len(going))
         for number, row in enumerate(going):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from meloformer.generation.cache import DecodeCache, StepLabels
+from meloformer.generation.moved_mass import move_mass
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.generation.splicing import notes_of_bar, sounding
 from meloformer.midi.grid import DRUMS
@@ -160,7 +161,8 @@ class _Dice:
     def draw(self, logits_V: Tensor, allowed_V: np.ndarray) -> int:
         uniform_B = torch.rand(1, generator=self._generator)
         allowed_BV = torch.from_numpy(allowed_V)[None]
-        token_id = int(sample_tokens(logits_V[None], allowed_BV, self._sampling, uniform_B)[0])
+        moved_BV = move_mass(logits_V[None], allowed_BV)
+        token_id = int(sample_tokens(moved_BV, allowed_BV, self._sampling, uniform_B)[0])
         self.nats -= float(torch.log_softmax(logits_V.float(), dim=0)[token_id])
         if self._on_token is not None:
             self._on_token()

@@ -10,6 +10,7 @@ import torch
 from meloformer.errors import CheckpointError, ConfigError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.labeller import Labeller
+from meloformer.generation.moved_mass import move_mass
 from meloformer.generation.piece_mask import PieceMask
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.hub.config import MuseFormerConfig
@@ -96,7 +97,8 @@ def generate_onnx(
     while True:
         allowed_1V = torch.from_numpy(mask.allowed()[None])
         draw_1 = torch.rand((), generator=generator).reshape(1)
-        drawn_1 = sample_tokens(torch.from_numpy(logits_1V), allowed_1V, sampling, draw_1).numpy()
+        moved_1V = move_mass(torch.from_numpy(logits_1V), allowed_1V)
+        drawn_1 = sample_tokens(moved_1V, allowed_1V, sampling, draw_1).numpy()
         ids.append(int(drawn_1[0]))
         mask.advance(ids[-1])
         if mask.is_finished:
