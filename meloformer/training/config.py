@@ -9,7 +9,7 @@ from meloformer.batches.filling import Filling
 from meloformer.batches.mixture import check_weights
 from meloformer.batches.phases import PhaseEnds
 from meloformer.batches.plan import Collate
-from meloformer.command_line import check_at_least
+from meloformer.command_line import check_at_least, ungiven
 from meloformer.errors import ConfigError
 from meloformer.midi import grid
 from meloformer.model.attention import Backend
@@ -276,10 +276,7 @@ def resolve(
         ConfigError: no data, no such rule, or wandb or peft is asked for and not installed.
     """
     lines = []
-    ungiven = UNGIVEN["cuda" if device_type == "cuda" else "cpu"]
-    chosen: dict[str, Any] = {
-        name: value for name, value in ungiven.items() if getattr(flags, name) is None
-    }
+    chosen = ungiven(flags, UNGIVEN, device_type)
     if chosen and device_type != "cuda":
         words = ", ".join(f"--{name} {value}" for name, value in chosen.items())
         lines.append(f"no CUDA device: {words} (give the flags to choose otherwise)")
