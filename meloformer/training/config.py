@@ -249,14 +249,19 @@ class ResolvedConfig(TrainConfig):
         return self.data_weights or (1.0,) * len(self.data)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, paths as they were typed, no credentials; the rule itself, not its file."""
+        """Plain data, paths as they were typed, no credentials; the rule itself, not its file.
+
+        The shards are a name where they are one folder, a list of names where they are several.
+        """
 
         def plain(facts: list[tuple[str, Any]]) -> dict[str, Any]:
             return {key: str(value) if isinstance(value, Path) else value for key, value in facts}
 
         settings = asdict(self, dict_factory=plain)
         del settings["rule"]
-        return settings | {"data": self.data_name, "attention": rule_to_json(self.rule)}
+        names = [without_credentials(name) for name in self.data]
+        data = names[0] if len(names) == 1 else names
+        return settings | {"data": data, "attention": rule_to_json(self.rule)}
 
 
 def resolve(
