@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "meloformer"
 
-# A stage may import itself and what stands here; errors, signals and progress are everybody's.
+# A stage may import itself and what stands here; errors, sums, stops and progress are all's.
 ALLOWED = {
     "midi": set(),
     "tokens": {"midi"},
