@@ -101,10 +101,6 @@ class Trainee:
         """Of the budget that is spent."""
         return self._budget.share(self.seconds, self.notes)
 
-    @property
-    def is_done(self) -> bool:
-        return self.share >= 1
-
     def warm_up(self) -> None:
         """Compile, and touch all memory once, before the clock runs; weights stay as they are."""
         numbers = next(batches(self._excerpts, 1, seed=0))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from meloformer.benchmarks.circumstances import circumstances
 from meloformer.training.config import UNGIVEN
@@ -65,9 +65,8 @@ class Learner:
         has_copies = dtype != torch.float32
         self.model = copy.deepcopy(self.master).to(dtype) if has_copies else self.master
         self._optimizer = build_optimizer(self.master, OptimizerConfig())
-        self._masters, self._weights = (
-            list(module.parameters()) for module in (self.master, self.model)
-        )
+        self._masters: list[Tensor] = list(self.master.parameters())
+        self._weights: list[Tensor] = list(self.model.parameters())
 
     def step(self, rate: float) -> None:
         """Step on the gradients of `model`, clipped as in a run, at a learning rate; forget them.
