@@ -2,11 +2,12 @@
 
 import contextlib
 import io
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -110,6 +111,41 @@ def check_at_least(flags: object, lowest: Mapping[str, int]) -> None:
         value = getattr(flags, name)
         if value is not None and value < allowed:
             raise ConfigError(f"--{name} {value}: allowed: {allowed} or more")
+
+
+def check_above_zero(flags: object, *names: str) -> None:
+    """Refuse numbers that are not above 0 and finite; what was not given is left alone.
+
+    Args:
+        flags: a dataclass of them.
+        names: of those that are looked at.
+
+    Raises:
+        ConfigError: names the first that is none.
+    """
+    for name in names:
+        value = getattr(flags, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{name} {value:g}: allowed: above 0")
+
+
+def ungiven(
+    flags: object, by_device: Mapping[str, Mapping[str, Any]], device_type: str
+) -> dict[str, Any]:
+    """What takes the place of flags that were not given.
+
+    Args:
+        flags: a dataclass of them, None where one was not given.
+        by_device: values by flag for "cuda", and for "cpu" and whatever else there is.
+        device_type: where it will compute.
+
+    >>> from types import SimpleNamespace
+    >>> by_device = {"cuda": {"rows": 6, "size": "small"}, "cpu": {"rows": 2, "size": "tiny"}}
+    >>> ungiven(SimpleNamespace(rows=3, size=None), by_device, "mps")
+    {'size': 'tiny'}
+    """
+    of_device = by_device["cuda" if device_type == "cuda" else "cpu"]
+    return {name: value for name, value in of_device.items() if getattr(flags, name) is None}
 
 
 def check_output_file(flag: str, path: Path | None) -> None:

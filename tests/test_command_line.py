@@ -1,10 +1,17 @@
+import math
 from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 
-from meloformer.command_line import check_at_least, parse_flags, run_recipe
+from meloformer.command_line import (
+    check_above_zero,
+    check_at_least,
+    parse_flags,
+    run_recipe,
+    ungiven,
+)
 from meloformer.errors import ConfigError
 
 
@@ -65,6 +72,20 @@ def test_the_first_number_that_is_too_small_is_refused_and_none_that_was_not_giv
     check_at_least(flags, {"rows": 3, "steps": 1})
     with pytest.raises(ConfigError, match="--seed -1: allowed: 0 or more"):
         check_at_least(flags, {"steps": 1, "seed": 0, "rows": 9})
+
+
+@pytest.mark.parametrize("minutes", [0, -0.5, math.inf, math.nan])
+def test_numbers_that_are_not_above_zero_are_refused_and_none_that_was_not_given(minutes) -> None:
+    check_above_zero(Namespace(hours=0.1, minutes=None), "hours", "minutes")
+    with pytest.raises(ConfigError, match=f"--minutes {minutes:g}: allowed: above 0"):
+        check_above_zero(Namespace(hours=0.1, minutes=minutes), "hours", "minutes")
+
+
+def test_what_was_given_stays_and_the_rest_follows_the_device() -> None:
+    by_device = {"cuda": {"rows": 6, "steps": 40}, "cpu": {"rows": 2, "steps": 6}}
+    flags = Namespace(rows=None, steps=3)
+    assert ungiven(flags, by_device, "cuda") == {"rows": 6}
+    assert ungiven(flags, by_device, "cpu") == ungiven(flags, by_device, "mps") == {"rows": 2}
 
 
 def test_a_refusal_is_one_line_on_stderr_and_exit_code_2(

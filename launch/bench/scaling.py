@@ -11,7 +11,6 @@ cores: that shows that several work together, and says nothing about speed.
 """
 
 import json
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +36,7 @@ from meloformer.benchmarks.scaling_runs import (
     measured_table,
     rank_counts,
 )
-from meloformer.command_line import check_output_file, run_recipe
+from meloformer.command_line import check_above_zero, check_at_least, check_output_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.training.cards import find_card
@@ -107,17 +106,13 @@ class BenchScalingConfig:
         check_output_file("--json", self.json)
         lowest = {"batch_size": 1, "gradient_accumulation_steps": 1, "seq_len": 16}
         lowest |= {"max_seq_len": 16, "steps": 2}
-        for name, allowed in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < allowed:
-                raise ConfigError(f"--{name} {value}: allowed: {allowed} or more")
+        check_at_least(self, lowest)
         for gpus in self.gpus:
             if gpus < 1:
                 raise ConfigError(f"--gpus {gpus}: allowed: 1 or more")
         if not 0 < self.mfu <= 1:
             raise ConfigError(f"--mfu {self.mfu}: allowed: above 0 up to 1")
-        if self.tokens_per_second is not None and not 0 < self.tokens_per_second < math.inf:
-            raise ConfigError(f"--tokens_per_second {self.tokens_per_second}: allowed: above 0")
+        check_above_zero(self, "tokens_per_second")
 
 
 def bench_scaling(config: BenchScalingConfig) -> None:

@@ -11,15 +11,14 @@ How it is made fair, and what is not: docs/arena.md.
 """
 
 import json
-import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from meloformer.benchmarks.arena import Arena, ArenaConfig
-from meloformer.benchmarks.bench_tables import table_console
-from meloformer.benchmarks.circumstances import circumstances
+from meloformer.benchmarks.bench_tables import counted, table_console
+from meloformer.benchmarks.mixed_training import facts_of
 from meloformer.command_line import check_output_file, run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,13 +52,7 @@ def arena(flags: Flags) -> None:
     say(ring.describe())
     report = ring.run(say)
     console.print(report.table(title_of(ring)))
-    facts = {
-        "title": title_of(ring),
-        "settings": asdict(ring.config) | {"data": Path(str(ring.config.data)).name},
-        **circumstances(ring.device, ROOT),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg(),
-    }
+    facts = {"title": title_of(ring)} | facts_of(ring.config, ring.device, ROOT)
     flags.json.write_text(json.dumps(facts | ring.facts() | report.to_json(), indent=2) + "\n")
     say(f"nats: all tokens of a piece over its notes, an upper bound; all figures: {flags.json}")
 
@@ -68,10 +61,10 @@ def title_of(ring: Arena) -> str:
     """Conditions in a line."""
     config, name = ring.config, Path(str(ring.config.data)).name
     where = torch.cuda.get_device_name() if ring.device.type == "cuda" else "CPU"
-    seeds = f"{config.seeds} seed{'' if config.seeds == 1 else 's'}"
     return (
-        f"{name}, {config.model_size}, {config.budget_in_words}, {seeds}, rows of "
-        f"{config.max_seq_len:,} tokens, {config.notes_per_batch} notes a step, {where}"
+        f"{name}, {config.model_size}, {config.budget_in_words}, "
+        f"{counted(config.seeds, 'seed')}, rows of {config.max_seq_len:,} tokens, "
+        f"{config.notes_per_batch} notes a step, {where}"
     )
 
 

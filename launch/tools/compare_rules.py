@@ -11,18 +11,19 @@ there (the sparse kernel needs CUDA), only a GPU can say what a sparse rule save
 """
 
 import json
-import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from meloformer.benchmarks.bench_tables import table_console
+from meloformer.benchmarks.bench_tables import counted, table_console
 from meloformer.benchmarks.compare_rules import DEFAULT_RULE, DENSE_TWIN, CompareRulesConfig, Race
+from meloformer.benchmarks.mixed_training import facts_of
 from meloformer.benchmarks.rule_curves import Comparison, save_chart
 from meloformer.command_line import check_output_file, run_recipe
 from meloformer.model.counts import num_parameters
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,26 +84,16 @@ def title_of(race: Race) -> str:
     config, name = race.config, Path(str(race.config.data)).name
     where = torch.cuda.get_device_name() if race.device.type == "cuda" else "CPU"
     return (
-        f"{name}, {config.model_size}, {_counted(config.batch_size, 'row')} of "
-        f"{config.max_seq_len:,} tokens, {_counted(config.seeds, 'seed')}, learning rate "
+        f"{name}, {config.model_size}, {counted(config.batch_size, 'row')} of "
+        f"{config.max_seq_len:,} tokens, {counted(config.seeds, 'seed')}, learning rate "
         f"{config.learning_rate:g}, {race.backend} attention, {where}"
     )
 
 
-def _counted(number: int | None, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def save(path: Path, race: Race, comparison: Comparison) -> None:
     """Write the figures and their picture."""
-    facts: dict[str, Any] = {
-        "settings": asdict(race.config) | {"data": Path(str(race.config.data)).name},
-        "device": title_of(race).rsplit(", ", 1)[-1],
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "rules": {candidate.name: candidate.describe() for candidate in race.candidates},
-    }
+    rules = {candidate.name: candidate.describe() for candidate in race.candidates}
+    facts = facts_of(race.config, race.device, ROOT) | {"rules": rules}
     path.write_text(json.dumps(facts | comparison.to_json(), indent=2) + "\n")
     save_chart(comparison, path.with_suffix(".png"), title_of(race))
 

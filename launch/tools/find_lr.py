@@ -25,6 +25,7 @@ from pathlib import Path
 from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.circumstances import circumstances
 from meloformer.command_line import run_recipe
+from meloformer.shards.download import without_credentials
 from meloformer.training.find_lr import FindLRConfig, find_lr, open_test
 from meloformer.training.leaving import leave_together
 from meloformer.training.lr_curve import RateCurve, save_chart
@@ -61,7 +62,7 @@ def title_of(session: Session) -> str:
     """Conditions in a line."""
     config = session.config
     rows = config.batch_size * config.gradient_accumulation_steps * session.ranks.world_size
-    names = " ".join(Path(name).name for name in config.data_name.split())
+    names = " ".join(Path(name).name for name in map(without_credentials, config.data))
     return (
         f"{names}, {config.model_size}, {rows} rows of up to {config.max_seq_len:,} tokens a step, "
         f"seed {config.seed}, {session.ranks.device.type}"

@@ -19,7 +19,6 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     end_at_signals()
 
-import math
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +44,7 @@ from meloformer.benchmarks.gpu_report import (
     with_figures,
     write_report,
 )
-from meloformer.command_line import check_output_file, run_recipe
+from meloformer.command_line import check_above_zero, check_output_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.shards.reader import ShardFolder
 from meloformer.training.config import newest_shards
@@ -72,8 +71,7 @@ class GpuReportConfig:
         check_output_file("--json", self.json)
         if self.output.exists() and not self.output.is_dir():
             raise ConfigError(f"--output {self.output}: found a file; allowed: a folder")
-        if not 0 < self.minutes < math.inf:
-            raise ConfigError(f"--minutes {self.minutes:g}: allowed: above 0")
+        check_above_zero(self, "minutes")
         if not self.parts:
             raise ConfigError(f"--parts: found none; allowed: {', '.join(get_args(Part))}")
 

@@ -11,7 +11,6 @@ attention is dense, which needs memory that grows with the square of the length.
 """
 
 import json
-import math
 import sys
 from dataclasses import asdict, dataclass
 
@@ -20,7 +19,7 @@ from rich.console import Console
 
 from meloformer.batches.plan import PlanConfig
 from meloformer.benchmarks.longest_row import LongestRow, LongestRowConfig, find_longest_row
-from meloformer.command_line import run_recipe
+from meloformer.command_line import check_above_zero, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.training.metrics import BYTES_PER_GIB
@@ -41,8 +40,7 @@ class MaxSeqlenConfig(LongestRowConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
-            raise ConfigError(f"--memory_gib {self.memory_gib:g}: allowed: above 0")
+        check_above_zero(self, "memory_gib")
 
 
 def max_seqlen(config: MaxSeqlenConfig) -> None:

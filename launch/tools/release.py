@@ -29,6 +29,7 @@ from rich.console import Console
 from meloformer.bridge.bridges import BridgeWeights
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
+from meloformer.file_sums import sha256_of
 from meloformer.model.weights import Weights
 from meloformer.release.bridge_archive import TrainedParts, write_bridge_archives
 from meloformer.release.offline import try_offline
@@ -39,7 +40,7 @@ from meloformer.release.packages import (
     check_build_installed,
     try_packages,
 )
-from meloformer.release.source import SUMS_NAME, clean_commit, file_sum, write_sums
+from meloformer.release.source import SUMS_NAME, clean_commit, write_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ def main(config: ReleaseConfig) -> None:
             _put(path, config.output / path.name)
     for path in files:
         handed_out = config.output / path.name
-        say(f"{handed_out}  {handed_out.stat().st_size:,} bytes  sha256 {file_sum(handed_out)}")
+        say(f"{handed_out}  {handed_out.stat().st_size:,} bytes  sha256 {sha256_of(handed_out)}")
     say(f"{config.output / SUMS_NAME}; {time.monotonic() - began:.0f} s")
 
 

@@ -1,6 +1,5 @@
 """The arena: decoders over several tokenisations, trained alike and judged on the same notes."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from meloformer.batches.phases import BatchShape
+from meloformer.benchmarks.alternation import own_clock
 from meloformer.benchmarks.arena_miditok import Encoding, MidiTokEncoding
 from meloformer.benchmarks.arena_pieces import Excerpts, beginning
 from meloformer.benchmarks.arena_results import (
@@ -19,9 +19,10 @@ from meloformer.benchmarks.arena_results import (
     num_notes_kept,
 )
 from meloformer.benchmarks.arena_systems import DecoderSystem, MuseFormerSystem, System
-from meloformer.benchmarks.arena_training import Budget, Trainee, now, train_in_turns
+from meloformer.benchmarks.arena_training import Budget, Trainee, train_in_turns
 from meloformer.benchmarks.bench_models import sized_config
-from meloformer.command_line import check_at_least
+from meloformer.benchmarks.mixed_training import UNGIVEN_SIZES
+from meloformer.command_line import check_above_zero, check_at_least, ungiven
 from meloformer.errors import ConfigError
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.model.counts import num_parameters
@@ -45,8 +46,8 @@ MOST_APART = 0.02
 _NUM_TURNS = 20
 
 UNGIVEN = {
-    "cuda": {"model_size": "small", "max_seq_len": 8192, "notes_per_batch": 8192},
-    "cpu": {"model_size": "tiny", "max_seq_len": 2048, "notes_per_batch": 512},
+    "cuda": UNGIVEN_SIZES["cuda"] | {"notes_per_batch": 8192},
+    "cpu": UNGIVEN_SIZES["cpu"] | {"notes_per_batch": 512},
 }
 
 
@@ -106,8 +107,7 @@ class ArenaConfig:
             "bars": 2,
         }
         check_at_least(self, lowest)
-        if not 0 < self.minutes < math.inf:
-            raise ConfigError(f"--minutes {self.minutes}: allowed: above 0")
+        check_above_zero(self, "minutes")
         if not 0 <= self.warmup_share < 1:
             raise ConfigError(f"--warmup_share {self.warmup_share}: allowed: 0 up to below 1")
         if self.max_seq_len is not None and self.max_seq_len % BLOCK_SIZE:
@@ -160,11 +160,10 @@ class Arena:
 
     def __init__(self, config: ArenaConfig) -> None:
         device_type = choose_device(config.device)
-        ungiven = UNGIVEN["cuda" if device_type == "cuda" else "cpu"]
         self.config = replace(
             config,
             data=config.data or str(newest_shards()),
-            **{name: value for name, value in ungiven.items() if getattr(config, name) is None},  # type: ignore[arg-type]
+            **ungiven(config, UNGIVEN, device_type),
         )
         self.device = torch.device(device_type)
         assert self.config.data is not None and self.config.max_seq_len is not None
@@ -293,11 +292,11 @@ class Arena:
         system = trainee.system
         piece_nats = self.test.piece_totals(self.excerpt_nats(system, self.test))
         with torch.no_grad():
-            began = now(self.device)
+            began = own_clock(self.device)
             written = system.generate(
                 self.config.num_samples, self.config.bars, self.config.sampling, seed
             )
-            writing_seconds = now(self.device) - began
+            writing_seconds = own_clock(self.device) - began
         return SeedResult(
             learning_rate=trainee.peak,
             steps=trainee.steps,

@@ -1,16 +1,15 @@
 """Training the systems of the arena side by side, each by its own clock."""
 
-import copy
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from meloformer.benchmarks.alternation import in_turn, own_clock
 from meloformer.benchmarks.arena_pieces import Excerpts, batches
 from meloformer.benchmarks.arena_systems import MicroBatch, System
-from meloformer.training.optimizer import OptimizerConfig, build_optimizer
+from meloformer.benchmarks.mixed_training import Learner, weights_dtype
 from meloformer.training.schedule import ScheduleConfig, learning_rate
 
 # A budget as steps of the schedule: enough that one of them is a small change.
@@ -53,18 +52,8 @@ def rate_at(share: float, peak: float, warmup_share: float) -> float:
     return learning_rate(min(max(round(share * _SHARES), 1), _SHARES), _SHARES, schedule)
 
 
-def now(device: torch.device) -> float:
-    """Seconds of the clock that counts: what else a CPU does is nobody's fault."""
-    if device.type != "cuda":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 class Trainee:
-    """A system while it is trained: optimizer, clock, its own place in the order of excerpts.
-
-    On CUDA as the engine trains: weights and gradients in bf16, optimizer on fp32 copies.
+    """A system while it is trained: learner, clock, its own place in the order of excerpts.
 
     Args:
         system: on the CPU; moved to the device.
@@ -101,12 +90,8 @@ class Trainee:
         self._batches = batches(excerpts, notes_per_batch, seed)
         self.seconds, self.steps, self.notes, self.targets = 0.0, 0, 0, 0
         self.nats_per_note = float("nan")
-        master = system.master.to(device)
-        model = copy.deepcopy(master).to(torch.bfloat16) if device.type == "cuda" else master
-        system.place(master, model)
-        self._optimizer = build_optimizer(master, OptimizerConfig())
-        self._masters: list[Tensor] = list(master.parameters())
-        self._weights: list[Tensor] = list(model.parameters())
+        self._learner = Learner(system.master, device, weights_dtype(device))
+        system.place(self._learner.master, self._learner.model)
 
     def __str__(self) -> str:
         return f"{self.system.name} {self.nats_per_note:.2f} ({self.steps:,} steps)"
@@ -116,15 +101,11 @@ class Trainee:
         """Of the budget that is spent."""
         return self._budget.share(self.seconds, self.notes)
 
-    @property
-    def is_done(self) -> bool:
-        return self.share >= 1
-
     def warm_up(self) -> None:
         """Compile, and touch all memory once, before the clock runs; weights stay as they are."""
         numbers = next(batches(self._excerpts, 1, seed=0))
         self._backward(self.system.prepare([self._excerpts[number] for number in numbers]))
-        self._drop_gradients()
+        self._learner.drop_gradients()
 
     def train(self, until: float) -> None:
         """Whole steps until this share of the budget is spent."""
@@ -134,10 +115,10 @@ class Trainee:
             prepared = self.system.prepare(excerpts)
             num_notes = sum(excerpt.num_notes for excerpt in excerpts)
             rate = rate_at(self.share, self.peak, self._warmup_share)
-            began = now(self._device)
+            began = own_clock(self._device)
             nats = self._backward(prepared)
-            self._update(rate)
-            self.seconds += now(self._device) - began
+            self._learner.step(rate)
+            self.seconds += own_clock(self._device) - began
             self.steps += 1
             self.notes += num_notes
             self.targets += sum(batch.num_targets for batch in prepared)
@@ -154,34 +135,12 @@ class Trainee:
             total += nats.detach()
         return total
 
-    def _update(self, rate: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        has_copies = self._masters[0] is not self._weights[0]
-        if has_copies:
-            for master, weight in zip(self._masters, self._weights, strict=True):
-                assert weight.grad is not None
-                master.grad = weight.grad.float()
-        torch.nn.utils.clip_grad_norm_(self._masters, OptimizerConfig().gradient_clipping)
-        self._optimizer.step()
-        if has_copies:
-            with torch.no_grad():
-                torch._foreach_copy_(self._weights, self._masters)
-        self._drop_gradients()
-
-    def _drop_gradients(self) -> None:
-        for parameter in (*self._weights, *self._masters):
-            parameter.grad = None
-
 
 def train_in_turns(trainees: Sequence[Trainee], num_turns: int) -> Iterator[int]:
-    """Let each spend an equal part of its budget before the next part of any; yields every turn.
-
-    A machine whose speed drifts so hits all alike; every second turn runs backwards.
-    """
+    """Let each spend an equal part of its budget before the next part of any; yields every turn."""
     for trainee in trainees:
         trainee.warm_up()
     for turn in range(num_turns):
-        for trainee in trainees[:: -1 if turn % 2 else 1]:
+        for trainee in in_turn(trainees, turn):
             trainee.train(until=(turn + 1) / num_turns)
         yield turn

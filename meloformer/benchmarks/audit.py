@@ -206,7 +206,7 @@ def open_audit(config: AuditConfig, recipe: Path) -> Audited:
         raise ConfigError(
             f"--data {' '.join(folder.storage.name for folder in folders)}: found manifest "
             f"{found[:12]}, {config.run} was trained on {run.manifest_sha256[:12]} "
-            f"({run.settings['data']}); allowed: the same shards, in that order"
+            f"({' '.join(run.data)}); allowed: the same shards, in that order"
         )
     model_folder = find_model_folder(config.run)
     check_fingerprint(model_metadata(model_folder).get("tokenizer", "none"), str(model_folder))

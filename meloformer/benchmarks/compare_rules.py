@@ -5,7 +5,6 @@ that a machine whose speed drifts hits all alike. The learning rate stays where 
 a decay that follows steps would favour, at equal seconds, whoever has done more of them.
 """
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,9 @@ from meloformer.batches.collate import Collator
 from meloformer.batches.phases import BatchShape, PhaseConfig
 from meloformer.batches.plan import PlanConfig
 from meloformer.batches.stream import TrainStream, ValidationStream
+from meloformer.benchmarks.alternation import in_turn, own_clock
 from meloformer.benchmarks.bench_models import build_model, open_rate, sized_config
+from meloformer.benchmarks.mixed_training import UNGIVEN_SIZES, Learner, weights_dtype
 from meloformer.benchmarks.rule_candidates import (
     DENSE_TWIN,
     GROUPINGS,
@@ -28,7 +29,7 @@ from meloformer.benchmarks.rule_candidates import (
     find_candidates,
 )
 from meloformer.benchmarks.rule_curves import EMPTY_CURVE, Comparison, Curve
-from meloformer.command_line import check_at_least
+from meloformer.command_line import check_above_zero, check_at_least, ungiven
 from meloformer.errors import ConfigError
 from meloformer.model.attention import build_plan
 from meloformer.model.config import SIZES, MuseFormerConfig
@@ -40,7 +41,6 @@ from meloformer.shards.reader import ShardFolder, SplitIndex
 from meloformer.training.config import ModelSize, fuses, newest_shards
 from meloformer.training.graphs import Shapes, limit_graphs
 from meloformer.training.loss import step_loss
-from meloformer.training.optimizer import OptimizerConfig, build_optimizer
 from meloformer.training.prepare import backend_of
 from meloformer.training.ranks import Ranks
 from meloformer.training.schedule import ScheduleConfig, learning_rate
@@ -49,8 +49,8 @@ from meloformer.training.validation import validate
 DEFAULT_RULE = MuseFormerConfig.rule
 
 UNGIVEN = {
-    "cuda": {"model_size": "small", "max_seq_len": 8192, "batch_size": 6},
-    "cpu": {"model_size": "tiny", "max_seq_len": 2048, "batch_size": 2},
+    "cuda": UNGIVEN_SIZES["cuda"] | {"batch_size": 6},
+    "cpu": UNGIVEN_SIZES["cpu"] | {"batch_size": 2},
 }
 
 
@@ -103,8 +103,7 @@ class CompareRulesConfig:
             "validation_rows": 1,
         }
         check_at_least(self, lowest)
-        if not 0 < self.minutes < math.inf:
-            raise ConfigError(f"--minutes {self.minutes}: allowed: above 0")
+        check_above_zero(self, "minutes")
         if self.block_size not in BLOCK_SIZES:
             allowed_sizes = " or ".join(map(str, BLOCK_SIZES))
             raise ConfigError(f"--block_size {self.block_size}: allowed: {allowed_sizes}")
@@ -130,16 +129,15 @@ class Race:
 
     def __init__(self, config: CompareRulesConfig) -> None:
         device_type = choose_device(config.device)
-        ungiven = UNGIVEN["cuda" if device_type == "cuda" else "cpu"]
         self.config = replace(
             config,
             data=config.data or str(newest_shards()),
-            **{name: value for name, value in ungiven.items() if getattr(config, name) is None},  # type: ignore[arg-type]
+            **ungiven(config, UNGIVEN, device_type),
         )
         self.device = torch.device(device_type)
         self.backend = backend_of(self.device)
         self.fuse = fuses("auto", self.backend, zero_stage=0)
-        self.dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
+        self.dtype = weights_dtype(self.device)
         self.candidates = find_candidates(config.rules)
         self.models = {c.name: self._model_config(c) for c in self.candidates}
         assert self.config.data is not None
@@ -187,12 +185,11 @@ class Race:
             turn_seconds = time.perf_counter() - turn_began
 
     def _turn(self, step: int) -> None:
-        """One slice of every candidate and seed; every second turn runs backwards."""
+        """One slice of every candidate and seed."""
         for seed, trainees in enumerate(self.trainees):
             batches = [next(self._streams[seed])[0] for _ in range(self.config.slice_steps)]
             self._targets[seed] += sum(batch.num_targets for batch in batches)
-            is_odd = step // self.config.slice_steps % 2
-            for trainee in trainees[:: -1 if is_odd else 1]:
+            for trainee in in_turn(trainees, step // self.config.slice_steps):
                 trainee.train(batches, step)
 
     def _validate(self, step: int, curves: dict[str, list[Curve]]) -> None:
@@ -208,7 +205,7 @@ class Race:
         for trainees in self.trainees[:1]:
             for trainee in trainees:
                 trainee.backward(self._prepared(trainee.candidate, self._first))
-                trainee.drop_gradients()
+                trainee.learner.drop_gradients()
                 with torch.no_grad():
                     trainee.predict(self._validation[trainee.candidate.name][0].to(self.device))
 
@@ -268,10 +265,7 @@ class Race:
 
 
 class _Trainee:
-    """One candidate with one seed: weights, optimizer, clock.
-
-    On CUDA as the engine trains: weights and gradients in bf16, optimizer on fp32 copies.
-    """
+    """One candidate with one seed: learner and clock."""
 
     def __init__(
         self, race: Race, candidate: Candidate, seed: int, precision: torch.dtype | None
@@ -281,18 +275,12 @@ class _Trainee:
         self._rule, self._config = rule_of(candidate.rule), race.config
         self._fuse = race.fuse
         master = build_model(race.models[candidate.name], fuse=race.fuse, seed=seed)
-        master = master.to(race.device)
-        self._optimizer = build_optimizer(master, OptimizerConfig())
-        self._model = master
-        if race.dtype != torch.float32:
-            self._model = copy.deepcopy(master).to(race.dtype)
-        self._weights: list[Tensor] = list(self._model.parameters())
-        self._masters: list[Tensor] = list(master.parameters())
+        self.learner = Learner(master, race.device, race.dtype)
 
     def predict(self, batch: Batch) -> Tensor:
         """(B, T, V) logits of a batch on the device."""
         plan = build_plan(batch.layout, self._rule, self._backend, batch.blocks, self._precision)
-        return self._model(batch.ids_BT, batch.layout, plan, NoisedOwn.of(batch.open_seeds))
+        return self.learner.model(batch.ids_BT, batch.layout, plan, NoisedOwn.of(batch.open_seeds))
 
     def train(self, batches: Sequence[Batch], step: int) -> None:
         """Train on batches, one a step; only this counts on the clock.
@@ -301,11 +289,11 @@ class _Trainee:
         """
         block_size = self._config.block_size
         prepared = [self.candidate.prepare(batch, self._backend, block_size) for batch in batches]
-        began = self._now()
+        began = own_clock(self._device)
         for number, batch in enumerate(prepared, start=step + 1):
             self.backward(batch)
-            self._update(number)
-        self.seconds += self._now() - began
+            self.learner.step(self._rate(number))
+        self.seconds += own_clock(self._device) - began
 
     def backward(self, batch: Batch) -> None:
         """Gradients of the mean loss of a batch."""
@@ -313,35 +301,11 @@ class _Trainee:
         logits_BTV = self.predict(batch)
         step_loss(logits_BTV, batch.targets_BT, batch.num_targets, 1, fuse=self._fuse).backward()
 
-    def drop_gradients(self) -> None:
-        """Forget them."""
-        for weight in (*self._weights, *self._masters):
-            weight.grad = None
-
-    def _update(self, step: int) -> None:
+    def _rate(self, step: int) -> float:
+        """It rises, and stays where the rise ends."""
         schedule = ScheduleConfig(
             learning_rate=self._config.learning_rate,
             warmup_steps=self._config.warmup_steps,
             min_learning_rate_ratio=1.0,
         )
-        num_steps = max(step, self._config.warmup_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(step, num_steps, schedule)
-        has_copies = self._masters[0] is not self._weights[0]
-        if has_copies:
-            for master, weight in zip(self._masters, self._weights, strict=True):
-                assert weight.grad is not None
-                master.grad = weight.grad.float()
-        torch.nn.utils.clip_grad_norm_(self._masters, OptimizerConfig().gradient_clipping)
-        self._optimizer.step()
-        if has_copies:
-            with torch.no_grad():
-                torch._foreach_copy_(self._weights, self._masters)
-        self.drop_gradients()
-
-    def _now(self) -> float:
-        """Seconds of the clock that counts: what else a CPU does is no fault of a rule."""
-        if self._device.type != "cuda":
-            return time.process_time()
-        torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+        return learning_rate(step, max(step, self._config.warmup_steps), schedule)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from meloformer.benchmarks.bench_rows import BenchRows
 from meloformer.benchmarks.bench_tables import mebibytes, percent, plain, rounded, table_of
-from meloformer.errors import ConfigError
+from meloformer.command_line import check_above_zero, check_at_least
 from meloformer.model.config import MuseFormerConfig
 from meloformer.training.cards import Card
 from meloformer.training.outlook import EXPECTED_MFU
@@ -63,11 +63,8 @@ class LinkConfig:
     network_gb_s: float = 320.0
 
     def __post_init__(self) -> None:
-        if self.gpus_per_node < 1:
-            raise ConfigError(f"--gpus_per_node {self.gpus_per_node}: allowed: 1 or more")
-        for name in ("node_gb_s", "network_gb_s"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"--{name} {getattr(self, name)}: allowed: above 0")
+        check_at_least(self, {"gpus_per_node": 1})
+        check_above_zero(self, "node_gb_s", "network_gb_s")
 
 
 def collective_seconds(part: Collective, world_size: int, links: LinkConfig) -> float:

@@ -18,6 +18,7 @@ from meloformer.batches.piece_index import PieceIndex
 from meloformer.batches.windows import check_bars_fit
 from meloformer.benchmarks.alternation import (
     REFUSALS,
+    in_turn,
     reason_of,
     release,
 )
@@ -80,7 +81,7 @@ def _measured(
         if trainee.name in reasons:
             release(device)
     for number in range(num_slices):
-        for stepper in list(steppers.values())[:: -1 if number % 2 else 1]:
+        for stepper in in_turn(list(steppers.values()), number):
             for _ in range(steps_per_slice):
                 stepper.step()
     found = {name: stepper.figures() for name, stepper in steppers.items()}

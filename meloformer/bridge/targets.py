@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from meloformer.errors import CheckpointError, ShardError
-from meloformer.shards.manifest import sha256_of
+from meloformer.file_sums import sha256_of
 from meloformer.shards.maps import Recent
 
 FORMAT_VERSION = 1

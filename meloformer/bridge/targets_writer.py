@@ -28,8 +28,9 @@ from meloformer.bridge.targets import (
     TargetWindow,
 )
 from meloformer.errors import ConfigError
+from meloformer.file_sums import sha256_of
 from meloformer.model.tensor_file import FileSum, write_tensors
-from meloformer.shards.manifest import SPLITS, sha256_of
+from meloformer.shards.manifest import SPLITS
 from meloformer.shards.notes import read_note, sync_folder, write_note
 
 _WORK = "work"

@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 
 from meloformer.bridge.text_encoder import TextEncoder, TextStates
 from meloformer.errors import ConfigError
+from meloformer.file_sums import sha256_of
 from meloformer.model.tensor_file import write_tensors
-from meloformer.shards.manifest import sha256_of
 from meloformer.shards.notes import read_note, sync_folder, write_note
 
 FORMAT_VERSION = 1

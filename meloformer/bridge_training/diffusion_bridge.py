@@ -8,7 +8,7 @@ from meloformer.bridge.flow import Times
 from meloformer.bridge_training.config import BridgeTrainConfig
 from meloformer.bridge_training.objectives import Objective, OwnLoss
 from meloformer.bridge_training.prepare import BridgeKind
-from meloformer.errors import ConfigError
+from meloformer.command_line import check_at_least
 from meloformer.training.ranks import Ranks
 
 
@@ -37,9 +37,8 @@ class DiffusionBridgeTrainConfig(BridgeTrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("bridge_width", "bridge_layers", "bridge_heads", "bridge_ffn_width"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)}: allowed: 1 or more")
+        shape = ("bridge_width", "bridge_layers", "bridge_heads", "bridge_ffn_width")
+        check_at_least(self, dict.fromkeys(shape, 1))
         self.model_config(text_width=1, summary_width=1)
 
     def model_config(self, text_width: int, summary_width: int) -> DiffusionBridgeConfig:

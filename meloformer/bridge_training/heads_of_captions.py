@@ -29,8 +29,8 @@ from meloformer.bridge_training.heads_cache import find_heads, keep_heads
 from meloformer.captions.caption_set import read_captions, read_facts
 from meloformer.captions.patterns import LANGUAGES, split_patterns
 from meloformer.errors import ConfigError
+from meloformer.file_sums import sha256_of
 from meloformer.progress import shown
-from meloformer.shards.manifest import sha256_of
 from meloformer.tokens import vocabulary
 
 

@@ -20,6 +20,7 @@ from meloformer.bridge_training.objectives import (
 )
 from meloformer.bridge_training.prepare import BridgeKind, of_targets
 from meloformer.bridge_training.token_loss import TokenLoss
+from meloformer.command_line import check_at_least
 from meloformer.errors import ConfigError
 from meloformer.model.injection import INJECTION_LAYER, Injection
 from meloformer.model.weights import find_model_folder, load_model, load_weights
@@ -65,9 +66,8 @@ class QFormerTrainConfig(BridgeTrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("bridge_width", "bridge_layers", "bridge_heads", "bridge_ffn_width"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)}: allowed: 1 or more")
+        shape = ("bridge_width", "bridge_layers", "bridge_heads", "bridge_ffn_width")
+        check_at_least(self, dict.fromkeys(shape, 1))
         check_weight("regression_weight", self.regression_weight)
         check_weight("token_loss_weight", self.token_loss_weight)
         if not 0 <= self.token_loss_alpha <= 1:

@@ -18,8 +18,8 @@ from meloformer.training.checkpoint import (
     begin_checkpoint,
     drop_superseded,
     finish_checkpoint,
-    put_in_place,
     set_aside_later,
+    whole_or_absent,
 )
 from meloformer.training.host_copy import HostCopy
 from meloformer.training.parts import part_name
@@ -100,17 +100,7 @@ def export_bridge(engine: AccelerateEngine, run: Path, facts: BridgeFacts, step:
 
 
 def _export(folder: Path, facts: BridgeFacts, weights: dict[str, torch.Tensor]) -> Path:
-    aside = folder.with_name(f".{folder.name}")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        _write(aside, facts, weights, folder.parent)
-        return put_in_place(aside)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise CheckpointError(
-            f"{folder}: cannot be written ({error}); allowed: a disk with room; then write it with "
-            "--resume auto"
-        ) from error
+    return whole_or_absent(folder, lambda at: _write(at, facts, weights, folder.parent))
 
 
 def _write(folder: Path, facts: BridgeFacts, weights: dict[str, torch.Tensor], run: Path) -> None:

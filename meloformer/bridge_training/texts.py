@@ -10,8 +10,8 @@ import torch
 from meloformer.bridge.encoder_folder import DEFAULT_TEXT_ENCODER
 from meloformer.bridge_training.config import BridgeTrainConfig
 from meloformer.errors import ConfigError
+from meloformer.file_sums import sha256_of
 from meloformer.progress import shown
-from meloformer.shards.manifest import sha256_of
 from meloformer.training.ranks import Ranks
 
 if TYPE_CHECKING:

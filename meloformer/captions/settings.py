@@ -6,7 +6,7 @@ from typing import Any
 
 from meloformer.captions.patterns import check_languages
 from meloformer.errors import ConfigError
-from meloformer.shards.manifest import sha256_of
+from meloformer.file_sums import sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,29 +55,23 @@ def run_facts(model_folder: Path) -> RunFacts:
     if folder is None:
         return RunFacts(weights=weights, step=step)
     run = Run.load(folder)
-    places = _places(str(run.settings.get("data", "")))
     scored_step, scores = _scores(folder, weights, step)
     return RunFacts(
         weights=weights,
         step=step,
         run=run,
-        data=tuple(Path(place).name for place in places),
-        manifests=_manifests(run, places),
+        data=tuple(Path(place).name for place in run.data),
+        manifests=_manifests(run),
         scores=scores,
         scored_step=scored_step,
     )
 
 
-def _places(data: str) -> list[str]:
-    """Folders of --data, which run.json has as one line."""
-    return [data] if Path(data).is_dir() else data.split()
-
-
-def _manifests(run: Run, places: list[str]) -> tuple[Manifest, ...] | None:
-    if not places or any("://" in place for place in places):
+def _manifests(run: Run) -> tuple[Manifest, ...] | None:
+    if not run.data or any("://" in place for place in run.data):
         return None
     try:
-        folders = [ShardFolder.open(place) for place in places]
+        folders = [ShardFolder.open(place) for place in run.data]
     except ShardError:
         return None
     weights = tuple(run.settings.get("data_weights") or ()) or (1.0,) * len(folders)

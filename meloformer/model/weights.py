@@ -1,6 +1,5 @@
 """A model folder in the Hugging Face layout: config.json and model.safetensors."""
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from meloformer.errors import CheckpointError
+from meloformer.file_sums import sha256_of
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.tensor_file import FileSum, write_tensors
@@ -81,8 +81,7 @@ def model_fingerprint(folder: Path) -> str:
     """
     path = folder / WEIGHTS_NAME
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); take another one") from error
 

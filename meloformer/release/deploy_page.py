@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meloformer.release.source import SUMS_NAME, file_sum
+from meloformer.file_sums import sha256_of
+from meloformer.release.source import SUMS_NAME
 
 # Letters that every encoder reads.
 TEXT = "a calm piece in E minor, in 3/4"
@@ -147,7 +148,7 @@ def _what_is_here(deployment: Deployment) -> str:
 
 def _sums(deployment: Deployment) -> str:
     lines = [
-        f"| {path.as_posix()} | `{file_sum(deployment.folder / path)}` |"
+        f"| {path.as_posix()} | `{sha256_of(deployment.folder / path)}` |"
         for path in deployment.files
     ]
     trained = (

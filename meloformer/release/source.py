@@ -1,18 +1,17 @@
 """The commit that is released, as files: never what lies in the working tree beside it."""
 
 import gzip
-import hashlib
 import io
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from meloformer.errors import ConfigError, ReleaseError
+from meloformer.file_sums import sha256_of
 from meloformer.release.programs import run_program
 from meloformer.release.versions import Version, agreed_version
 
 SUMS_NAME = "SHA256SUMS"
-_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,22 +106,13 @@ def write_archive(folder: Path, path: Path, seconds: int) -> None:
                     recursive=False, filter=plain)  # fmt: skip
 
 
-def file_sum(path: Path) -> str:
-    """sha256 of a file, as hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def write_sums(folder: Path) -> Path:
     """SHA256SUMS of all files below a folder, as `sha256sum --check` reads it."""
     sums = folder / SUMS_NAME
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != sums)
     lines = io.StringIO()
     for path in files:
-        lines.write(f"{file_sum(path)}  {path.relative_to(folder).as_posix()}\n")
+        lines.write(f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n")
     sums.write_text(lines.getvalue(), encoding="utf-8")
     return sums
 
@@ -141,7 +131,7 @@ def check_sums(folder: Path) -> int:
         if path.is_file() and path != folder / SUMS_NAME
     }
     for name in sorted(named.keys() | there.keys()):
-        if name not in there or named.get(name) != file_sum(there[name]):
+        if name not in there or named.get(name) != sha256_of(there[name]):
             raise ReleaseError(
                 f"{folder / name}: missing, changed or not in {SUMS_NAME}; expected the file of "
                 "the release; unpack it again"

@@ -1,6 +1,5 @@
 """The manifest of a shard folder: what is in it, what made it, and the sums that prove it."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -18,8 +17,6 @@ MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "rejected.jsonl"
 CARD_NAME = "README.md"
 SPLITS = ("train", "valid", "test")
-
-_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,12 +373,3 @@ def flat_settings(settings: ShardSettings) -> dict[str, Any]:
     """All settings by the names of their flags, filters among them."""
     flat = {item.name: getattr(settings, item.name) for item in fields(settings)}
     return flat | asdict(flat.pop("filters"))
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -5,6 +5,7 @@ from itertools import count
 from pathlib import Path
 
 from meloformer.errors import ShardError
+from meloformer.file_sums import sha256_of
 from meloformer.shards.manifest import (
     MANIFEST_NAME,
     REJECTED_NAME,
@@ -15,7 +16,6 @@ from meloformer.shards.manifest import (
     check_tokenizer,
     flat_settings,
     load_manifest,
-    sha256_of,
 )
 from meloformer.shards.sources import Survey
 from meloformer.shards.staging import foreign_files

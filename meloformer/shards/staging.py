@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from meloformer.errors import ShardError
+from meloformer.file_sums import sha256_of
 from meloformer.shards.manifest import (
     CARD_NAME,
     MANIFEST_NAME,
@@ -22,7 +23,6 @@ from meloformer.shards.manifest import (
     Manifest,
     check_files,
     load_manifest,
-    sha256_of,
 )
 from meloformer.shards.notes import read_note, sync_folder, write_note
 from meloformer.shards.sources import InputLostError

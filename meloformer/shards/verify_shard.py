@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from meloformer.errors import ShardError, TokenError
+from meloformer.file_sums import sha256_of
 from meloformer.shards.bar_tokens import longest_bar
 from meloformer.shards.content import KEY_LENGTH, note_key, tune_hash
 from meloformer.shards.convert import describe
 from meloformer.shards.index import ShardIndex
 from meloformer.shards.known import load_copies
-from meloformer.shards.manifest import MANIFEST_NAME, SPLITS, ShardEntry, sha256_of
+from meloformer.shards.manifest import MANIFEST_NAME, SPLITS, ShardEntry
 from meloformer.shards.storage import Storage
 from meloformer.shards.tars import FACTS_SUFFIX, IDS_DTYPE, IDS_SUFFIX
 from meloformer.tokens.attributes import attributes_of

@@ -10,19 +10,19 @@ checkpoints/step-1000/
 """
 
 import errno
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from meloformer.errors import CheckpointError
+from meloformer.file_sums import sha256_of
 from meloformer.model.tensor_file import FileSum
 from meloformer.model.weights import MODEL_NAMES, step_of
 from meloformer.training.lora import ADAPTER_NAME
@@ -33,7 +33,6 @@ MANIFEST_NAME, STATE_NAME = "manifest.json", "state.json"
 PARTS_NAME, MODEL_NAME = "parts", MODEL_NAMES["raw"]
 _SUPERSEDED = ".superseded"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
-_CHUNK_BYTES = 1 << 22
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +185,29 @@ def put_in_place(folder: Path) -> Path:
     return final
 
 
+def whole_or_absent(folder: Path, write: Callable[[Path], object]) -> Path:
+    """Write a folder of a finished run aside, then put it in place.
+
+    Args:
+        folder: as it will be called.
+        write: fills the folder that it is given.
+
+    Raises:
+        CheckpointError: it cannot be written; nothing is left of it.
+    """
+    aside = folder.with_name(f".{folder.name}")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        write(aside)
+        return put_in_place(aside)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error}); allowed: a disk with room; then write it with "
+            "--resume auto"
+        ) from error
+
+
 def set_aside_later(run: Path, step: int) -> list[Path]:
     """Rename what a resumed run will make again: later checkpoints, and the finished model.
 
@@ -238,7 +260,7 @@ def sum_files(
     )
     # Hashing releases the interpreter's lock: threads share out the large parts.
     with ThreadPoolExecutor() as pool:
-        sums = list(pool.map(_sha256, paths))
+        sums = list(pool.map(sha256_of, paths))
     found = {
         path.relative_to(folder).as_posix(): FileSum(path.stat().st_size, digest).to_json()
         for path, digest in zip(paths, sums, strict=True)
@@ -327,14 +349,6 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
     except OSError as error:
         logger.warning("%s: cannot be removed yet (%s)", folder, error)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

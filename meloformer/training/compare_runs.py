@@ -168,7 +168,7 @@ def compare_runs(a: Path, b: Path, *, tolerance: float = 0.0) -> Comparison:
     until = parting.step if parting else common[-1] + 1
     checkpoint = _last_common_checkpoint(a, b, before=until)
     starts = [_start_of(run, until) for run in runs]
-    told = [dict(_flat(run.settings)) for run in runs]
+    told = [dict(_flat(run.settings | {"data": " ".join(run.data)})) for run in runs]
     return Comparison(
         a=str(a),
         b=str(b),

@@ -9,7 +9,7 @@ from meloformer.batches.filling import Filling
 from meloformer.batches.mixture import check_weights
 from meloformer.batches.phases import PhaseEnds
 from meloformer.batches.plan import Collate
-from meloformer.command_line import check_at_least
+from meloformer.command_line import check_at_least, ungiven
 from meloformer.errors import ConfigError
 from meloformer.midi import grid
 from meloformer.model.attention import Backend
@@ -249,14 +249,19 @@ class ResolvedConfig(TrainConfig):
         return self.data_weights or (1.0,) * len(self.data)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, paths as they were typed, no credentials; the rule itself, not its file."""
+        """Plain data, paths as they were typed, no credentials; the rule itself, not its file.
+
+        The shards are a name where they are one folder, a list of names where they are several.
+        """
 
         def plain(facts: list[tuple[str, Any]]) -> dict[str, Any]:
             return {key: str(value) if isinstance(value, Path) else value for key, value in facts}
 
         settings = asdict(self, dict_factory=plain)
         del settings["rule"]
-        return settings | {"data": self.data_name, "attention": rule_to_json(self.rule)}
+        names = [without_credentials(name) for name in self.data]
+        data = names[0] if len(names) == 1 else names
+        return settings | {"data": data, "attention": rule_to_json(self.rule)}
 
 
 def resolve(
@@ -276,10 +281,7 @@ def resolve(
         ConfigError: no data, no such rule, or wandb or peft is asked for and not installed.
     """
     lines = []
-    ungiven = UNGIVEN["cuda" if device_type == "cuda" else "cpu"]
-    chosen: dict[str, Any] = {
-        name: value for name, value in ungiven.items() if getattr(flags, name) is None
-    }
+    chosen = ungiven(flags, UNGIVEN, device_type)
     if chosen and device_type != "cuda":
         words = ", ".join(f"--{name} {value}" for name, value in chosen.items())
         lines.append(f"no CUDA device: {words} (give the flags to choose otherwise)")

@@ -55,6 +55,17 @@ class Run:
     notes: list[str] = field(default_factory=list)
     format_version: int = FORMAT_VERSION
 
+    @property
+    def data(self) -> list[str]:
+        """Folders of --data, as typed; none where the run was given none.
+
+        Older releases wrote several as one line with spaces between them.
+        """
+        found = self.settings.get("data") or []
+        if isinstance(found, str):
+            return [found] if Path(found).is_dir() else found.split()
+        return list(found)
+
     def save(self, folder: Path) -> None:
         """Write run.json whole or not at all.
 

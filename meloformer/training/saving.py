@@ -23,9 +23,9 @@ from meloformer.training.checkpoint import (
     check_owner,
     drop_superseded,
     finish_checkpoint,
-    put_in_place,
     set_aside_later,
     step_folder,
+    whole_or_absent,
 )
 from meloformer.training.engine import Engine
 from meloformer.training.host_copy import HostCopy
@@ -153,7 +153,7 @@ def export_model(
         weights = {name: weight.to("cpu", copy=True) for name, weight in weights_of()}
         if which == "raw" and adapters.lora:
             alone = partial(save_adapters, weights=weights, config=adapters)
-            engine.ranks.on_first(partial(_whole_or_absent, run / ADAPTER_NAME, alone))
+            engine.ranks.on_first(partial(whole_or_absent, run / ADAPTER_NAME, alone))
         plain = merge(weights, adapters)
         folder = engine.ranks.on_first(
             partial(_export, run / MODEL_NAMES[which], model, plain, step)
@@ -165,21 +165,7 @@ def export_model(
 def _export(
     folder: Path, model: MuseFormerConfig, weights: dict[str, torch.Tensor], step: int
 ) -> Path:
-    return _whole_or_absent(folder, lambda at: save_model(at, model, weights, _facts(step)))
-
-
-def _whole_or_absent(folder: Path, write: Callable[[Path], object]) -> Path:
-    aside = folder.with_name(f".{folder.name}")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        write(aside)
-        return put_in_place(aside)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise CheckpointError(
-            f"{folder}: cannot be written ({error}); allowed: a disk with room; then write it with "
-            "--resume auto"
-        ) from error
+    return whole_or_absent(folder, lambda at: save_model(at, model, weights, _facts(step)))
 
 
 def is_exported(run: Path, step: int) -> bool:

@@ -1,5 +1,6 @@
 """Rules compared on real shards: the same rows, the same start, every model learns."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -97,15 +98,20 @@ def test_the_time_ends_a_comparison_and_every_validation_is_reported(chorale_sha
     assert steps == sorted(set(steps)) and all(step % 6 == 0 for step in steps[:-1])
 
 
-def test_weights_in_bf16_follow_fp32_copies_that_the_optimizer_keeps(chorale_shards) -> None:
+def test_a_trainee_of_a_race_in_bf16_computes_with_copies_of_what_is_optimized(
+    chorale_shards,
+) -> None:
     race = a_race(chorale_shards, "near")
     race.dtype = torch.bfloat16
     trainee = _Trainee(race, race.candidates[0], 0, None)
     batches: list[Batch] = next(race._streams[0])
-    before = trainee._masters[0].detach().clone()
+    before = copy.deepcopy(trainee.learner.master)
     trainee.train(batches * 2, step=0)
-    assert not torch.equal(before, trainee._masters[0])
-    for weight, master in zip(trainee._weights, trainee._masters, strict=True):
+    masters, weights = (
+        list(module.parameters()) for module in (trainee.learner.master, trainee.learner.model)
+    )
+    assert not torch.equal(next(before.parameters()), masters[0])
+    for weight, master in zip(weights, masters, strict=True):
         assert (weight.dtype, master.dtype) == (torch.bfloat16, torch.float32)
         assert torch.equal(weight, master.to(torch.bfloat16))
         assert weight.grad is None and master.grad is None

@@ -12,8 +12,9 @@ from meloformer.captions.caption_set import facts_path, read_captions, read_fact
 from meloformer.captions.settings import CaptionSettings
 from meloformer.command_line import run_recipe
 from meloformer.errors import ConfigError
+from meloformer.file_sums import sha256_of
 from meloformer.shards.build import build_shards
-from meloformer.shards.manifest import ShardSettings, sha256_of
+from meloformer.shards.manifest import ShardSettings
 from meloformer.shards.pool import local_engine
 from meloformer.shards.reader import ShardFolder
 from meloformer.shards.sources import open_source

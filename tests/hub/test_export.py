@@ -21,6 +21,7 @@ from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.vocabulary import KIND_OF, Kind
 from meloformer.training.checkpoint import MANIFEST_NAME, sum_files
 from meloformer.training.config import TrainConfig
+from meloformer.training.data import manifest_sum
 from meloformer.training.run_folder import Run
 from tests.hub.folders import a_model, write_model
 from tests.launch.recipes import load_recipe
@@ -29,7 +30,9 @@ ROOT = Path(__file__).parents[2]
 NATS = {"per_token": 1.5, "per_note": 4.25, "per_kind": {}, "num_targets": 900, "num_notes": 300}
 
 
-def write_run(folder: Path, data: str = "absent", manifest_sha256: str = "0" * 64) -> Path:
+def write_run(
+    folder: Path, data: str | list[str] = "absent", manifest_sha256: str = "0" * 64
+) -> Path:
     """A run folder: weights of step 7, averaged ones, a sealed step 5, run.json, validations."""
     raw, averaged = a_model(), a_model(seed=1)
     write_model(folder / "model", raw)
@@ -184,6 +187,17 @@ def test_shards_that_have_changed_since_are_not_called_the_data_of_the_run(
 ) -> None:
     facts = run_facts(write_run(tmp_path, str(chorale_shards)) / "model")
     assert facts.manifests is None and facts.data == (chorale_shards.name,)
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_run_over_several_folders_knows_the_shards_of_each(
+    chorale_shards, tmp_path, is_older
+) -> None:
+    names, folders = [str(chorale_shards)] * 2, [ShardFolder.open(chorale_shards)] * 2
+    data = " ".join(names) if is_older else names
+    facts = run_facts(write_run(tmp_path, data, manifest_sum(folders, (1.0, 1.0))) / "model")
+    assert facts.data == (chorale_shards.name,) * 2
+    assert facts.manifests is not None and len(facts.manifests) == 2
 
 
 def test_averaged_weights_are_given_their_own_likelihoods(run) -> None:

@@ -26,6 +26,8 @@ def test_the_recipe_prints_a_verdict_and_writes_figures_and_picture(
     figures = json.loads(path.read_text())
     assert set(figures["curves"]) == {"halves", "dense_twin"}
     assert figures["settings"]["data"] == chorale_shards.name, "no path of this machine"
+    assert {"device", "versions", "commit", "machine", "threads", "load_average"} <= set(figures)
+    assert set(figures["rules"]) == {"halves", "dense_twin"}
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -8,6 +8,7 @@ import pytest
 from meloformer.bridge.bridges import load_bridge
 from meloformer.bridge.encoder_folder import EncoderSettings, folder_fingerprint
 from meloformer.errors import CheckpointError, ReleaseError
+from meloformer.file_sums import sha256_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import model_fingerprint, save_model
 from meloformer.release.bridge_archive import TrainedParts, write_bridge_archives
@@ -17,7 +18,6 @@ from meloformer.release.packages import ALONE
 from meloformer.release.source import (
     Commit,
     check_sums,
-    file_sum,
     unpack,
     write_archive,
     write_source_archive,
@@ -68,7 +68,7 @@ def test_the_full_archive_holds_what_was_trained_and_the_page_says_its_sums(
     assert model_fingerprint(folder / "bridge") == model_fingerprint(bridge_run / "model")
     assert (folder / "code" / "constraints.txt").read_text() == "torch==2.13.0\n"
     for name in ("base/model.safetensors", "bridge/statistics.safetensors", "constraints.txt"):
-        assert f"| {name} | `{file_sum(folder / name)}` |" in page
+        assert f"| {name} | `{sha256_of(folder / name)}` |" in page
     assert str(tmp_path) not in page.replace(str(encoder_folder), ""), "no place of this machine"
 
     lean = unpack(code, tmp_path / "empty")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from meloformer.shards.manifest import sha256_of
+from meloformer.file_sums import sha256_of
 
 
 def flip_a_byte(path: Path, position: int) -> None:

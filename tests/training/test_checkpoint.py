@@ -18,6 +18,7 @@ from meloformer.training.checkpoint import (
     set_aside_later,
     step_folder,
     step_folders,
+    whole_or_absent,
 )
 from meloformer.training.run_folder import (
     Run,
@@ -215,6 +216,23 @@ def test_what_a_resumed_run_makes_again_is_set_aside_until_something_newer_is_se
     write_checkpoint(tmp_path, 8)
     assert not any(path.exists() for path in renamed)
     assert [path.name for path in step_folders(tmp_path)] == ["step-5", "step-8"]
+
+
+def test_a_model_that_cannot_be_written_leaves_the_one_before_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    def write(folder: Path, content: str) -> None:
+        folder.mkdir()
+        (folder / "weights").write_text(content)
+        if content == "half":
+            raise OSError("no space left")
+
+    model = tmp_path / "model"
+    assert whole_or_absent(model, lambda at: write(at, "whole")) == model
+    with pytest.raises(CheckpointError, match=r"model: cannot be written \(no space left\).*room"):
+        whole_or_absent(model, lambda at: write(at, "half"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (model / "weights").read_text() == "whole"
 
 
 def test_a_checkpoint_of_another_run_or_vocabulary_is_refused(tmp_path: Path) -> None:

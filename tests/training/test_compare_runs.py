@@ -123,6 +123,17 @@ def test_a_loss_that_is_not_finite_in_one_run_parts_and_in_both_does_not(
     assert not compare_runs(other, again).parts
 
 
+def test_shards_that_an_older_run_names_in_one_line_are_no_other_shards(
+    runs: tuple[Path, Path], other: Path, tmp_path: Path
+) -> None:
+    newer = Path(shutil.copytree(runs[0], tmp_path / "newer"))
+    rewrite(other / RUN_NAME, lambda run: run["settings"].update(data="a b"))
+    rewrite(newer / RUN_NAME, lambda run: run["settings"].update(data=["a", "b"]))
+    assert "data" not in {setting.name for setting in compare_runs(newer, other).settings}
+    found = compare_runs(runs[0], newer).settings
+    assert "a b" in next(str(setting) for setting in found if setting.name == "data")
+
+
 def test_versions_ranks_and_data_that_differ_are_told(runs: tuple[Path, Path], other: Path) -> None:
     def change(run: dict) -> None:
         run["starts"][0]["versions"]["torch"] = "2.99.0"

@@ -198,6 +198,9 @@ def test_urls_and_their_cache_are_flags_and_what_is_written_holds_no_credentials
     assert config.data == (url, "plain"), "what opens them keeps the credentials"
     assert (config.cache.folder, config.cache.max_bytes) == (Path("/disk"), 2_500_000_000)
     start = start_facts(["train.py", *given], 1, torch.device("cpu"), 0, "abc1234+")
+    assert config.to_json()["data"] == ["https://host/shards", "plain"]
+    one, _ = resolve(parse_flags(TrainConfig, ["--data", url]), "cpu", time_utc="now")
+    assert one.to_json()["data"] == "https://host/shards"
     written = json.dumps([config.to_json(), start])
     assert written.count("https://host/shards") == 2 and '"cache_dir": "/disk"' in written
     assert not any(word in written for word in ("me:", "secret", "signature", "hidden"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from meloformer.errors import ConfigError
-from meloformer.training.run_folder import find_checkpoint, lock_run
+from meloformer.training.run_folder import Run, find_checkpoint, lock_run
 
 HOLDER = (
     "import sys; from pathlib import Path; from meloformer.training.run_folder import lock_run;"
@@ -28,6 +28,25 @@ def test_a_folder_that_another_process_trains_in_is_refused_until_it_ends(tmp_pa
     other.kill()
     other.wait()
     lock_run(tmp_path).close()
+
+
+def test_shards_of_a_run_are_those_that_were_typed_older_runs_too(tmp_path: Path) -> None:
+    (spaced := tmp_path / "of mine").mkdir()
+    for written, expected in (
+        ([str(spaced), "data_shards/b"], [str(spaced), "data_shards/b"]),
+        (str(spaced), [str(spaced)]),
+        ("data_shards/a data_shards/b", ["data_shards/a", "data_shards/b"]),
+        (None, []),
+    ):
+        Run(
+            run_id="id",
+            settings={"data": written},
+            global_batch=1,
+            num_steps=1,
+            manifest_sha256="sum",
+            starts=[],
+        ).save(tmp_path)
+        assert Run.load(tmp_path).data == expected
 
 
 def test_a_place_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
