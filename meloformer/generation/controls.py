@@ -50,7 +50,8 @@ class ControlConfig:
         chords: of the bars, such as "C Am F G7", one a bar and then from the front again; roots
             with nothing, m, dim, aug, maj7, m7 or 7, N for none, C*4 for four bars. Each bar says
             its chord to the model; whether the notes follow is up to the model.
-        instruments: those that play, each at least once, and no others: programs 0..127 or `drums`;
+        instruments: those that play, each in the first quarter already, and no others: programs
+            0..127 or `drums`;
             with --num_instruments, those that it may choose from.
         num_instruments: so many different ones play over the piece, drums being one.
         enter: where instruments come in, such as drums:4 33:0; silent before that bar, counted from

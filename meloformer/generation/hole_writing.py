@@ -146,8 +146,7 @@ def _candidate(
     for number, (start, end) in enumerate(pairwise(edges)):
         # What stands behind the last of these bars does not follow the earlier ones.
         reads_behind = bool(config.fill_rate) and end == job.last < kept.num_bars
-        asked = tuple(sorted(silent)) if end == job.last else ()
-        own = replace(job, kept=kept, first=start, last=end, asked=asked)
+        own = replace(job, kept=kept, first=start, last=end, asked=tuple(sorted(silent)))
         window = _window(model, own, reads_behind)
         is_cut |= window != (0, kept.num_bars if reads_behind else end)
         own_seed = row_seed(seed, number, _WINDOW) if number else seed

@@ -22,6 +22,7 @@ from meloformer.midi.grid import DRUMS
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.filling_grammar import grammar_of
+from meloformer.tokens.keeper import last_bar_to_enter
 from meloformer.tokens.labels import token_labels
 from meloformer.tokens.vocabulary import EOS, FILL, INDEX_OF, KIND_OF, OFFSET, VOCAB_SIZE, Kind
 
@@ -60,8 +61,8 @@ class Part:
             same instrument and pitch.
         first_bar: of `bars`, in that piece.
         needs_note: the last bar gets a note.
-        asked: instruments that play at least once, ascending; who has not until then plays in the
-            last bar.
+        asked: instruments that play at least once, ascending; none waits for longer than where a
+            whole piece is written.
     """
 
     context: np.ndarray
@@ -192,7 +193,7 @@ class _BarMask:
         self._bar = -1
         self._must_sound = False
         self._silent = list(part.asked)
-        self._is_last = False
+        self._is_due = False
         self._instrument, self._onset = -1, 0
         self._sounding_V = np.zeros(VOCAB_SIZE, dtype=bool)
 
@@ -202,8 +203,9 @@ class _BarMask:
             self._before.append(self._notes)
         self._notes, self._bar = [], self._part.first_bar + number
         self._instrument = -1
-        self._is_last = number == len(self._part.bars) - 1
-        self._must_sound = self._part.needs_note and self._is_last and not has_note
+        self._is_due = number >= last_bar_to_enter(len(self._part.bars))
+        is_last = number == len(self._part.bars) - 1
+        self._must_sound = self._part.needs_note and is_last and not has_note
 
     def take(self, token_id: int) -> None:
         """Take a token of the bar."""
@@ -227,7 +229,7 @@ class _BarMask:
         if self._instrument < 0:
             # What was given is whole: nobody adds to what a kept instrument plays.
             allowed_V &= _ENDS_BAR | _IS_INSTRUMENT
-        if self._is_last and self._silent:
+        if self._is_due and self._silent:
             # Instruments ascend: nobody comes before those who are still to play.
             comes_later = _IS_INSTRUMENT & (self._silent[0] < INDEX_OF)
             allowed_V &= ~(_ENDS_BAR | comes_later)

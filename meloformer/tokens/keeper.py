@@ -41,6 +41,9 @@ class Keeper:
         self._entering = wishes.entering
         self._num_entries = Counter(self._entering.values())
         self._num_bars = wishes.num_bars
+        if wishes.num_bars is not None:
+            self._last = wishes.num_bars - 1
+            self._last_to_enter = last_bar_to_enter(wishes.num_bars)
 
         # Who plays for certain, or has played; of them, who may pay in any bar and has not yet.
         self._known = np.zeros(NUM_INSTRUMENTS, dtype=bool)
@@ -139,16 +142,19 @@ class Keeper:
         self._instrument = -1
         self._here = self._may_play & (self._entry <= self._bar)
         self._entrants = sorted(i for i, bar in self._entering.items() if bar == self._bar)
-        owed = int(self._unpaid.sum()) + (self._num_others if self._others_must else 0)
-        self._num_due = max(0, owed - self._room_after())
+        self._num_due = 0
+        if self._num_bars is not None:
+            owed = int(self._unpaid.sum()) + (self._num_others if self._others_must else 0)
+            # In time as far as this bar has room, and at any rate before none is left.
+            room_here = self._most - len(self._entrants)
+            in_time = min(owed - self._room_until(self._last_to_enter), room_here)
+            self._num_due = max(0, in_time, owed - self._room_until(self._last))
         self._look_ahead()
 
-    def _room_after(self) -> int:
-        """Notes that later bars have for instruments without an entry."""
-        if self._num_bars is None:
-            return _UNBOUNDED
-        entries = sum(count for bar, count in self._num_entries.items() if bar > self._bar)
-        return self._most * (self._num_bars - 1 - self._bar) - entries
+    def _room_until(self, last: int) -> int:
+        """Notes that later bars, up to `last`, have for instruments without an entry."""
+        later = range(self._bar + 1, last + 1)
+        return self._most * len(later) - sum(self._num_entries[bar] for bar in later)
 
     def _pay(self, instrument: int) -> None:
         """Strike out what an instrument owes."""
@@ -186,6 +192,17 @@ class Keeper:
             self._paying[self._entrants[0] + 1 :] = False
             self._paying[self._entrants[0]] = self._next[self._entrants[0]]
         self._has_next = bool(self._next.any())
+
+
+def last_bar_to_enter(num_bars: int) -> int:
+    """Bar, from 0, in which those play at last who are to play and have no entry.
+
+    Whoever may wait until it must is heard in the last bar alone.
+
+    >>> [last_bar_to_enter(num_bars) for num_bars in (1, 3, 8, 16, 2000)]
+    [0, 0, 2, 4, 8]
+    """
+    return min(num_bars // 4, 8)
 
 
 def _num_behind(which: np.ndarray) -> np.ndarray:

@@ -27,8 +27,8 @@ class Wishes:
         metre: index into METRES, from the next bar on.
         tempo: index into TEMPOS_BPM, from the next bar on.
         chords: of the bars from the first one on, as in the bar tokens; then from the front again.
-        playing: instruments that play at least once.
-        num_instruments: so many different ones play, those of `playing` among them.
+        playing: instruments that play at least once, and soon: see keeper.last_bar_to_enter.
+        num_instruments: so many different ones play, those of `playing` among them; as soon.
         entries: (instrument, bar) pairs: silent before that bar, counted from 0, and plays in it.
         least_notes: of every bar, all instruments together.
         most_notes: of every bar, all instruments together.

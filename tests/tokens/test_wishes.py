@@ -1,6 +1,7 @@
 """What was wished for is what comes, whoever chooses; what cannot come is refused beforehand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,27 @@ def test_wishes_are_kept_by_chance(wish: str) -> None:
         assert not broken_wishes(random_walk(seed, **vars_of(SMALL[wish])), SMALL[wish])
 
 
+@pytest.mark.parametrize("taste", TASTES)
+@pytest.mark.parametrize(("num_bars", "last"), [(1, 0), (3, 0), (6, 1), (16, 4), (60, 8)])
+def test_who_is_asked_for_does_not_wait_for_the_end(taste: str, num_bars: int, last: int) -> None:
+    late = num_bars - 1
+    entries = ((9, late),) if late else ()
+    wishes = Wishes(num_bars=num_bars, playing=(0, 60, 128), num_instruments=5, entries=entries)
+    music = decode(chosen(wishes, TASTES[taste]))
+    players = set(music.instrument.tolist())
+    first = {who: int(music.bar[music.instrument == who].min()) for who in players}
+    assert len(first) == 5 and first.pop(9, late) == late
+    assert max(first.values()) <= last
+
+
+def test_who_is_asked_for_enters_as_soon_as_bars_have_room() -> None:
+    wishes = Wishes(num_bars=8, playing=(1, 2, 3, 4), entries=((9, 1),), most_notes=1)
+    music = decode(chosen(wishes, TASTES["first players"]))
+    players, first = np.unique(music.instrument, return_index=True)
+    assert dict(zip(players.tolist(), music.bar[first].tolist(), strict=True))[9] == 1
+    assert sorted(music.bar[first].tolist())[:4] == [0, 1, 2, 3]
+
+
 def vars_of(wishes: Wishes) -> dict:
     return {name: getattr(wishes, name) for name in wishes.__dataclass_fields__}
 
@@ -157,16 +179,13 @@ def test_wishes_that_are_not_refused_come_true(wishes: Wishes, seed: int, force:
 
 def test_nothing_is_forbidden_that_breaks_no_wish() -> None:
     """Bounds that bind nowhere leave every mask as it is."""
-    ids = random_walk(3, num_bars=3, instruments={1, 0, 50}, least_notes=1)
-    (first, *_) = decode(ids).instrument.tolist()
-    loose = Wishes(
-        num_bars=3,
-        playing=(first,),
-        most_notes=10**6,
-        ranges=((5, 0, 127),),
-        scale=tuple(range(12)),
+    tight = Wishes(num_bars=3, instruments={50}, least_notes=1)
+    ids = random_walk(3, **vars_of(tight))
+    # Where each bar has a note of the only one who may play, he plays in time.
+    loose = replace(
+        tight, playing=(50,), most_notes=10**6, ranges=((50, 0, 127),), scale=tuple(range(12))
     )
-    bound, free = GrammarState(wishes=loose), GrammarState(wishes=Wishes(num_bars=3))
+    bound, free = GrammarState(wishes=loose), GrammarState(wishes=tight)
     for token_id in ids.tolist():
         assert np.array_equal(bound.allowed(), free.allowed())
         bound.advance(token_id)
