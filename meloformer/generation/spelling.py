@@ -52,8 +52,7 @@ def instrument_index(flag: str, name: str) -> int:
     names = _instruments_by_name()
     if (index := names.get(spelt)) is not None:
         return index
-    words = set(spelt.split())
-    alike = sorted({index for one, index in names.items() if words and words <= set(one.split())})
+    alike = sorted({index for one, index in names.items() if _is_part(spelt, one)})
     if alike:
         raise GenerationError(
             f"{flag} {name}: found {len(alike)} that are called so; allowed: the number of one, "
@@ -76,6 +75,17 @@ def _instruments_by_name() -> dict[str, int]:
         if index != grid.DRUMS:
             names[f"#p{index - 1}"] = index
     return names
+
+
+def _is_part(spelt: str, name: str) -> bool:
+    """Whether words are some of a name's; Chinese has no spaces between them.
+
+    >>> _is_part("bass", "slap bass"), _is_part("bass", "bassoon"), _is_part("贝斯", "原声贝斯")
+    (True, False, True)
+    """
+    if not spelt.isascii():
+        return spelt in name
+    return bool(spelt) and set(spelt.split()) <= set(name.split())
 
 
 def _plain(name: str) -> str:

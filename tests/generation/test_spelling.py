@@ -106,6 +106,8 @@ def test_a_name_of_several_instruments_is_refused_with_their_numbers() -> None:
     with pytest.raises(GenerationError, match="found 9 that are called so") as refusal:
         instrument_index("--instruments", "guitar")
     assert "24 nylon-string guitar, 25 steel-string guitar" in str(refusal.value)
+    with pytest.raises(GenerationError, match=r"called so; .* 33 fingered electric bass, 34"):
+        instrument_index("--instruments", "贝斯")
     with pytest.raises(GenerationError, match="theremin: allowed are drums, the programs"):
         instrument_index("--instruments", "theremin")
 
