@@ -20,7 +20,7 @@ from meloformer.evaluation.piece_vectors import (
     check_has_layer,
     check_vector_file,
     save_vector,
-    vector_of_file,
+    vector_of_asked,
 )
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.weights import Weights, load_model, model_fingerprint
@@ -57,7 +57,7 @@ def main(config: EmbedConfig) -> None:
         console.print(which, soft_wrap=True)
     model = load_model(folder, choose_device(config.device))
     check_has_layer(model)
-    found = vector_of_file(model, model_fingerprint(folder), config.midi)
+    found = vector_of_asked(model, model_fingerprint(folder), config.midi)
     files = " and ".join(map(str, save_vector(found, output)))
     console.print(
         f"{files}: {len(found.vector)} numbers, the mean of {found.num_bars} bars after layer "

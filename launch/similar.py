@@ -16,10 +16,11 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from meloformer.bridge.base_folder import find_player
 from meloformer.command_line import check_at_least, check_output_file, run_recipe
-from meloformer.evaluation.piece_vectors import check_has_layer, vector_of_file
+from meloformer.evaluation.piece_vectors import check_has_layer, vector_of_asked, vector_of_file
 from meloformer.evaluation.similar_pieces import Ranking, midi_files, rank
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.weights import Weights, load_model, model_fingerprint
@@ -59,7 +60,7 @@ def main(config: SimilarConfig) -> None:
         Console().print(which, markup=False, soft_wrap=True)
     model, fingerprint = load_model(place, choose_device(config.device)), model_fingerprint(place)
     check_has_layer(model)
-    asked = vector_of_file(model, fingerprint, config.midi)
+    asked = vector_of_asked(model, fingerprint, config.midi)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("reading", total=len(files))
         ranking = rank(
@@ -88,7 +89,9 @@ def as_table(ranking: Ranking, config: SimilarConfig) -> Table:
     table = Table("", "file")
     table.add_column("cosine", justify="right")
     for place, (path, cosine) in enumerate(ranking.files[: config.top], start=1):
-        table.add_row(str(place), str(path.relative_to(config.folder)), f"{cosine:+.3f}")
+        # Names of files are no markup.
+        name = Text(str(path.relative_to(config.folder)))
+        table.add_row(str(place), name, f"{cosine:+.3f}")
     return table
 
 

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,7 +51,7 @@ def parse_flags(
     refusal = io.StringIO()
     try:
         with contextlib.redirect_stderr(refusal):
-            return tyro.cli(
+            config = tyro.cli(
                 config_class,
                 # The deepspeed launcher adds it first; ranks come from the environment.
                 args=[flag for flag in given if not re.fullmatch(r"--local[_-]rank=-?\d+", flag)],
@@ -62,6 +63,22 @@ def parse_flags(
         if ending.code:
             sys.stderr.write(f"error: {_without_frame(refusal.getvalue())}\n")
         raise
+    # It compares as neither too small nor too large, so that no check of a range finds it.
+    if (name := _nan_among(config)) is not None:
+        sys.stderr.write(f"error: --{name}: found nan, allowed a number\n")
+        sys.exit(EXIT_REFUSED)
+    return config
+
+
+def _nan_among(flags: object) -> str | None:
+    """The first flag that is no number, those of nested dataclasses included."""
+    for name, value in vars(flags).items():
+        if is_dataclass(value) and (found := _nan_among(value)) is not None:
+            return found
+        values = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(one, float) and math.isnan(one) for one in values):
+            return name
+    return None
 
 
 def _without_frame(text: str) -> str:

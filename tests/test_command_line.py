@@ -56,6 +56,7 @@ def test_an_unknown_flag_or_value_ends_in_one_line_and_exit_code_2(
     ("arguments", "said"),
     [
         (["--learning_rate", "abc"], "error: --learning_rate: found 'abc', allowed a number; all"),
+        (["--learning_rate", "nan"], "error: --learning_rate: found nan, allowed a number"),
         (["--output", "a", "b"], "error: found b, which follows no flag: each flag takes one val"),
     ],
 )

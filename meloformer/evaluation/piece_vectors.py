@@ -75,6 +75,18 @@ def vector_of_ids(model: MuseFormer, ids: np.ndarray) -> np.ndarray:
     return mean
 
 
+def vector_of_asked(model: MuseFormer, fingerprint: str, path: Path) -> PieceVector:
+    """The vector of the one file that a user names; see `vector_of_file`.
+
+    Raises:
+        ConfigError: it cannot be read, or does not fit the model.
+    """
+    try:
+        return vector_of_file(model, fingerprint, path)
+    except MidiError as error:
+        raise ConfigError(f"{path.name}: {error}; allowed: a MIDI file with notes") from error
+
+
 def vector_of_file(model: MuseFormer, fingerprint: str, path: Path) -> PieceVector:
     """The vector of a MIDI file.
 

@@ -10,6 +10,7 @@ from meloformer.generation.spelling import (
     chords_of,
     entries_of,
     instrument_index,
+    key_index,
     notes_per_bar_of,
     ranges_of,
 )
@@ -18,7 +19,6 @@ from meloformer.midi.general_midi import instrument_in_words
 from meloformer.tokens.attributes import Attributes, write_prefix
 from meloformer.tokens.vocabulary import (
     DENSITY_BIN_NOTES_PER_QUARTER,
-    NUM_KEYS,
     density_bin,
     key_name,
     length_bin,
@@ -51,8 +51,8 @@ class ControlConfig:
             with nothing, m, dim, aug, maj7, m7 or 7, N for none, C*4 for four bars. Each bar says
             its chord to the model; whether the notes follow is up to the model.
         instruments: those that play, each in the first quarter already, and no others: programs
-            0..127 or `drums`;
-            with --num_instruments, those that it may choose from.
+            0..127, `drums`, or names such as violin; with --num_instruments, those that it may
+            choose from.
         num_instruments: so many different ones play over the piece, drums being one.
         enter: where instruments come in, such as drums:4 33:0; silent before that bar, counted from
             0, and playing in it.
@@ -128,11 +128,7 @@ class ControlConfig:
         """Index of the key, 0..11 major, 12..23 minor."""
         if self.key is None:
             return None
-        names = {key_name(index).lower(): index for index in range(NUM_KEYS)}
-        index = names.get(" ".join(self.key.lower().split()))
-        if index is None:
-            raise GenerationError(f"--key {self.key!r}: allowed are {', '.join(names)}")
-        return index
+        return key_index(self.key)
 
     @property
     def listed_instruments(self) -> tuple[int, ...]:

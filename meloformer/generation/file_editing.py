@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,16 @@ from meloformer.errors import ConfigError, GenerationError, MidiError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.editing import continue_piece, rewrite_bars, write_instruments
 from meloformer.generation.hole_writing import Say, Stop
-from meloformer.generation.rendering import RenderingConfig
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.sharing import share_of_environment
 from meloformer.generation.text import TextConfig
-from meloformer.generation.writing import WritingConfig, numbered
+from meloformer.generation.writing import WritingConfig, make_folder, numbered, write_piece
 from meloformer.midi.general_midi import instrument_in_words
 from meloformer.midi.grid import STEPS_PER_QUARTER
 from meloformer.midi.piece import Piece
 from meloformer.midi.quantise import quantise_counted
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.midi.read import read_midi
-from meloformer.midi.render import to_piece
-from meloformer.midi.write import write_midi
 from meloformer.model.museformer import MuseFormer
 
 
@@ -203,6 +199,8 @@ def read_to_edit(flag: str, path: Path, say: Say) -> QuantisedPiece:
         music, counts = quantise_counted(piece)
     except MidiError as error:
         raise GenerationError(f"{flag} {path}: {error}; allowed: a MIDI file") from error
+    if piece.recovered:
+        say(f"{path}: damaged or wrapped ({piece.recovered}); this is what could be read of it")
     lost = {
         "onsets moved": num_off_grid(piece),
         "notes merged": counts.merged,
@@ -235,15 +233,21 @@ def write_edits(config: WritingConfig, edits: EditConfig, model: MuseFormer) -> 
         GenerationError: the file cannot be read, or not be changed like that.
     """
     num_processes = share_of_environment().num_processes
-    if config.endless or config.skip_existing or num_processes > 1:
-        raise ConfigError(
-            "a file is changed: found --endless, --skip_existing or several processes "
-            f"({num_processes}); allowed: one process without those flags"
-        )
+    found = {
+        "--endless": config.endless,
+        "--skip_existing": config.skip_existing,
+        f"{num_processes} processes": num_processes > 1,
+    }
+    flag, path = edits.file
+    for name, is_found in found.items():
+        if is_found:
+            raise ConfigError(
+                f"{name} with {flag}: allowed is one process without --endless and --skip_existing"
+            )
     # Names of files are no markup.
     console = Console(markup=False)
-    flag, path = edits.file
     piece = read_to_edit(flag, path, console.print)
+    make_folder(config.output)
     if sounds_like := config.rendering.sounds_like():
         console.print(sounds_like)
     started = time.perf_counter()
@@ -260,22 +264,9 @@ def write_edits(config: WritingConfig, edits: EditConfig, model: MuseFormer) -> 
             say=(lambda line: None) if number else console.print,
         )
         title = f"{output.stem}, after {path.name}"
-        beside = _write(music, output, config.rendering, title)
+        files = write_piece(music, output, config.rendering, title)
         players = ", ".join(
             instrument_in_words(one) for one in sorted(set(music.instrument.tolist()))
         )
-        files = " and ".join([str(output), *(file.suffix for file in beside)])
         console.print(f"{files}: {music.num_bars} bars, {music.num_notes} notes ({players})")
     console.print(f"{time.perf_counter() - started:.1f} s in all")
-
-
-def _write(
-    music: QuantisedPiece, path: Path, rendering: RenderingConfig, title: str
-) -> Sequence[Path]:
-    """Write a piece; the files that stand beside it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_midi(to_piece(music), path)
-        return rendering.render(music, path, title)
-    except OSError as error:
-        raise GenerationError(f"--output {path}: cannot be written ({error})") from error

@@ -1,10 +1,13 @@
-"""How the flags spell wishes: instruments, entries, pitch ranges, notes a bar, chords."""
+"""How the flags spell wishes: instruments, entries, pitch ranges, notes a bar, keys, chords."""
 
 import re
 from collections.abc import Iterable
+from functools import cache
 
+from meloformer.captions.instruments import instrument
 from meloformer.errors import GenerationError
 from meloformer.midi import grid
+from meloformer.midi.general_midi import instrument_name
 from meloformer.tokens.vocabulary import CHORD_QUALITIES, NO_CHORD
 
 _ROOT = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
@@ -23,6 +26,8 @@ _QUALITY_INDEX = {
     for quality, spellings in _QUALITY.items()
     for spelt in spellings
 }
+_KEY = re.compile(r"([A-Ga-g])([#♯b♭]?) ?(.*)")
+_MODE = {"major": 0, "maj": 0, "M": 0, "": 0, "minor": 1, "min": 1, "m": 1, "大调": 0, "小调": 1}
 _NO_CHORD = ("N", "NC", "N.C.")
 _CHORD = re.compile(r"([A-G])([#♯b♭]?)(.*)")
 # Richer chords have no token; none is taken for a poorer one that was not asked for.
@@ -36,18 +41,55 @@ def instrument_index(flag: str, name: str) -> int:
     """Instrument of the grid, 0 drums, 1 + program otherwise.
 
     Raises:
-        GenerationError: neither drums nor a program.
+        GenerationError: neither drums nor a program, nor the name of just one.
 
-    >>> instrument_index("--instruments", "drums"), instrument_index("--instruments", "0")
-    (0, 1)
+    >>> [instrument_index("--instruments", name) for name in ("drums", "0", "violin", "小提琴")]
+    [0, 1, 41, 41]
     """
-    if name.lower() in ("drums", "#d"):
-        return grid.DRUMS
-    if name.isascii() and name.isdigit() and int(name) < grid.NUM_INSTRUMENTS - 1:
-        return 1 + int(name)
+    spelt = _plain(name)
+    if spelt.isascii() and spelt.isdigit() and int(spelt) < grid.NUM_INSTRUMENTS - 1:
+        return 1 + int(spelt)
+    names = _instruments_by_name()
+    if (index := names.get(spelt)) is not None:
+        return index
+    alike = sorted({index for one, index in names.items() if _is_part(spelt, one)})
+    if alike:
+        raise GenerationError(
+            f"{flag} {name}: found {len(alike)} that are called so; allowed: the number of one, "
+            + ", ".join(f"{index - 1} {instrument(index).en}" for index in alike)
+        )
     raise GenerationError(
-        f"{flag} {name}: allowed are drums and the programs 0 to {grid.NUM_INSTRUMENTS - 2}"
+        f"{flag} {name}: allowed are drums, the programs 0 to {grid.NUM_INSTRUMENTS - 2} and "
+        "their names, such as violin or 小提琴"
     )
+
+
+@cache
+def _instruments_by_name() -> dict[str, int]:
+    """As General MIDI, a sentence in English or Chinese, and the tokens call them."""
+    names = {"#d": grid.DRUMS, "鼓": grid.DRUMS}
+    for index in range(grid.NUM_INSTRUMENTS):
+        said = instrument(index)
+        for name in (instrument_name(index), said.en, said.zh):
+            names.setdefault(_plain(name), index)
+        if index != grid.DRUMS:
+            names[f"#p{index - 1}"] = index
+    return names
+
+
+def _is_part(spelt: str, name: str) -> bool:
+    """Whether words are some of a name's; Chinese has no spaces between them.
+
+    >>> _is_part("bass", "slap bass"), _is_part("bass", "bassoon"), _is_part("贝斯", "原声贝斯")
+    (True, False, True)
+    """
+    if not spelt.isascii():
+        return spelt in name
+    return bool(spelt) and set(spelt.split()) <= set(name.split())
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.sub(r"[-_]", " ", name.lower()).split())
 
 
 def entries_of(pairs: Iterable[str]) -> tuple[tuple[int, int], ...]:
@@ -117,6 +159,25 @@ def notes_per_bar_of(text: str) -> tuple[int, int | None]:
     if match[2]:
         return int(match[1]), int(match[3]) if match[3] else None
     return int(match[1]), int(match[1])
+
+
+def key_index(text: str) -> int:
+    """Key of the prefix, 0..11 major, 12..23 minor.
+
+    Raises:
+        GenerationError: none.
+
+    >>> key_index("C major"), key_index("Am"), key_index("Db minor") == key_index("C# minor")
+    (0, 21, True)
+    """
+    match = _KEY.fullmatch(" ".join(text.split()))
+    # One letter tells M from m; words may be written in any case.
+    said = (match[3] if len(match[3]) == 1 else match[3].lower()) if match else None
+    if match is None or said not in _MODE:
+        raise GenerationError(
+            f"--key {text!r}: allowed are a root, such as C, F# or Bb, and major or minor behind it"
+        )
+    return 12 * _MODE[said] + (_ROOT[match[1].upper()] + _ACCIDENTAL[match[2]]) % 12
 
 
 def chord_index(name: str) -> int:

@@ -1,6 +1,7 @@
 """Pieces that were asked for, sampled and written as MIDI, with what stands beside it."""
 
 import itertools
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from meloformer.generation.rendering import RenderingConfig
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.sharing import share_of_environment
 from meloformer.generation.text import Order
+from meloformer.midi.quantised import QuantisedPiece
 from meloformer.midi.render import to_piece
 from meloformer.midi.write import write_midi
 from meloformer.model.device import DeviceName, choose_device
@@ -126,10 +128,7 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
     Raises:
         GenerationError: a file or its folder cannot be written.
     """
-    try:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GenerationError(f"--output {config.output}: cannot be written ({error})") from error
+    make_folder(config.output)
     share = share_of_environment()
     # Words of users and names of files are no markup.
     console = Console(markup=False, quiet=not share.is_first)
@@ -187,6 +186,20 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
     console.print(f"{share.name}{rate:.0f} tokens/s, {seconds:.1f} s in all")
 
 
+def make_folder(output: Path) -> None:
+    """Make the folder of a file that is to be written, before anything is sampled for it.
+
+    Raises:
+        GenerationError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise GenerationError(f"--output {output}: cannot be written ({error})") from error
+
+
 def numbered(path: Path, count: int) -> Iterator[Path]:
     """Names of so many files: the one that was asked for, or that with numbers.
 
@@ -210,17 +223,25 @@ def _announce(order: Order, config: WritingConfig, model: MuseFormer, console: C
 
 
 def _write(ids: np.ndarray, one: _Asked, rendering: RenderingConfig, console: Console) -> None:
-    """Write a piece, and say what it is.
+    """Write a piece, and say what it is."""
+    piece = decode(ids)
+    files = write_piece(piece, one.path, rendering, one.title)
+    console.print(f"{files}: {piece.num_bars} bars, {piece.num_notes} notes, {len(ids)} tokens")
+
+
+def write_piece(piece: QuantisedPiece, path: Path, rendering: RenderingConfig, title: str) -> str:
+    """Write a piece and what stands beside it; the names of the files, in words.
 
     A file that has its name is whole, and what stands beside it is there: a restart can tell.
+
+    Raises:
+        GenerationError: a file cannot be written.
     """
-    piece = decode(ids)
-    unfinished = one.path.with_name(f".{one.path.name}.part")
+    unfinished = path.with_name(f".{path.name}.part")
     try:
-        beside = rendering.render(piece, one.path, one.title)
+        beside = rendering.render(piece, path, title)
         write_midi(to_piece(piece), unfinished)
-        unfinished.replace(one.path)
+        unfinished.replace(path)
     except OSError as error:
-        raise GenerationError(f"{one.path}: cannot be written ({error})") from error
-    files = " and ".join([str(one.path), *(file.suffix for file in beside)])
-    console.print(f"{files}: {piece.num_bars} bars, {piece.num_notes} notes, {len(ids)} tokens")
+        raise GenerationError(f"{path}: cannot be written ({error})") from error
+    return " and ".join([str(path), *(file.suffix for file in beside)])

@@ -17,6 +17,7 @@ from meloformer.midi.general_midi import drum_name, instrument_name
 from meloformer.midi.grid import DRUMS, STEPS_PER_QUARTER
 from meloformer.midi.harmony import bar_chords
 from meloformer.midi.quantised import QuantisedPiece
+from meloformer.midi.title_fonts import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,12 +156,14 @@ class _Picture:
             self._write_chords(axes[0], first)
         if len(title) > _MAX_TITLE:
             title = title[: _MAX_TITLE - 1] + "…"
+        title, fonts = drawable(title)
         figure.text(
             _LEFT_INCHES / width,
             1 - 0.1 / height,
             title.replace("$", r"\$"),  # words of users are no formulas
             va="top",
             fontsize="large",
+            fontfamily=fonts,
         )
         self._explain(figure)
 

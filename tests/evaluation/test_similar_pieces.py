@@ -165,6 +165,15 @@ def test_similar_shows_a_table_and_counts_what_it_skips(checkpoint, folder, tmp_
     assert str(folder / "1.mid") not in {one["file"] for one in found["files"]}
 
 
+def test_names_of_files_are_no_markup(checkpoint, tmp_path: Path, capsys) -> None:
+    for name in ("[b]one.mid", "[x[y.mid", "歌 [red].mid"):
+        write_midi(to_piece(a_piece(1)), tmp_path / name)
+    arguments = (tmp_path / "[x[y.mid", tmp_path, "--checkpoint", checkpoint)
+    assert recipe("similar.py", "SimilarConfig", *arguments) == 0
+    said = capsys.readouterr().out
+    assert "[b]one.mid" in said and "歌 [red].mid" in said
+
+
 def test_wishes_that_cannot_be_end_in_one_line(checkpoint, folder, tmp_path, capsys) -> None:
     lone = tmp_path / "lone"
     lone.mkdir()
@@ -173,7 +182,8 @@ def test_wishes_that_cannot_be_end_in_one_line(checkpoint, folder, tmp_path, cap
     given, song = ("--checkpoint", checkpoint), folder / "0.mid"
     for name, config, arguments, message in (
         ("embed.py", "EmbedConfig", (song, "--output", tmp_path / "a.csv"), ".json or .npy"),
-        ("embed.py", "EmbedConfig", (folder / "bad.mid",), "unreadable"),
+        ("embed.py", "EmbedConfig", (folder / "bad.mid",), "bad.mid: unreadable"),
+        ("similar.py", "SimilarConfig", (folder / "bad.mid", folder), "bad.mid: unreadable"),
         ("similar.py", "SimilarConfig", (song, tmp_path / "absent"), "no such folder"),
         ("similar.py", "SimilarConfig", (song, lone), "found 1 MIDI files, and 1 that cannot"),
         ("similar.py", "SimilarConfig", (song, folder, "--top", 0), "--top 0"),

@@ -1,6 +1,8 @@
 """MIDI files that are continued, filled and accompanied, as launch/generate.py's flags say."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from miditoolkit import Instrument, MidiFile, Note
 
 import meloformer
-from meloformer.errors import GenerationError
+from meloformer.errors import ConfigError, GenerationError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.file_editing import EditConfig, read_to_edit, write_edits
 from meloformer.generation.sampling import SamplingConfig
@@ -127,6 +129,48 @@ def test_notes_that_the_grid_moves_are_counted_in_one_line(tmp_path: Path) -> No
     moved = read_to_edit("--fill_midi", write_song(tmp_path / "b.mid", shift=7), lines.append)
     assert lines == [f"{tmp_path / 'b.mid'}: 12 notes put on the grid (6 onsets moved)"]
     assert np.array_equal(moved.onset_steps, on_grid.onset_steps)
+
+
+def test_what_is_no_way_to_change_a_file_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody: Any = None  # no model is asked
+    song = EditConfig(continue_midi=write_song(tmp_path / "a.mid"))
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(GenerationError, match=r"--output .*/file/out\.mid: cannot be written"):
+        write_edits(WritingConfig(output=tmp_path / "file" / "out.mid"), song, nobody)
+    aside = tmp_path / "new" / "out.mid"
+    for flag in ("endless", "skip_existing"):
+        with pytest.raises(ConfigError, match=f"^--{flag} with --continue_midi: allowed is one"):
+            write_edits(WritingConfig(output=aside, **{flag: True}), song, nobody)
+    with pytest.raises(GenerationError, match="missing"):
+        missing = EditConfig(continue_midi=tmp_path / "missing.mid")
+        write_edits(WritingConfig(output=aside), missing, nobody)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"^2 processes with --continue_midi"):
+        write_edits(WritingConfig(output=aside), song, nobody)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mid", "file"}
+
+
+def test_a_damaged_file_is_read_as_far_as_it_goes_and_says_so(tmp_path: Path) -> None:
+    song = write_song(tmp_path / "a.mid")
+    song.write_bytes(song.read_bytes()[:-20])
+    lines: list[str] = []
+    read_to_edit("--continue_midi", song, lines.append)
+    assert len(lines) == 1 and "damaged or wrapped" in lines[0]
+
+
+def test_chinese_file_names_are_read_written_and_shown(model, tmp_path: Path, capsys) -> None:
+    song = write_song(tmp_path / "歌曲 一.mid")
+    output = tmp_path / "新 的" / "结果.mid"
+    config = WritingConfig(output=output, controls=ControlConfig(bars=1), sampling=SamplingConfig())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_edits(config, EditConfig(continue_midi=song), model)
+    assert output.is_file() and output.with_suffix(".png").is_file()
+    said = capsys.readouterr().out.replace("\n", "")
+    assert "结果.mid" in said and "Fingered Electric Bass (33)" in said
 
 
 @pytest.mark.parametrize(

@@ -170,8 +170,8 @@ def test_a_forbidden_token_is_never_drawn() -> None:
         ({"bars": 0}, "--bars 0"),
         ({"tempo": 1000.0}, "--tempo 1000: allowed are"),
         ({"time_signature": "4/5"}, "--time_signature 4/5: allowed are"),
-        ({"key": "H major"}, "allowed are c major"),
-        ({"instruments": ("128",)}, "allowed are drums and the programs 0 to 127"),
+        ({"key": "H major"}, "allowed are a root, such as C"),
+        ({"instruments": ("128",)}, "allowed are drums, the programs 0 to 127 and"),
         ({"density": -1.0}, "--density -1"),
     ],
 )
