@@ -10,11 +10,10 @@ from tests.demo.browsers import IN_A_BROWSER
 from tests.demo.pages import Visitor, serving, talkative
 from tests.demo.test_browser_changes import click_and_wait, download, drag, says, upload
 from tests.demo.test_changes import BASS, BEFORE, VIOLIN, Note, notes_where
+from tests.midi.hand_written import midi_file, note, program
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs .[browser]: playwright")
 pytestmark = IN_A_BROWSER
-
-FLUTE = 74
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +105,17 @@ def test_keys_go_through_the_list_and_enter_adds_what_it_shows(open_page) -> Non
     tab.keyboard.press("Enter")
     playwright.expect(tab.locator("#chips .chip")).to_have_count(1)
     assert tab.get_attribute("body", "data-state") == "ready"  # Enter has sent no wish
+
+
+def test_a_piece_beyond_what_is_written_at_once_wants_bars_to_be_chosen(open_page) -> None:
+    tab = open_page()
+    upload(tab, midi_file([program(0), *(note(1920 * bar, 480, 60) for bar in range(12))]))
+    tab.select_option("#add-player", "33")
+    says(tab, "#edit-note", "That is too long: at most 8 bars at once.")
+    assert tab.is_disabled("#rewrite")
+    drag(tab, 0, 1)
+    says(tab, "#edit-note", "Chosen: fingered electric bass in bars 1–2; all else stays as it is.")
+    assert tab.is_enabled("#rewrite")
 
 
 def test_nobody_or_everybody_is_chosen_at_once_and_nobody_cannot_be_written(open_page) -> None:

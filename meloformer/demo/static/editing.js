@@ -1,12 +1,15 @@
 // Bars of a piece are written anew, by all or by some, or new ones behind its end; each change can be undone.
 import { Players } from "./players.js";
 import { asked } from "./requests.js";
-import { word } from "./words.js";
+import { current, word } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 
 /** "bars 5–8" in words; the page counts from 1, all else from 0. */
 const barWords = ([first, last]) => (last - first === 1 ? word("one_bar", { bar: first + 1 }) : word("some_bars", { first: first + 1, last }));
+
+/** Sentences, one after the other; those that are false are left out. */
+const together = (sentences) => sentences.filter(Boolean).join(current() === "zh" ? "" : " ");
 
 export class Editing {
   #notices = []; // what the server said of the last change, as codes
@@ -52,17 +55,17 @@ export class Editing {
   #note(take, bars) {
     const isNearest = this.#notices.includes("nearest"), isInParts = this.#notices.includes("in_parts");
     const said = [isInParts && word("notice_in_parts"), isNearest && word("notice_nearest")];
-    if (!bars || !take?.midi) return said.filter(Boolean).join(" ") || word("pick_how");
+    if (!bars) return together(said) || word("pick_how");
     if (!this.players.written.length) return word("nobody");
     if (this.#isTooLong(bars)) return word("error_too_many_bars", { most: this.page.facts().max_bars });
     const hasMore = bars[1] < take.score.bars.length;
     const isBlind = this.#notices.includes("no_fill") || (hasMore && !this.page.facts().fills);
     const values = { bars: this.#inWords(bars), names: this.players.words };
-    return [
+    return together([
       this.players.names ? word("picked_players", values) : word("picked", values),
       isBlind && word("notice_no_fill"),
       ...said,
-    ].filter(Boolean).join(" ");
+    ]);
   }
 
   #inWords(bars) {
