@@ -60,7 +60,7 @@ def main(config: ListenConfig) -> None:
         *("--bars", config.bars, "--seed", config.seed, "--audio", "--voice", voice),
         *(("--instruments", *config.instruments) if config.instruments else ()),
     )
-    files = [config.output.with_suffix(suffix) for suffix in (".mid", ".wav", ".png")]
+    files = [config.output, *map(config.output.with_suffix, (".wav", ".png"))]
     console.print(f"to hear and to see: {', '.join(map(str, files))}")
     if config.setup_seconds is not None:
         console.print(f"set-up, downloads included: {config.setup_seconds} s")

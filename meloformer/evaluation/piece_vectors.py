@@ -134,7 +134,8 @@ def save_vector(found: PieceVector, output: Path) -> list[Path]:
     files = [output]
     try:
         if output.suffix.lower() == ".npy":
-            np.save(output, found.vector)
+            with output.open("wb") as file:  # by its name, numpy would add a second suffix to .NPY
+                np.save(file, found.vector)
             files.append(output.with_suffix(".json"))
         else:
             facts = {**facts, "vector": found.vector.tolist()}

@@ -123,9 +123,10 @@ def test_vectors_carry_layer_weights_and_sum_of_the_file(model, folder, tmp_path
     (written,) = save_vector(found, tmp_path / "a.json")
     facts = json.loads(written.read_text())
     assert np.array_equal(np.array(facts.pop("vector"), np.float32), found.vector)
-    array, beside = save_vector(found, tmp_path / "b.npy")
-    assert np.array_equal(np.load(array), found.vector)
-    assert json.loads(beside.read_text()) == facts
+    for name in ("b.npy", "c.NPY"):
+        array, beside = save_vector(found, tmp_path / name)
+        assert np.array_equal(np.load(array), found.vector)
+        assert json.loads(beside.read_text()) == facts
     assert (facts["layer"], facts["model"], facts["num_bars"]) == (INJECTION_LAYER, "f" * 64, 3)
     assert facts["file"] == "0.mid" and facts["width"] == 32
 
