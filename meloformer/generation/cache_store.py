@@ -116,9 +116,18 @@ class CacheStore:
         self.slot_piece_BS = self.slot_piece_BS[rows_R]
 
     def take_row(self, row: int, other: "CacheStore") -> None:
-        """Let a row be the only row of another store, which holds no more than the row did."""
+        """Let a row be the only row of another store, which has read no more than the row did.
+
+        Of what both have read, either may have dropped more, each at its own time.
+        """
         num_new, num_slots = other.num_tokens, int((other.slot_piece_BS[0] >= 0).sum())
-        assert num_new <= self.num_tokens and num_slots <= self.slot_piece_BS.shape[1]
+        assert num_slots <= self.slot_piece_BS.shape[1]
+        while num_new > self.num_tokens:
+            self.append(
+                self.labels_4BT.new_full(
+                    (4, len(self.slot_piece_BS), num_new - self.num_tokens), -1
+                )
+            )
         # At the end, so that all that is read of a row lies together.
         start, stop = self.num_tokens - num_new, self.num_tokens
         self.labels_4BT[0, row] = -1

@@ -13,26 +13,28 @@ import torch
 import torch.nn.functional as F
 
 from meloformer.bridge.flow import row_seed
+from meloformer.generation.cache import DecodeCache, StepLabels
 from meloformer.generation.cache_store import CacheStore
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import Sample, generate, generate_batch, sample_rows
+from meloformer.generation.labeller import Labeller
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.generation.sliding import Context
 from meloformer.model import attention
 from meloformer.model.injection import Injection
-from meloformer.model.masks import RULES, num_summaries, rule_of
+from meloformer.model.masks import RULES, HeadGroup, Rule, num_summaries, rule_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.grammar import GrammarState
 from meloformer.tokens.hid import decode
-from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, OFFSET, Kind
-from meloformer.tokens.windows import bar_starts, cut_window
+from meloformer.tokens.vocabulary import BOS, EOS, INDEX_OF, KIND_OF, OFFSET, Kind
+from meloformer.tokens.windows import bar_starts, cut_tail, cut_window
 from tests.layouts import layout_of, tiny_config
 
 MAX_TOKENS = 80
 FREELY = SamplingConfig(top_p=1.0)
 
 
-def a_model(rule: str = "halves", **changes) -> MuseFormer:
+def a_model(rule: str | Rule = "halves", **changes) -> MuseFormer:
     torch.manual_seed(0)
     settings = {"num_layers": 2, "max_seq_len": MAX_TOKENS, **changes}
     model = MuseFormer(tiny_config(rule=rule, **settings)).eval().double()
@@ -119,6 +121,31 @@ def test_an_endless_piece_is_drawn_as_from_windows_of_training_computed_in_full(
     assert decode(piece).num_bars == 26
     (whole,) = generate_batch(model, [sample], FREELY)
     assert not np.array_equal(piece, whole), "the windows are felt at all"
+
+
+def test_a_window_finds_room_where_the_row_has_dropped_what_is_out_of_reach() -> None:
+    """Short bars under a rule of near bars: the window has more tokens than is kept."""
+    model = a_model((HeadGroup(False, (0, 1)),))
+    bar, note = OFFSET[Kind.BAR], [OFFSET[kind] for kind in Kind if kind >= Kind.INSTRUMENT]
+    piece = np.array([BOS, bar, OFFSET[Kind.METRE], OFFSET[Kind.TEMPO], *note, *[bar, *note] * 60])
+    end = 9 + 6 * 42 - 1  # six tokens a bar: beyond the room that a cache begins with
+    cache, fresh = DecodeCache(model, 1), DecodeCache(model, 1)
+    cache.read(piece[:end])
+    first = len(bar_starts(piece[:end])) - 9
+    window = cut_tail(piece[:end], first, 9)
+    assert len(window) > cache.store.num_tokens
+    cache.restart(0, window, first)
+    fresh.read(window)
+    labels = StepLabels.from_numpy(one_more(window, int(piece[end])), cache.device)
+    ids_11, active_1 = torch.tensor([[int(piece[end])]]), torch.ones(1, dtype=torch.bool)
+    logits = [one.add(ids_11, labels, active_1) for one in (cache, fresh)]
+    assert torch.allclose(*logits, atol=1e-10)
+
+
+def one_more(ids: np.ndarray, token_id: int) -> np.ndarray:
+    """(4, 1, 1) labels of a token behind some others, within their last bar."""
+    labels = Labeller(ids[None])
+    return labels.advance(np.array([token_id]))[:, :, None]
 
 
 def test_summaries_from_elsewhere_go_along_with_the_windows() -> None:
