@@ -62,10 +62,10 @@ def model() -> MuseFormer:
         ),
     ],
 )
-def test_a_seed_gives_the_pieces_that_it_gave_before_there_were_more_settings(
+def test_a_seed_gives_the_pieces_that_it_gave_when_this_was_written(
     model: MuseFormer, settings: dict, wishes: dict, expected: list[str]
 ) -> None:
-    """Written down from the version without min-p, kinds, repeats and candidates."""
+    """A change of the draws is a change for users: it stands in CHANGELOG, and here."""
     pieces = generate(
         model,
         ControlConfig(**wishes),
