@@ -61,13 +61,8 @@ ALLOWED["hub"] = {*ALLOWED["generation"], "generation", "shards", "batches", "tr
 # It calls the recipes by their words, as an installed package has them.
 ALLOWED["release"] = {"midi", "tokens", "model", "bridge", "__main__"}
 ALLOWED["benchmarks"] = {*ALLOWED["evaluation"], "evaluation"}
-EXCEPTIONS = {
-    # batches reads the rules to build block plans, and nothing else of the model.
-    ("batches", "meloformer.model.masks"),
-    ("batches", "meloformer.model"),
-    # generation takes wishes for instruments by the names that captions have for them.
-    ("generation", "meloformer.captions.instruments"),
-}
+# batches reads the rules to build block plans, and nothing else of the model.
+EXCEPTIONS = {("batches", "meloformer.model.masks"), ("batches", "meloformer.model")}
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from meloformer.captions.compose import compose
-from meloformer.captions.instruments import FAMILIES, family
 from meloformer.captions.label_words import GENRES, MOODS, SCENES
 from meloformer.captions.patterns import Pattern
 from meloformer.midi.grid import (
@@ -20,6 +19,7 @@ from meloformer.midi.grid import (
     STEPS_PER_QUARTER,
     TEMPOS_BPM,
 )
+from meloformer.midi.instrument_names import FAMILIES, family
 from meloformer.tokens.vocabulary import (
     NO_CHORD,
     NUM_KEYS,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from meloformer.captions.instruments import Name
+from meloformer.midi.instrument_names import Name
 
 
 @dataclass(frozen=True)

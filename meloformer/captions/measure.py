@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from meloformer.captions.instruments import FAMILIES, family
 from meloformer.midi.filters import bar_seconds
 from meloformer.midi.grid import DRUMS, METRES, STEPS_PER_QUARTER, TEMPOS_BPM
 from meloformer.midi.harmony import bar_chords, estimate_key
+from meloformer.midi.instrument_names import FAMILIES, family
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.tokens.vocabulary import (
     NO_CHORD,

@@ -5,11 +5,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from meloformer.captions.instruments import FAMILIES, instrument
 from meloformer.captions.label_words import genre_words, is_form, label_in_language
 from meloformer.captions.phrases_en import chord_signs
 from meloformer.captions.units import families_of
 from meloformer.captions.word_bins import brief_bin, density_word_bin, pace_bin
+from meloformer.midi.instrument_names import FAMILIES, instrument
 
 LIST_COMMA = "，"
 

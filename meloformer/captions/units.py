@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from meloformer.captions.instruments import family
 from meloformer.midi.grid import DRUMS
+from meloformer.midi.instrument_names import family
 
 # Most instruments that a sentence names one by one.
 MOST_NAMED_INSTRUMENTS = 12

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from meloformer.captions.instruments import FAMILIES, instrument
 from meloformer.demo.border import PageError, read_json
 from meloformer.demo.composer import Composer
 from meloformer.demo.events import EventStream
@@ -17,14 +16,14 @@ from meloformer.demo.score import bar_records, piece_record
 from meloformer.demo.settings import PageLimits
 from meloformer.demo.waiting_line import VisitorGoneError, WaitingLine
 from meloformer.demo.wishes import MAX_TEXT, Fields, read_change, read_wish
+from meloformer.generation.notices import Notice
 from meloformer.midi.grid import METRES, NUM_INSTRUMENTS, STEPS_PER_QUARTER, TEMPOS_BPM
+from meloformer.midi.instrument_names import FAMILIES, instrument
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.tokens.vocabulary import NUM_KEYS, key_name
 
 # Of a wish without a file: its text in escaped JSON, and the names of all instruments.
 _MOST_WISH_BYTES = 32_768
-# What a page is told in place of lines with such a flag: it counts bars from 1, in two languages.
-_NOTICES = {"--fill_rate": "no_fill", "--max_seq_len": "nearest"}
 
 
 @dataclass
@@ -136,10 +135,9 @@ def _prepare_change(studio: Studio, body: bytes) -> Work:
     before = studio.reader.read(change.midi)
 
     def work(stream: EventStream) -> None:
-        def tell_notice(line: str) -> None:
-            for flag, code in _NOTICES.items():
-                if flag in line:
-                    stream.send({"event": "notice", "code": code})
+        def tell_notice(notice: Notice) -> None:
+            # The page has words of its own: it counts bars from 1, in two languages.
+            stream.send({"event": "notice", "code": notice.code.value})
 
         with studio.running_for(stream) as (name, is_over):
             stream.send({"event": "begin", "seed": change.seed, "name": name})

@@ -15,8 +15,9 @@ from meloformer.demo.wishes import Change, Wish
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.editing import continue_piece, rewrite_bars
 from meloformer.generation.generate import samples_of
-from meloformer.generation.hole_writing import Say, Stop, StoppedError
+from meloformer.generation.hole_writing import Stop, StoppedError
 from meloformer.generation.injecting import Injecting
+from meloformer.generation.notices import Say
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.steering import Section, parse_texts
 from meloformer.generation.streaming import OnBar, stream_bars
@@ -112,9 +113,9 @@ class Composer:
         """A piece with some of its bars written anew, or with more of them behind its end.
 
         Args:
-            change: which; from the piece's end on they are new ones.
+            change: which, and who plays there; from the piece's end on they are new ones.
             piece: what its file holds.
-            say: called with each line on what the model could not read.
+            say: called with each notice on what the model could not read.
             is_over: asked after each token whether to leave it.
 
         Raises:
@@ -133,11 +134,11 @@ class Composer:
             if first == end:
                 return continue_piece(
                     self.model, piece, end, last - end, change.sampling,
-                    seed=change.seed, stop=stop, say=say,
+                    seed=change.seed, instruments=change.instruments, stop=stop, say=say,
                 )  # fmt: skip
             return rewrite_bars(
                 self.model, piece, first, last, change.sampling,
-                seed=change.seed, stop=stop, say=say,
+                seed=change.seed, instruments=change.instruments, stop=stop, say=say,
             )  # fmt: skip
         except StoppedError as error:
             raise PageError(

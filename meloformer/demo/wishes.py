@@ -9,8 +9,11 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from meloformer.demo.border import PageError
+from meloformer.errors import GenerationError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.sampling import SamplingConfig
+from meloformer.generation.spelling import instrument_index
+from meloformer.midi.grid import NUM_INSTRUMENTS
 
 MAX_TEXT = 2000  # characters
 # What a page's numbers hold exactly.
@@ -51,6 +54,8 @@ class Change:
         last: one past the last of them.
         sampling: how bold the choice of a token is.
         seed: of the draws.
+        instruments: only what these play is written, 0 drums, 1 + program otherwise; None: what
+            all instruments of the piece play.
     """
 
     midi: bytes
@@ -58,6 +63,7 @@ class Change:
     last: int
     sampling: SamplingConfig
     seed: int
+    instruments: tuple[int, ...] | None = None
 
 
 class Fields:
@@ -122,14 +128,20 @@ class Fields:
 
     def names(self, name: str, most: int) -> tuple[str, ...]:
         """A list of short names."""
+        return self.take(name, f"up to {most} names", lambda value: _short_names(value, most)) or ()
 
-        def read(value: Any) -> tuple[str, ...] | None:
-            if not isinstance(value, list) or len(value) > most:
+    def instruments(self, name: str) -> tuple[int, ...] | None:
+        """Some instruments of the grid, ascending."""
+
+        def read(value: Any) -> tuple[int, ...] | None:
+            names = _short_names(value, NUM_INSTRUMENTS) or ()
+            try:
+                # An empty list would be nothing to write: who wants all leaves the field out.
+                return tuple(sorted({instrument_index(name, one) for one in names})) or None
+            except GenerationError:
                 return None
-            are_names = all(isinstance(one, str) and len(one) <= 8 for one in value)
-            return tuple(value) if are_names else None
 
-        return self.take(name, f"up to {most} names", read) or ()
+        return self.take(name, "one or more of 0 to 127 (programs) and drums", read)
 
     def end(self) -> None:
         """Refuse what is left.
@@ -156,7 +168,7 @@ def read_wish(found: Mapping[str, Any], max_bars: int) -> Wish:
         tempo=fields.number("tempo", 1, 1000),
         time_signature=fields.text("time_signature", 8),
         key=fields.text("key", 16),
-        instruments=fields.names("instruments", 129),
+        instruments=fields.names("instruments", NUM_INSTRUMENTS),
     )
     wish = Wish(
         controls=controls,
@@ -212,9 +224,17 @@ def read_change(found: Mapping[str, Any], max_bars: int, max_bytes: int) -> Chan
         last=last,
         sampling=_sampling(fields),
         seed=fields.whole("seed", 0, _MAX_SEED) or 0,
+        instruments=fields.instruments("instruments"),
     )
     fields.end()
     return change
+
+
+def _short_names(value: Any, most: int) -> tuple[str, ...] | None:
+    if not isinstance(value, list) or len(value) > most:
+        return None
+    are_names = all(isinstance(one, str) and len(one) <= 8 for one in value)
+    return tuple(value) if are_names else None
 
 
 def _from_base64(value: Any) -> bytes | None:

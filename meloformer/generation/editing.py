@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from meloformer.errors import GenerationError
-from meloformer.generation.hole_writing import Job, Say, Stop, bar_tokens_of, written
+from meloformer.generation.hole_writing import Job, Stop, bar_tokens_of, written
+from meloformer.generation.notices import Notice, NoticeCode, Say
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.splicing import with_bars, with_notes, without_empty_end
 from meloformer.midi.general_midi import instrument_in_words
@@ -47,7 +48,7 @@ def rewrite_bars(
         instruments: only what these play is written anew, 0 drums, 1 + program otherwise; None:
             everything, by the instruments that the piece has.
         stop: asked after each token, with the number so far, whether to end here.
-        say: called with each line that a user should read.
+        say: called with each notice that a user should read.
 
     Returns:
         As many bars as before, all that is not written equal note for note.
@@ -76,8 +77,12 @@ def rewrite_bars(
     )
     if not model.config.fill_rate and last < piece.num_bars:
         say(
-            f"bars {first}-{last - 1}: the model was trained with --fill_rate 0 and does not read "
-            "the bars behind them; train with a rate above 0 for bars that lead over to them"
+            Notice(
+                code=NoticeCode.NO_FILL,
+                line=f"bars {first}-{last - 1}: the model was trained with --fill_rate 0 and does "
+                "not read the bars behind them; train with a rate above 0 for bars that lead over "
+                "to them",
+            )
         )
     return written(model, job, sampling, seed=seed, stop=stop, say=say)
 
@@ -106,7 +111,7 @@ def continue_piece(
         instruments: the only ones that play on, 0 drums, 1 + program otherwise; None: those that
             played.
         stop: asked after each token, with the number so far, whether to end here.
-        say: called with each line that a user should read.
+        say: called with each notice that a user should read.
 
     Returns:
         A piece of `from_bar + num_bars` bars.
@@ -166,7 +171,7 @@ def write_instruments(
         last: one past the last of those bars; None: the end.
         seed: of the draws.
         stop: asked after each token, with the number so far, whether to end here.
-        say: called with each line that a user should read.
+        say: called with each notice that a user should read.
 
     Returns:
         As many bars as before, all that is not written equal note for note.

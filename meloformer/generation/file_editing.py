@@ -13,7 +13,8 @@ from meloformer.bridge.flow import row_seed
 from meloformer.errors import ConfigError, GenerationError, MidiError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.editing import continue_piece, rewrite_bars, write_instruments
-from meloformer.generation.hole_writing import Say, Stop
+from meloformer.generation.hole_writing import Stop
+from meloformer.generation.notices import Notice, Say
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.sharing import share_of_environment
 from meloformer.generation.text import TextConfig
@@ -166,7 +167,7 @@ def edited(
         sampling: how bold the choice of a token is.
         seed: of the draws.
         stop: see `editing.rewrite_bars`.
-        say: called with each line that a user should read.
+        say: called with each notice that a user should read.
 
     Raises:
         GenerationError: bars that the piece does not have, or a model that cannot do it.
@@ -188,7 +189,7 @@ def edited(
     )
 
 
-def read_to_edit(flag: str, path: Path, say: Say) -> QuantisedPiece:
+def read_to_edit(flag: str, path: Path, say: Callable[[str], None]) -> QuantisedPiece:
     """The music of a file, on the grid; says what the grid could not hold.
 
     Raises:
@@ -246,6 +247,10 @@ def write_edits(config: WritingConfig, edits: EditConfig, model: MuseFormer) -> 
             )
     # Names of files are no markup.
     console = Console(markup=False)
+
+    def tell(notice: Notice) -> None:
+        console.print(notice.line)
+
     piece = read_to_edit(flag, path, console.print)
     make_folder(config.output)
     if sounds_like := config.rendering.sounds_like():
@@ -261,7 +266,7 @@ def write_edits(config: WritingConfig, edits: EditConfig, model: MuseFormer) -> 
             config.sampling,
             seed=row_seed(config.seed, number) if number else config.seed,
             # What is said of one version holds for all.
-            say=(lambda line: None) if number else console.print,
+            say=(lambda notice: None) if number else tell,
         )
         title = f"{output.stem}, after {path.name}"
         files = write_piece(music, output, config.rendering, title)

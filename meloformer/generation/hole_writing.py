@@ -8,6 +8,7 @@ import numpy as np
 
 from meloformer.bridge.flow import row_seed
 from meloformer.errors import GenerationError
+from meloformer.generation.notices import Notice, NoticeCode, Say
 from meloformer.generation.part_writing import Part, WrittenPart, given_bars, write_part
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.generation.splicing import spliced, with_notes, without_empty_end
@@ -21,7 +22,6 @@ from meloformer.tokens.hid import decode, encode_bars
 from meloformer.tokens.vocabulary import EOS, FILL, length_bin
 from meloformer.tokens.windows import bar_starts, cut_window
 
-Say = Callable[[str], None]
 Stop = Callable[[int], bool]
 
 # Room for a bar to be written, in bars of the piece as they are on average.
@@ -99,7 +99,7 @@ def written(
         sampling: how bold it is, and the number of candidates.
         seed: of the first candidate; the others' follow from it.
         stop: asked after each token, with the number so far, whether to end here.
-        say: called with each line that a user should read.
+        say: called with each notice that a user should read.
 
     Raises:
         StoppedError: `stop` said so.
@@ -112,7 +112,7 @@ def written(
             sampling,
             row_seed(seed, number, _CANDIDATE) if number else seed,
             watch,
-            (lambda line: None) if number else say,
+            (lambda notice: None) if number else say,
         )
         for number in range(sampling.best_of)
     ]
@@ -138,8 +138,12 @@ def _candidate(
     edges = [*range(job.first, job.last, most), job.last]
     if len(edges) > 2:
         say(
-            f"bars {job.first}-{job.last - 1} are written {most} at a time: a row of the model's "
-            f"training (--max_seq_len {config.max_seq_len}) holds no more beside what is around"
+            Notice(
+                code=NoticeCode.IN_PARTS,
+                line=f"bars {job.first}-{job.last - 1} are written {most} at a time: a row of the "
+                f"model's training (--max_seq_len {config.max_seq_len}) holds no more beside what "
+                "is around",
+            )
         )
     nats, num_notes, is_cut, kept = 0.0, 0, False, job.kept
     silent = set(job.asked)
@@ -156,8 +160,11 @@ def _candidate(
         nats, num_notes = nats + part.nats, num_notes + part.num_notes
     if is_cut:
         say(
-            "the piece is longer than a row of the model's training "
-            f"(--max_seq_len {config.max_seq_len}): it read the bars nearest to what it wrote"
+            Notice(
+                code=NoticeCode.NEAREST,
+                line="the piece is longer than a row of the model's training (--max_seq_len "
+                f"{config.max_seq_len}): it read the bars nearest to what it wrote",
+            )
         )
     return without_empty_end(kept), nats / num_notes if num_notes else float("inf")
 

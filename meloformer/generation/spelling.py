@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
-from meloformer.captions.instruments import instrument
 from meloformer.errors import GenerationError
 from meloformer.midi import grid
 from meloformer.midi.general_midi import instrument_name
+from meloformer.midi.instrument_names import instrument
 from meloformer.tokens.vocabulary import CHORD_QUALITIES, NO_CHORD
 
 _ROOT = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}

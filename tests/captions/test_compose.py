@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from meloformer.captions import phrases_en, phrases_zh
 from meloformer.captions.compose import attributes_in_language, compose, fill
-from meloformer.captions.instruments import instrument
 from meloformer.captions.patterns import LANGUAGES, patterns_of, pool_of
 from meloformer.captions.units import MENTIONS, mentions_of
+from meloformer.midi.instrument_names import instrument
 from tests.captions.attribute_sets import attributes_with, every_value, some_attributes
 
 WORDS = {"en": phrases_en, "zh": phrases_zh}

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meloformer.captions.instruments import FAMILIES, PROGRAMS, family, instrument
 from meloformer.captions.measure import (
     LONGEST_PROGRESSION,
     measure_window,
@@ -15,6 +14,7 @@ from meloformer.captions.measure import (
 )
 from meloformer.midi.filters import bar_seconds
 from meloformer.midi.grid import METRE_INDEX, NUM_INSTRUMENTS, TEMPOS_BPM
+from meloformer.midi.instrument_names import FAMILIES, PROGRAMS, family, instrument
 from meloformer.tokens.hid import decode, encode
 from meloformer.tokens.vocabulary import NO_CHORD, chord_name, density_bin, length_bin
 from meloformer.tokens.windows import cut_window

@@ -26,9 +26,9 @@ def page() -> Iterator[Visitor]:
         yield visitor
 
 
-def upload(tab) -> None:
-    """Open the song, and leave it at its start."""
-    tab.set_input_files("#file", {"name": "song.mid", "mimeType": "audio/midi", "buffer": SONG})
+def upload(tab, song: bytes = SONG) -> None:
+    """Open a song, and leave it at its start."""
+    tab.set_input_files("#file", {"name": "song.mid", "mimeType": "audio/midi", "buffer": song})
     tab.wait_for_selector("body[data-playing=playing]")
     tab.click("#play")
     tab.click("#rewind")

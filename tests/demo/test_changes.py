@@ -11,6 +11,7 @@ from meloformer.demo.border import PageError
 from meloformer.demo.composer import Composer
 from meloformer.demo.wishes import Change
 from meloformer.generation.editing import continue_piece, rewrite_bars
+from meloformer.generation.notices import Notice, NoticeCode
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.midi.quantise import quantise
 from meloformer.midi.quantised import QuantisedPiece
@@ -108,6 +109,62 @@ def test_bars_behind_the_end_go_on_with_the_piece(page: Visitor) -> None:
     assert after == continue_piece(model, BEFORE, 6, 2, SamplingConfig(), seed=3)
 
 
+PIANO, VIOLIN, BASS, DRUMS = 1, 41, 34, 0
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 3), (5, 6), (0, 6)])
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [(["40"], {VIOLIN}), (["0"], {PIANO}), (["drums"], {DRUMS}), (["40", "33"], {VIOLIN, BASS})],
+)
+def test_instruments_that_were_not_chosen_stay_note_for_note_in_all_bars(
+    filler: Visitor, first: int, last: int, names: list[str], written: set[int]
+) -> None:
+    *_, piece = filler.post("/api/change", asking(first, last, instruments=names)).events
+    after = music_of(piece)
+
+    def kept_of(music: QuantisedPiece) -> list[Note]:
+        kept = []
+        for bar, instrument, *rest in notes_where(music, lambda _: True):
+            if not (first <= bar < last and instrument in written):
+                kept.append((bar, instrument, *rest))
+        return kept
+
+    assert kept_of(after) == kept_of(BEFORE)
+    # Nobody else plays a new note, and all who were asked for play.
+    new = set(notes_where(after, lambda _: True)) - set(kept_of(BEFORE))
+    assert {note[1] for note in new} == written
+    assert after.num_bars == BEFORE.num_bars
+    assert np.array_equal(after.bar_tempo, BEFORE.bar_tempo)
+    assert np.array_equal(after.bar_metre, BEFORE.bar_metre)
+
+
+def test_chosen_instruments_are_those_that_python_would_write(filler: Visitor) -> None:
+    model = filler.studio.composer.model
+    for names, instruments in ((["40"], [VIOLIN]), (["0", "drums", "40"], [DRUMS, PIANO, VIOLIN])):
+        *_, piece = filler.post("/api/change", asking(1, 3, instruments=names)).events
+        wished = rewrite_bars(
+            model, BEFORE, 1, 3, SamplingConfig(), seed=3, instruments=instruments
+        )
+        assert music_of(piece) == wished
+
+
+def test_only_the_chosen_instruments_play_on_behind_the_end(page: Visitor) -> None:
+    *_, piece = page.post("/api/change", asking(6, 8, instruments=["40"])).events
+    after = music_of(piece)
+    assert notes_where(after, lambda bar: bar < 6) == notes_where(BEFORE, lambda _: True)
+    assert {note[1] for note in notes_where(after, lambda bar: bar >= 6)} == {VIOLIN}
+
+
+def test_a_model_that_cannot_keep_an_instrument_refuses_in_a_line(page: Visitor) -> None:
+    end = page.post("/api/change", asking(1, 3, instruments=["40"])).events[-1]
+    assert end["event"] == "error" and "trained with fill_rate 0" in end["line"]
+    # Where nobody is kept it need not.
+    everybody = page.post("/api/change", asking(1, 3, instruments=["0", "40", "33"])).events[-1]
+    new = notes_where(music_of(everybody), lambda bar: 1 <= bar < 3)
+    assert {note[1] for note in new} >= {PIANO, VIOLIN, BASS}
+
+
 def test_a_piece_that_was_written_here_is_changed_again_and_again(page: Visitor) -> None:
     piece = page.post("/api/write", {**SMALL, "bars": 4}).events[-1]
     for first, last in ((0, 1), (1, 2), (len(piece["bars"]), len(piece["bars"]) + 1)):
@@ -127,7 +184,7 @@ def test_who_is_not_trained_to_fill_says_so_where_something_follows(page, filler
         events = visitor.post("/api/change", asking(first, last)).events
         return [event["code"] for event in events if event["event"] == "notice"]
 
-    assert notices(page, 1, 2) == ["no_fill"]
+    assert notices(page, 1, 2) == [NoticeCode.NO_FILL.value]
     assert notices(page, 5, 6) == []
     assert notices(page, 6, 7) == []
     assert notices(filler, 1, 2) == []
@@ -136,8 +193,32 @@ def test_who_is_not_trained_to_fill_says_so_where_something_follows(page, filler
 def test_a_piece_beyond_what_the_model_reads_is_said_to_be_read_in_part(page: Visitor) -> None:
     long = midi_file([program(0), *(note(240 * n, 240, 30 + n % 80) for n in range(400))])
     events = page.post("/api/change", asking(48, 49, long)).events
-    assert "nearest" in {event.get("code") for event in events}
+    assert NoticeCode.NEAREST.value in {event.get("code") for event in events}
     assert events[-1]["event"] == "piece"
+
+
+def test_bars_beyond_what_is_written_at_once_are_said_to_come_in_parts(filler: Visitor) -> None:
+    long = midi_file([program(0), *(note(120 * n, 120, 30 + n % 80) for n in range(400))])
+    events = filler.post("/api/change", asking(12, 20, long)).events
+    codes = [event["code"] for event in events if event["event"] == "notice"]
+    assert codes == [NoticeCode.IN_PARTS.value, NoticeCode.NEAREST.value]
+    assert music_of(events[-1]).num_bars == 25
+
+
+def test_the_page_has_words_for_each_notice_and_hears_of_it_by_its_code(
+    page: Visitor, monkeypatch
+) -> None:
+    def telling(change, piece, say, is_over) -> QuantisedPiece:
+        for code in NoticeCode:
+            say(Notice(code=code, line="a line that says nothing of what it is about"))
+        return piece
+
+    monkeypatch.setattr(page.studio.composer, "change", telling)
+    events = page.post("/api/change", asking(1, 2)).events
+    sent = [event["code"] for event in events if event["event"] == "notice"]
+    assert sent == [code.value for code in NoticeCode]
+    words = json.loads(page.get("/words.json").body)
+    assert {name for name in words if name.startswith("notice_")} == {f"notice_{c}" for c in sent}
 
 
 @pytest.mark.parametrize(
@@ -155,6 +236,12 @@ def test_a_piece_beyond_what_the_model_reads_is_said_to_be_read_in_part(page: Vi
         ({"last": 2.5}, "bad_field", "last: found 2.5"),
         ({"first": 0, "last": 9}, "too_many_bars", "9 bars: allowed: up to 8 at once"),
         ({"temperature": 9}, "bad_field", "temperature: found 9"),
+        ({"instruments": []}, "bad_field", "instruments: found []; allowed: one or more of 0 to"),
+        ({"instruments": "drums"}, "bad_field", "instruments: found drums"),
+        ({"instruments": ["0", 40]}, "bad_field", "instruments: found ['0', 40]"),
+        ({"instruments": ["128"]}, "bad_field", "instruments: found ['128']"),
+        ({"instruments": ["9" * 5000]}, "bad_field", "instruments: found ['999"),
+        ({"instruments": ["0"] * 130}, "bad_field", "instruments: found ['0', '0'"),
         ({"bars": 4}, "bad_field", "bars: found an unknown field"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from meloformer.generation import hole_writing
+from meloformer.generation.notices import Notice
 from meloformer.generation.part_writing import Part, WrittenPart, write_part
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.midi.quantise import quantise
@@ -61,7 +62,7 @@ def a_model(fill_rate: float = 0.3, **changes: Any) -> MuseFormer:
 FILLING, PLAIN = a_model(), a_model(0.0)
 
 
-def quiet(_: str) -> None:
+def quiet(_: Notice) -> None:
     pass
 
 

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meloformer.generation.editing import continue_piece, rewrite_bars, write_instruments
+from meloformer.generation.notices import Notice, NoticeCode
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.midi.quantise import quantise
 from meloformer.midi.quantised import QuantisedPiece
@@ -147,15 +148,15 @@ def test_a_seed_repeats_its_notes_and_another_brings_others() -> None:
 def test_a_piece_longer_than_a_row_is_read_in_part_and_kept_whole(instruments) -> None:
     piece = a_piece(24)
     model = a_model(max_seq_len=256)
-    lines: list[str] = []
-    after = rewrite_bars(model, piece, 5, 14, FEW, instruments=instruments, say=lines.append)
+    notices: list[Notice] = []
+    after = rewrite_bars(model, piece, 5, 14, FEW, instruments=instruments, say=notices.append)
     check_edited(
         piece,
         after,
         lambda bar, instrument: not (5 <= bar < 14 and (not instruments or instrument == 34)),
     )
-    assert len(lines) == 2, lines
-    assert "at a time" in lines[0] and "--max_seq_len 256" in lines[1]
+    assert [notice.code for notice in notices] == [NoticeCode.IN_PARTS, NoticeCode.NEAREST]
+    assert "at a time" in notices[0].line and "--max_seq_len 256" in notices[1].line
 
 
 def test_what_the_model_reads_fits_a_row_of_its_training(monkeypatch: pytest.MonkeyPatch) -> None:

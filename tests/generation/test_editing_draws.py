@@ -7,6 +7,7 @@ import torch
 from meloformer.errors import GenerationError
 from meloformer.generation.editing import continue_piece, rewrite_bars, write_instruments
 from meloformer.generation.hole_writing import StoppedError
+from meloformer.generation.notices import Notice, NoticeCode
 from meloformer.generation.part_writing import Part
 from meloformer.generation.sampling import SamplingConfig
 from meloformer.midi.quantised import QuantisedPiece
@@ -168,9 +169,17 @@ def test_what_cannot_be_written_is_refused(edit, message) -> None:
 
 
 def test_a_model_that_never_learned_to_fill_says_that_it_reads_backwards_alone() -> None:
-    lines: list[str] = []
-    rewrite_bars(PLAIN, a_piece(), 1, 3, FEW, say=lines.append)
-    assert len(lines) == 1 and "does not read the bars behind them" in lines[0]
-    lines.clear()
-    rewrite_bars(PLAIN, a_piece(), 4, 6, FEW, say=lines.append)
-    assert not lines
+    notices: list[Notice] = []
+    rewrite_bars(PLAIN, a_piece(), 1, 3, FEW, say=notices.append)
+    [notice] = notices
+    assert notice.code is NoticeCode.NO_FILL
+    assert "does not read the bars behind them" in notice.line and str(notice) == notice.line
+    notices.clear()
+    rewrite_bars(PLAIN, a_piece(), 4, 6, FEW, say=notices.append)
+    assert not notices
+
+
+def test_a_notice_that_nobody_asked_for_is_logged_as_its_line(caplog) -> None:
+    rewrite_bars(PLAIN, a_piece(), 1, 3, FEW)
+    [line] = caplog.messages
+    assert line.startswith("bars 1-2: the model was trained with --fill_rate 0")

@@ -122,6 +122,18 @@ def test_programs_ask_by_the_same_names(model, tmp_path: Path) -> None:
         meloformer.generate(folder, continue_midi=str(song), tempo=90)
 
 
+def test_a_notice_of_the_engine_is_one_line_of_the_command_whatever_the_number_of_versions(
+    tmp_path: Path, capsys
+) -> None:
+    sizes = {"num_layers": 1, "width": 32, "ffn_width": 32, "max_seq_len": 1024}
+    plain = MuseFormer(tiny_config(fill_rate=0.0, **sizes)).eval()
+    song = EditConfig(fill_midi=write_song(tmp_path / "song.mid"), fill_bars="2-3")
+    change(plain, song, tmp_path / "out.mid", num_samples=2)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("bars 2-3: the model was trained with --fill_rate 0 and does not read")
+    assert said.count("--fill_rate") == 1 and "NoticeCode" not in said
+
+
 def test_notes_that_the_grid_moves_are_counted_in_one_line(tmp_path: Path) -> None:
     lines: list[str] = []
     on_grid = read_to_edit("--fill_midi", write_song(tmp_path / "a.mid"), lines.append)

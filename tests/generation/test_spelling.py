@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 
-from meloformer.captions.instruments import instrument
 from meloformer.errors import GenerationError
 from meloformer.generation.spelling import (
     chords_of,
@@ -16,6 +15,7 @@ from meloformer.generation.spelling import (
 )
 from meloformer.midi.general_midi import instrument_name
 from meloformer.midi.grid import NUM_INSTRUMENTS
+from meloformer.midi.instrument_names import instrument
 from meloformer.tokens.vocabulary import NUM_CHORDS, NUM_KEYS, chord_name, key_name
 
 

@@ -4,7 +4,7 @@ import { Picking } from "./picking.js";
 import { Player } from "./player.js";
 import { Refusal, asked, events, facts as askFacts } from "./requests.js";
 import { Roll, colourOf } from "./roll.js";
-import { fillChoices, showChips, showTakes, showTracks } from "./panels.js";
+import { fillChoices, onChosen, showChips, showTakes, showTracks } from "./panels.js";
 import { Score } from "./score.js";
 import { Synth } from "./synth.js";
 import * as words from "./words.js";
@@ -336,9 +336,8 @@ function listen() {
   $("zoom-in").addEventListener("click", () => roll.zoom(1.3));
   $("zoom-out").addEventListener("click", () => roll.zoom(1 / 1.3));
   $("error-close").addEventListener("click", clearError);
-  $("add-instrument").addEventListener("change", ({ target }) => {
-    if (target.value && !chosen.includes(target.value)) chosen.push(target.value);
-    target.value = "";
+  onChosen($("add-instrument"), (name) => {
+    if (!chosen.includes(name)) chosen.push(name);
     showChosen();
   });
   for (const button of document.querySelectorAll("[data-language]")) {

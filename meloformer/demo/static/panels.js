@@ -28,11 +28,36 @@ export function fillChoices(facts, { metre, key, instrument }) {
   const others = facts.metres.filter((each) => !COMMON_METRES.includes(each));
   choices(metre, [option("", word("free")), group(word("common_metres"), COMMON_METRES), group(word("all_metres"), others)]);
   choices(key, [option("", word("free")), ...facts.keys.map((each) => option(each, keyWord(each)))]);
+  choices(instrument, instrumentChoices(facts, "any_instrument", () => true));
+}
+
+/** Options for all instruments that are offered, by family, behind one for none. */
+export function instrumentChoices(facts, none, isOffered) {
+  const options = (instruments) => instruments.filter(isOffered).map((i) => option(i ? String(i - 1) : "drums", ofPair(facts.instruments[i])));
   const families = facts.families.map((pair, family) => {
-    const eight = facts.instruments.slice(1 + 8 * family, 9 + 8 * family);
-    return make("optgroup", { label: ofPair(pair) }, ...eight.map((name, i) => option(String(8 * family + i), ofPair(name))));
+    const eight = options(Array.from({ length: 8 }, (_, i) => 1 + 8 * family + i));
+    return eight.length ? [make("optgroup", { label: ofPair(pair) }, ...eight)] : [];
   });
-  choices(instrument, [option("", word("any_instrument")), option("drums", ofPair(facts.instruments[0])), ...families]);
+  return [option("", word(none)), ...options([0]), ...families.flat()];
+}
+
+/** Call `act` with what is chosen in a list, which then goes back to none: by mouse at once, by keys with Enter or on leaving it. */
+export function onChosen(select, act) {
+  let isByKeys = false; // arrows and letters go through a closed list, one choice after the other
+  const choose = () => {
+    const { value } = select;
+    select.value = "";
+    if (value) act(value);
+  };
+  select.addEventListener("pointerdown", () => (isByKeys = false));
+  select.addEventListener("keydown", (event) => {
+    isByKeys = event.key !== "Enter";
+    if (isByKeys || !select.value) return;
+    event.preventDefault();
+    choose();
+  });
+  select.addEventListener("change", () => isByKeys || choose());
+  select.addEventListener("blur", choose);
 }
 
 /** The name of an instrument as the server is asked for it: "drums" or a program. */

@@ -28,6 +28,7 @@ export class Roll {
     this.onPick = () => {};
     this.picked = null; // [first, last): bars
     this.pending = null; // likewise: those that are being written, maybe behind the end
+    this.pendingPlayers = null; // a set of who is written there; null for all
     this.isDragged = false;
     this.score = null;
     this.colours = new Map(); // instrument -> colour
@@ -260,7 +261,7 @@ export class Roll {
       const until = this.#x(note.endStep);
       if (until < GUTTER) continue;
       const isNow = isPlaying && note.startStep <= step && step < note.endStep;
-      const isGoing = this.pending && note.bar >= this.pending[0] && note.bar < this.pending[1];
+      const isGoing = this.pending && note.bar >= this.pending[0] && note.bar < this.pending[1] && (this.pendingPlayers?.has(note.instrument) ?? true);
       context.globalAlpha = this.silent.has(note.instrument) || isGoing ? 0.14 : 0.5 + 0.5 * (note.velocity / 127);
       context.fillStyle = isNow && !this.silent.has(note.instrument) ? "#ffffff" : this.colours.get(note.instrument);
       if (note.instrument === DRUMS) {
