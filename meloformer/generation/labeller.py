@@ -15,7 +15,7 @@ class Labeller:
 
     def __init__(self, prefix_BN: np.ndarray) -> None:
         rows = [token_labels(prefix) for prefix in prefix_BN]
-        # Rows bar, instrument, index, onset, as in StepLabels.
+        # Rows bar, instrument, index, onset, as `DecodeCache.add` takes them.
         fields = [(one.bar, one.instrument, one.index, one.onset) for one in rows]
         self.prefix = np.stack([np.stack(row) for row in fields], axis=1).astype(np.int64)
         self.now = self.prefix[:, :, -1].copy()
