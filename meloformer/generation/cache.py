@@ -2,11 +2,14 @@
 
 Adding tokens and closing bars through the cache computes what the parallel forward pass computes;
 storage orders do not matter here, since attention does not depend on the order of its keys.
+
+Who reads whom is decided in numpy, on any device: for one token it is dozens of small calls, each
+of which costs several times as much in torch, and the labels come as arrays.
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -57,42 +60,42 @@ class DecodeCache:
         )
         self.injection = injection
         self._num_closed_layers = config.num_layers if injection is None else injection.layer
-        self._open_BI = torch.zeros((num_rows, 0), dtype=torch.bool, device=self.device)
+        self._open_BI = np.zeros((num_rows, 0), dtype=bool)
         if injection is not None:
             injection.check_width(config.width)
             assert len(injection.summaries_BSD) == num_rows, "one row of summaries a sequence"
             self._open(injection)
 
     @torch.no_grad()
-    def add(self, ids_BN: Tensor, labels: "StepLabels", active_B: Tensor) -> Tensor:
+    def add(self, ids_BN: np.ndarray, labels_4BN: np.ndarray, active_B: np.ndarray) -> Tensor:
         """Append N tokens to every row; those of one call lie in one bar or in the prefix.
 
         Args:
-            ids_BN: token ids.
-            labels: where they stand, each (B, N).
+            ids_BN: int64 token ids.
+            labels_4BN: int64, where they stand: bar, instrument, index, onset; see masks.Layout.
             active_B: bool; rows that have ended are fed padding.
 
         Returns:
             (B, V) logits after the last token.
         """
         num_new = ids_BN.shape[1]
-        piece_BN = torch.where(active_B, 0, -1)[:, None].expand(-1, num_new)
-        new_labels = torch.stack([piece_BN, labels.bar, labels.instrument, labels.index])
+        bar, instrument, index, _ = labels_4BN.astype(np.int32)
+        piece = np.broadcast_to(np.where(active_B, 0, -1)[:, None], bar.shape)
         store = self.store
-        places = store.append(new_labels)
+        places = store.append(np.stack([piece, bar, instrument, index]))
 
-        time_N = torch.arange(store.num_tokens - num_new, store.num_tokens, device=self.device)
-        piece, bar, instrument, index = new_labels[:, :, :, None]
-        is_summary = torch.zeros((), dtype=torch.bool, device=self.device)
-        queries = Label(piece, bar, instrument, index, time_N[None, :, None], is_summary)
+        time_N = np.arange(store.num_tokens - num_new, store.num_tokens)
+        piece, bar, instrument, index = (x[:, :, None] for x in (piece, bar, instrument, index))
+        queries = Label(piece, bar, instrument, index, time_N[None, :, None], np.False_)
         keys = Label(*(field[:, None, :] for field in store.key_labels()))
         closed_BHNN = self._token_mask(queries, keys)
         bias_BHNN = opened_BHNN = self._bias(closed_BHNN)
         if store.num_open:
             opened_BHNN = self._bias(self._with_open(closed_BHNN, queries))
 
-        x_BND = self.model.embed(ids_BN, labels.onset, labels.instrument)
-        turn = turn_of(self.model.angles(labels.bar, labels.index), self.dtype)
+        bar_BN, instrument_BN, index_BN, onset_BN = self._tensor(labels_4BN)
+        x_BND = self.model.embed(self._tensor(ids_BN), onset_BN, instrument_BN)
+        turn = turn_of(self.model.angles(bar_BN, index_BN), self.dtype)
         for index, (layer, cache) in enumerate(zip(self._layers, store.layers, strict=True)):
             q, own_k, own_v = layer.read(x_BND, turn)
             has_open = index >= self._num_closed_layers
@@ -116,16 +119,14 @@ class DecodeCache:
         labels = token_labels(ids_T)
         fields = (labels.bar, labels.instrument, labels.index, labels.onset)
         labels_41T = np.stack(fields)[:, None].astype(np.int64)
+        ids_1T = ids_T[None].astype(np.int64)
         # The first bar together with the prefix: there is no summary between them.
         edges = [0, *bar_starts(ids_T)[1:-1].tolist(), len(ids_T)]
-        active_1 = torch.ones(1, dtype=torch.bool, device=self.device)
-        row_1 = torch.zeros(1, dtype=torch.int64, device=self.device)
         for number, (start, stop) in enumerate(itertools.pairwise(edges)):
             if number:
-                self.close_bar(row_1, row_1 + (number - 1))
-            ids_1N = torch.from_numpy(ids_T[start:stop].astype(np.int64)).to(self.device)[None]
-            part = StepLabels.from_numpy(labels_41T[:, :, start:stop], self.device)
-            logits_1V = self.add(ids_1N, part, active_1)
+                self.close_bar(np.array([0]), np.array([number - 1]))
+            part = slice(start, stop)
+            logits_1V = self.add(ids_1T[:, part], labels_41T[:, :, part], np.array([True]))
         return logits_1V
 
     def restart(self, row: int, ids_T: np.ndarray, num_skipped: int) -> None:
@@ -146,49 +147,44 @@ class DecodeCache:
         if self.injection is not None and own.injection is not None:
             summaries_BSD = self.injection.summaries_BSD.clone()
             summaries_BSD[row, :num_open] = own.injection.summaries_BSD[0]
-            mask_BS = self._open_BI.to(self.injection.mask_BS.device)
+            mask_BS = torch.from_numpy(self._open_BI.copy()).to(self.injection.mask_BS.device)
             self.injection = replace(self.injection, summaries_BSD=summaries_BSD, mask_BS=mask_BS)
 
-    def keep(self, rows_R: Tensor) -> None:
+    def keep(self, rows_R: np.ndarray) -> None:
         """Go on with some of the rows, in this order."""
         self.store.keep(rows_R)
         self._open_BI = self._open_BI[rows_R]
         if self.injection is not None:
             given = self.injection
-            rows_R = rows_R.to(given.mask_BS.device)
+            kept_R = torch.from_numpy(rows_R).to(given.mask_BS.device)
             self.injection = replace(
-                given, summaries_BSD=given.summaries_BSD[rows_R], mask_BS=given.mask_BS[rows_R]
+                given, summaries_BSD=given.summaries_BSD[kept_R], mask_BS=given.mask_BS[kept_R]
             )
 
     @torch.no_grad()
-    def close_bar(self, rows_R: Tensor, bar_R: Tensor) -> None:
+    def close_bar(self, rows: np.ndarray, bars: np.ndarray) -> None:
         """Compute the summaries of bars that have ended, so that later tokens can read them.
 
         Args:
-            rows_R: rows whose newest bar ends.
-            bar_R: its number, which is also its summary slot.
+            rows: (R,) rows whose newest bar ends.
+            bars: (R,) its number, which is also its summary slot.
         """
-        if not len(rows_R) or not self.model.config.summaries:
+        if not len(rows) or not self.model.config.summaries:
             return
         store = self.store
-        store.reserve_slots(int(bar_R.max()) + 1)
-        store.slot_piece_BS[rows_R, bar_R] = 0
-        keys = Label(*(field[rows_R][:, None, :] for field in store.key_labels()))
-        queries = Label(
-            torch.zeros_like(bar_R)[:, None, None],
-            bar_R[:, None, None],
-            keys.instrument,
-            keys.index,
-            bar_R[:, None, None],
-            torch.ones((), dtype=torch.bool, device=self.device),
-        )
+        store.reserve_slots(int(bars.max()) + 1)
+        store.slot_piece_BS[rows, bars] = 0
+        keys = Label(*(field[rows][:, None, :] for field in store.key_labels()))
+        bar = bars[:, None, None]
+        queries = Label(0 * bar, bar, keys.instrument, keys.index, bar, np.True_)
         is_read_R1N = masks.summary_reads(queries, keys)
         # Of the tokens it is the prefix and one bar: to copy all for that would cost the most.
         num_slots = store.slot_piece_BS.shape[1]
-        places_P = is_read_R1N[:, 0, num_slots:].any(dim=0).nonzero()[:, 0]
-        slots_R1S, tokens_R1T = is_read_R1N[:, None].split([num_slots, store.num_tokens], dim=-1)
-        bias_R11N = self._bias(torch.cat([slots_R1S, tokens_R1T[..., places_P]], dim=-1))
-        places_P = places_P + store.first_token
+        is_copied_N = is_read_R1N.any(axis=(0, 1))
+        is_copied_N[:num_slots] = True
+        bias_R11N = self._bias(is_read_R1N[:, None, :, is_copied_N])
+        places_P = self._tensor(np.flatnonzero(is_copied_N)[num_slots:] + store.num_open)
+        rows_R, bar_R = self._tensor(rows), self._tensor(bars)
         turn = turn_of(
             self.model.angles(bar_R[:, None], torch.zeros_like(bar_R)[:, None]), self.dtype
         )
@@ -196,7 +192,7 @@ class DecodeCache:
         s_R1D = self.model.summary_start.expand(len(rows_R), 1, -1)
         for index, (layer, cache) in enumerate(zip(self._layers, store.layers, strict=True)):
             if self.injection is not None and index == self.injection.layer:
-                s_R1D = self._closed(self.injection, s_R1D, rows_R, bar_R)
+                s_R1D = self._closed(self.injection, s_R1D, rows, bars)
             q, *own = layer.read(s_R1D, turn)
             for summary, own_RG1K in zip(cache.summary, own, strict=True):
                 summary[rows_R, :, bar_R] = own_RG1K[:, :, 0]
@@ -212,12 +208,13 @@ class DecodeCache:
 
     def _open(self, injection: Injection) -> None:
         """Compute open summaries: they read no token, so all of them are known at the start."""
-        self._open_BI = injection.mask_BS.to(self.device, copy=True)
-        self.store.open_slots(self._open_BI.shape[1])  # the layers below leave this place empty
-        slot_BI = torch.arange(self._open_BI.shape[1], device=self.device).expand_as(self._open_BI)
+        open_BI = injection.mask_BS.to(self.device)
+        self._open_BI = open_BI.cpu().numpy().copy()
+        self.store.open_slots(open_BI.shape[1])  # the layers below leave this place empty
+        slot_BI = torch.arange(open_BI.shape[1], device=self.device).expand_as(open_BI)
         absent = torch.full_like(slot_BI, -1)
-        piece_BI = torch.where(self._open_BI, 0, -1)
-        labels = Label(piece_BI, slot_BI, absent, absent, slot_BI, self._open_BI)
+        piece_BI = torch.where(open_BI, 0, -1)
+        labels = Label(piece_BI, slot_BI, absent, absent, slot_BI, open_BI)
         rows, columns = (
             Label(*(field[:, None, :, None] for field in labels)),
             Label(*(field[:, None, None, :] for field in labels)),
@@ -237,58 +234,43 @@ class DecodeCache:
                 if not layer.is_last:
                     o_BID = layer.add_ffn(o_BID)
 
-    def _closed(self, injection: Injection, s_R1D: Tensor, rows_R: Tensor, bar_R: Tensor) -> Tensor:
+    def _closed(
+        self, injection: Injection, s_R1D: Tensor, rows: np.ndarray, bars: np.ndarray
+    ) -> Tensor:
         """Where closed summaries of some bars begin above the injection layer."""
-        slot_R = bar_R.clamp(max=self._open_BI.shape[1] - 1)
-        is_open_R1 = (self._open_BI[rows_R, slot_R] & (slot_R == bar_R))[:, None]
-        injected_R1D = injection.summaries_BSD.to(s_R1D)[rows_R, slot_R][:, None]
+        slots = np.minimum(bars, self._open_BI.shape[1] - 1)
+        is_open_R1 = self._tensor((self._open_BI[rows, slots] & (slots == bars))[:, None])
+        injected_R1D = injection.summaries_BSD.to(s_R1D)[rows, slots][:, None]
         own = replace(injection, summaries_BSD=injected_R1D, mask_BS=is_open_R1)
         return own.streams(s_R1D, torch.where(is_open_R1, 0, -1))[0]
 
-    def _with_open(self, mask_BHNN: Tensor, queries: Label) -> Tensor:
+    def _with_open(self, mask_BHNN: np.ndarray, queries: Label) -> np.ndarray:
         """The mask with open summaries before the finished ones."""
-        if not self.store.num_open:
-            return mask_BHNN
-        bar_I = torch.arange(self.store.num_open, device=self.device)
-        piece_BI = torch.where(self._open_BI, 0, -1)
+        bar_I = np.arange(self.store.num_open)
+        piece_BI = np.where(self._open_BI, 0, -1)
         keys = Label(piece_BI[:, None], bar_I, -1, -1, bar_I, self._open_BI[:, None])
         of_open = masks.token_reads_open(queries, keys)[:, None]
-        of_open = of_open.expand(-1, mask_BHNN.shape[1], -1, -1)
-        return torch.cat([of_open, mask_BHNN], dim=-1)
+        of_open = np.broadcast_to(of_open, (*mask_BHNN.shape[:3], len(bar_I)))
+        return np.concatenate([of_open, mask_BHNN], axis=-1)
 
-    def _bias(self, mask: Tensor) -> Tensor:
+    def _bias(self, mask: np.ndarray) -> Tensor:
         """What attention adds to its scores: the form of a mask that no layer converts again."""
         none = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
-        return none.masked_fill_(~mask, -torch.inf)
+        return none.masked_fill_(self._tensor(~mask), -torch.inf)
 
-    def _token_mask(self, queries: Label, keys: Label) -> Tensor:
+    def _token_mask(self, queries: Label, keys: Label) -> np.ndarray:
         """(B, H, N, S + T) bool, each head group under its own rule."""
         config = self.model.config
         queries_per_kv = config.num_heads // config.num_kv_heads
-        return torch.cat(
-            [
-                masks.token_reads(group, queries, keys)[:, None].expand(
-                    -1, (heads.stop - heads.start) * queries_per_kv, -1, -1
-                )
-                for group, heads in self._groups
-            ],
-            dim=1,
-        )
+        shape = (len(queries.bar), config.num_heads, queries.bar.shape[1], keys.bar.shape[2])
+        mask = np.empty(shape, dtype=bool)
+        for group, heads in self._groups:
+            of_group = slice(heads.start * queries_per_kv, heads.stop * queries_per_kv)
+            mask[:, of_group] = masks.token_reads(group, queries, keys)[:, None]
+        return mask
 
-
-@dataclass(frozen=True)
-class StepLabels:
-    """Where N new tokens of every row stand, each (B, N) int64; see masks.Layout."""
-
-    bar: Tensor
-    instrument: Tensor
-    index: Tensor
-    onset: Tensor
-
-    @classmethod
-    def from_numpy(cls, labels: np.ndarray, device: torch.device) -> "StepLabels":
-        """Of a (4, B, N) array in the order of the fields."""
-        return cls(*torch.from_numpy(labels).to(device).unbind(0))
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

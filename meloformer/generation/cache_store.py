@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,13 +56,14 @@ class CacheStore:
 
     def __init__(self, config: MuseFormerConfig, num_rows: int, weight: Tensor) -> None:
         self.num_tokens = self.num_open = 0
+        self._device = weight.device
         self._reach = bars_within_reach(rule_of(config.rule))
         empty = (2, num_rows, config.num_kv_heads, 0, config.head_width)
         none = weight.new_zeros(empty)
         self.layers = [LayerCache(none, none) for _ in range(config.num_layers)]
         # Rows: piece, bar, instrument, index; absent tokens and summaries are padding (-1).
-        self.labels_4BT = torch.full((4, num_rows, 0), -1, device=weight.device)
-        self.slot_piece_BS = torch.full((num_rows, 0), -1, device=weight.device)
+        self.labels_4BT = np.full((4, num_rows, 0), -1, dtype=np.int32)
+        self.slot_piece_BS = np.full((num_rows, 0), -1, dtype=np.int32)
 
     @property
     def first_token(self) -> int:
@@ -80,18 +82,15 @@ class CacheStore:
     def key_labels(self) -> Label:
         """Labels (B, S + T) of all keys but the open ones, summaries first."""
         num_rows, num_slots = self.slot_piece_BS.shape
-        device = self.slot_piece_BS.device
-        slot_BS = torch.arange(num_slots, device=device).expand(num_rows, -1)
-        time_BT = torch.arange(self.num_tokens, device=device).expand(num_rows, -1)
-        piece, bar, instrument, index = self.labels_4BT[:, :, : self.num_tokens]
-        absent = torch.full_like(slot_BS, -1)
-        summaries = (self.slot_piece_BS, slot_BS, absent, absent, slot_BS)
-        is_summary = torch.arange(num_slots + self.num_tokens, device=device) < num_slots
-        tokens = (piece, bar, instrument, index, time_BT)
-        piece, bar, instrument, index, time = (
-            torch.cat(pair, dim=1) for pair in zip(summaries, tokens, strict=True)
-        )
-        return Label(piece, bar, instrument, index, time, is_summary.expand_as(piece))
+        labels = np.empty((5, num_rows, num_slots + self.num_tokens), dtype=np.int32)
+        of_slots, of_tokens = labels[:, :, :num_slots], labels[:, :, num_slots:]
+        of_slots[0], of_slots[1], of_slots[2:4] = self.slot_piece_BS, np.arange(num_slots), -1
+        of_slots[4] = of_slots[1]
+        of_tokens[:4] = self.labels_4BT[:, :, : self.num_tokens]
+        of_tokens[4] = np.arange(self.num_tokens)
+        piece, bar, instrument, index, time = labels
+        is_summary = np.broadcast_to(np.arange(labels.shape[2]) < num_slots, piece.shape)
+        return Label(piece, bar, instrument, index, time, is_summary)
 
     def open_slots(self, num_open: int) -> None:
         """Make place for open summaries; before anything else is stored."""
@@ -99,7 +98,7 @@ class CacheStore:
         for layer in self.layers:
             layer.read = F.pad(layer.read, (0, 0, 0, num_open))
 
-    def append(self, labels_4BN: Tensor) -> slice:
+    def append(self, labels_4BN: np.ndarray) -> slice:
         """Take so many more tokens of every row; their places in `LayerCache.read`."""
         num_new = labels_4BN.shape[2]
         self._reserve(num_new)
@@ -108,10 +107,11 @@ class CacheStore:
         self.num_tokens = stop
         return slice(self.first_token + start, self.first_token + stop)
 
-    def keep(self, rows_R: Tensor) -> None:
+    def keep(self, rows_R: np.ndarray) -> None:
         """Go on with some of the rows, in this order."""
+        kept_R = torch.from_numpy(rows_R).to(self._device)
         for layer in self.layers:
-            layer.read, layer.summary = layer.read[:, rows_R], layer.summary[:, rows_R]
+            layer.read, layer.summary = layer.read[:, kept_R], layer.summary[:, kept_R]
         self.labels_4BT = self.labels_4BT[:, rows_R]
         self.slot_piece_BS = self.slot_piece_BS[rows_R]
 
@@ -122,12 +122,12 @@ class CacheStore:
         """
         num_new, num_slots = other.num_tokens, int((other.slot_piece_BS[0] >= 0).sum())
         assert num_slots <= self.slot_piece_BS.shape[1]
-        while num_new > self.num_tokens:
-            self.append(
-                self.labels_4BT.new_full(
-                    (4, len(self.slot_piece_BS), num_new - self.num_tokens), -1
-                )
+        # Making room may drop some more of what is out of reach.
+        while (missing := num_new - self.num_tokens) > 0:
+            nothing = np.full(
+                (4, len(self.slot_piece_BS), missing), -1, dtype=self.labels_4BT.dtype
             )
+            self.append(nothing)
         # At the end, so that all that is read of a row lies together.
         start, stop = self.num_tokens - num_new, self.num_tokens
         self.labels_4BT[0, row] = -1
@@ -155,7 +155,7 @@ class CacheStore:
             summaries = F.pad(layer.read[:, :, :, :first], (0, 0, 0, extra))
             layer.read = torch.cat([summaries, layer.read[:, :, :, first:]], dim=3)
             layer.summary = F.pad(layer.summary, (0, 0, 0, extra))
-        self.slot_piece_BS = F.pad(self.slot_piece_BS, (0, extra), value=-1)
+        self.slot_piece_BS = _longer(self.slot_piece_BS, extra)
 
     def _reserve(self, num_new: int) -> None:
         """Make room for tokens: drop what nobody reads if that is worth it, or grow by half.
@@ -167,34 +167,40 @@ class CacheStore:
         if self.num_tokens + num_new <= room:
             return
         is_read_BT = self._is_read()
-        num_read = int(is_read_BT.sum(dim=1).max()) if self.num_tokens else 0
+        num_read = int(is_read_BT.sum(axis=1).max())
         if 4 * (num_read + num_new) <= 3 * room:
             self._drop(is_read_BT, num_read)
             return
         extra = max(self.num_tokens + num_new - room, room // 2, _LEAST_TOKENS)
         for layer in self.layers:
             layer.read = F.pad(layer.read, (0, 0, 0, extra))
-        self.labels_4BT = F.pad(self.labels_4BT, (0, extra), value=-1)
+        self.labels_4BT = _longer(self.labels_4BT, extra)
 
-    def _is_read(self) -> Tensor:
+    def _is_read(self) -> np.ndarray:
         """(B, T) bool: which tokens some later token or summary may read."""
         piece_BT, bar_BT = self.labels_4BT[:2, :, : self.num_tokens]
         is_read_BT = piece_BT >= 0
         if self._reach is None or not self.num_tokens:
             return is_read_BT
-        now_B1 = bar_BT.where(is_read_BT, -1).amax(dim=1, keepdim=True)
+        now_B1 = np.where(is_read_BT, bar_BT, -1).max(axis=1, keepdims=True)
         return is_read_BT & ((bar_BT < 0) | (bar_BT >= now_B1 - self._reach))
 
-    def _drop(self, is_read_BT: Tensor, length: int) -> None:
+    def _drop(self, is_read_BT: np.ndarray, length: int) -> None:
         """Move what is read of each row together, in its order, up to the same last place."""
-        order_BT = is_read_BT.byte().argsort(dim=1, stable=True)[:, self.num_tokens - length :]
-        labels_4BT = self.labels_4BT[:, :, : self.num_tokens].gather(2, order_BT.expand(4, -1, -1))
-        labels_4BT[0].masked_fill_(~is_read_BT.gather(1, order_BT), -1)
-        self.labels_4BT.fill_(-1)
+        order_BT = is_read_BT.argsort(axis=1, kind="stable")[:, self.num_tokens - length :]
+        labels_4BT = np.take_along_axis(self.labels_4BT, order_BT[None], axis=2)
+        labels_4BT[0][~np.take_along_axis(is_read_BT, order_BT, axis=1)] = -1
+        self.labels_4BT.fill(-1)
         self.labels_4BT[:, :, :length] = labels_4BT
-        first = self.first_token
+        first, order = self.first_token, torch.from_numpy(order_BT).to(self._device)
         for layer in self.layers:
             tokens = layer.read[:, :, :, first : first + self.num_tokens]
-            index = order_BT[None, :, None, :, None].expand(*tokens.shape[:3], -1, tokens.shape[4])
+            index = order[None, :, None, :, None].expand(*tokens.shape[:3], -1, tokens.shape[4])
             layer.read[:, :, :, first : first + length] = tokens.gather(3, index)
         self.num_tokens = length
+
+
+def _longer(labels: np.ndarray, extra: int) -> np.ndarray:
+    """With so many places of padding (-1) behind the last."""
+    padding = np.full((*labels.shape[:-1], extra), -1, dtype=labels.dtype)
+    return np.concatenate([labels, padding], axis=-1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from meloformer.bridge.flow import row_seed
 from meloformer.errors import ConfigError
-from meloformer.generation.cache import DecodeCache, StepLabels
+from meloformer.generation.cache import DecodeCache
 from meloformer.generation.controls import NOTHING, ControlConfig
 from meloformer.generation.labeller import Labeller
 from meloformer.generation.moved_mass import move_mass
@@ -203,11 +203,7 @@ def sample_rows(
     cache = DecodeCache(model, len(samples), _side_by_side(samples))
     labeller = Labeller(shared_BN)
     active_B = np.ones(len(samples), dtype=bool)
-    logits_BV = cache.add(
-        torch.from_numpy(shared_BN).to(cache.device),
-        StepLabels.from_numpy(labeller.prefix, cache.device),
-        torch.from_numpy(active_B).to(cache.device),
-    )
+    logits_BV = cache.add(shared_BN, labeller.prefix, active_B)
     num_sampled, going = 0, rows
     while True:
         allowed_BV = torch.from_numpy(np.stack([row.allowed() for row in going]))
@@ -236,19 +232,13 @@ def sample_rows(
         labels_4B = labeller.advance(ids_B)
         if active_B.mean() < _LEAST_ACTIVE_SHARE:
             kept = np.flatnonzero(active_B)
-            cache.keep(torch.from_numpy(kept).to(cache.device))
+            cache.keep(kept)
             labels_4B = labeller.keep(kept)
             going, ids_B, active_B = [going[k] for k in kept], ids_B[kept], active_B[kept]
-        bar_B = torch.from_numpy(labels_4B[0]).to(cache.device)
         # A bar token says that the bar before it is complete.
-        closes_B = active_B & (labels_4B[2] == 0) & (labels_4B[0] > 0)
-        rows_R = torch.from_numpy(np.flatnonzero(closes_B)).to(cache.device)
-        cache.close_bar(rows_R, bar_B[rows_R] - 1)
-        logits_BV = cache.add(
-            torch.from_numpy(ids_B).to(cache.device)[:, None],
-            StepLabels.from_numpy(labels_4B[:, :, None], cache.device),
-            torch.from_numpy(active_B).to(cache.device),
-        )
+        closing = np.flatnonzero(active_B & (labels_4B[2] == 0) & (labels_4B[0] > 0))
+        cache.close_bar(closing, labels_4B[0, closing] - 1)
+        logits_BV = cache.add(ids_B[:, None], labels_4B[:, :, None], active_B)
     return rows
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from meloformer.tokens.labels import HEADER, PREFIX, token_labels
-from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, Kind
+from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, Kind, is_kind
 
 
 class Labeller:
@@ -15,7 +15,7 @@ class Labeller:
 
     def __init__(self, prefix_BN: np.ndarray) -> None:
         rows = [token_labels(prefix) for prefix in prefix_BN]
-        # Rows bar, instrument, index, onset, as in StepLabels.
+        # Rows bar, instrument, index, onset, as `DecodeCache.add` takes them.
         fields = [(one.bar, one.instrument, one.index, one.onset) for one in rows]
         self.prefix = np.stack([np.stack(row) for row in fields], axis=1).astype(np.int64)
         self.now = self.prefix[:, :, -1].copy()
@@ -24,15 +24,15 @@ class Labeller:
         """Labels (4, B) of one more token a row."""
         kind_B, index_of_B = KIND_OF[ids_B], INDEX_OF[ids_B]
         bar_B, instrument_B, index_B, onset_B = self.now
-        is_bar_B = kind_B == Kind.BAR
+        is_bar_B = is_kind(kind_B, Kind.BAR)
         bar_B = bar_B + is_bar_B
         index_B = np.where(is_bar_B, 0, index_B + 1)
-        is_instrument_B = (kind_B == Kind.INSTRUMENT) & (bar_B >= 0)
+        is_instrument_B = is_kind(kind_B, Kind.INSTRUMENT) & (bar_B >= 0)
         is_header_B = is_bar_B | (ids_B == EOS)
         instrument_B = np.where(is_instrument_B, 1 + index_of_B, instrument_B)
         instrument_B = np.where(is_header_B, HEADER, instrument_B)
         instrument_B = np.where(bar_B < 0, PREFIX, instrument_B)
-        onset_B = np.where(kind_B == Kind.ONSET, index_of_B, onset_B)
+        onset_B = np.where(is_kind(kind_B, Kind.ONSET), index_of_B, onset_B)
         onset_B = np.where(is_header_B | is_instrument_B, 0, onset_B)
         self.now = np.stack([bar_B, instrument_B, index_B, onset_B])
         return self.now

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meloformer.generation.cache import DecodeCache, StepLabels
+from meloformer.generation.cache import DecodeCache
 from meloformer.generation.moved_mass import move_mass
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.generation.splicing import notes_of_bar, sounding
@@ -260,19 +260,18 @@ class _Reader:
         start = len(self.ids)
         self.ids += tokens
         found = token_labels(np.array(self.ids))
-        labels_4T = np.stack([found.bar, found.instrument, found.index, found.onset])
+        fields = (found.bar, found.instrument, found.index, found.onset)
+        labels_4T = np.stack(fields).astype(np.int64)
         # What goes through the cache at once lies in one bar.
         bars = start + np.flatnonzero(_IS_BAR[self.ids[start:]])
         edges = [start, *bars[bars > start].tolist(), len(self.ids)]
-        device = self._cache.device
         for first, last in pairwise(edges):
             if _IS_BAR[self.ids[first]] and labels_4T[0, first] > 0:
-                ended_R = torch.tensor([labels_4T[0, first] - 1], device=device, dtype=torch.int64)
-                self._cache.close_bar(torch.zeros_like(ended_R), ended_R)
+                self._cache.close_bar(np.array([0]), labels_4T[0, [first]] - 1)
             logits_BV = self._cache.add(
-                torch.tensor([self.ids[first:last]], device=device),
-                StepLabels.from_numpy(labels_4T[:, None, first:last].astype(np.int64), device),
-                torch.ones(1, dtype=torch.bool, device=device),
+                np.array([self.ids[first:last]]),
+                labels_4T[:, None, first:last],
+                np.array([True]),
             )
         return logits_BV[0]
 

@@ -10,6 +10,8 @@ from meloformer.generation.sliding import Context
 from meloformer.tokens.vocabulary import KIND_OF, PAD, VOCAB_SIZE, Kind, is_kind
 from meloformer.tokens.windows import bar_starts
 
+_DRAWN_AHEAD = 64
+
 
 class Row:
     """A piece while it is sampled.
@@ -28,6 +30,7 @@ class Row:
         # Of all tokens behind the prefix, where somebody adds them up.
         self.nats = 0.0
         self._generator = torch.Generator().manual_seed(seed)
+        self._drawn: list[float] = []
         self._mask = mask
 
     @property
@@ -51,7 +54,11 @@ class Row:
         """A number from [0, 1), if one is needed."""
         if self.is_told or self.is_finished:
             return 0.0
-        return torch.rand((), generator=self._generator).item()
+        if not self._drawn:
+            # The same numbers as one by one, in a fraction of the calls; the next one stands last.
+            ahead = torch.rand(_DRAWN_AHEAD, generator=self._generator)
+            self._drawn = ahead.tolist()[::-1]
+        return self._drawn.pop()
 
     def take(self, token_id: int) -> int:
         """Take what was drawn, unless the prefix says what is next; the token."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from meloformer.errors import CheckpointError, ConfigError
-from meloformer.generation.cache import DecodeCache, StepLabels
+from meloformer.generation.cache import DecodeCache
 from meloformer.generation.labeller import Labeller
 from meloformer.hub.config import MuseFormerConfig
 from meloformer.hub.onnx_decoder import ADD_TOKENS_NAME, CLOSE_BAR_NAME, OnnxDecoder
@@ -90,13 +90,11 @@ def largest_difference(model: MuseFormer, folder: Path) -> float:
     num_prefix = prefix_length(ids_T)
     labeller = Labeller(ids_T[None, :num_prefix])
     cache, decoder = DecodeCache(model, 1), OnnxDecoder(folder)
-    active_B = torch.ones(1, dtype=torch.bool)
+    active_B = np.array([True])
     worst = largest = 0.0
     ids_1N, labels = ids_T[None, :num_prefix], labeller.prefix
     for place in range(num_prefix, len(ids_T) + 1):
-        own = cache.add(
-            torch.from_numpy(ids_1N), StepLabels.from_numpy(labels, cache.device), active_B
-        )
+        own = cache.add(ids_1N, labels, active_B)
         found = decoder.add(ids_1N, labels)
         worst = max(worst, float(np.abs(own.numpy() - found).max()))
         largest = max(largest, float(own.abs().max()))
@@ -106,7 +104,7 @@ def largest_difference(model: MuseFormer, folder: Path) -> float:
         labels = labeller.advance(ids_T[place : place + 1])[:, :, None]
         bar, index = int(labels[0, 0, 0]), int(labels[2, 0, 0])
         if index == 0 and bar > 0:
-            cache.close_bar(torch.tensor([0]), torch.tensor([bar - 1]))
+            cache.close_bar(np.array([0]), np.array([bar - 1]))
             decoder.close_bar()
     if worst > LOGIT_TOLERANCE * largest:
         raise CheckpointError(

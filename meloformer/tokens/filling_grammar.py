@@ -47,8 +47,8 @@ class FilledState(GrammarState):
         self._follows_fill = False
         super().__init__(prefix)
 
-    def allowed(self) -> np.ndarray:
-        """Mask of the ids that may come next; none after the end."""
+    def _next(self) -> np.ndarray:
+        """(V,) bool; none after the end."""
         mask = np.zeros(VOCAB_SIZE, dtype=bool)
         if self.is_finished:
             return mask
@@ -61,7 +61,7 @@ class FilledState(GrammarState):
             mask[FILL] = self._part == _BEFORE
             self._allow(mask, Kind.BAR)
         else:
-            mask = super().allowed()
+            mask = super()._next()
             if self.num_bars and self._due() is None:
                 mask[FILL] = True
                 # In the hole an empty bar may be the last one; before it no end may come.

@@ -42,6 +42,10 @@ FOLLOWS: dict[Kind, tuple[Kind, ...]] = {
 }
 
 _NOT_STATED = -1
+# Of every id, looked up several times as fast as in an array.
+_READ = [
+    (Kind(kind), index) for kind, index in zip(KIND_OF.tolist(), INDEX_OF.tolist(), strict=True)
+]
 
 
 class GrammarState:
@@ -59,6 +63,8 @@ class GrammarState:
     """
 
     def __init__(self, prefix: Iterable[int] = (), wishes: Wishes = NO_WISHES) -> None:
+        # What may come next, once somebody has asked; whoever draws a token asks before it comes.
+        self._mask: np.ndarray | None = None
         self.num_tokens = 0
         self.num_bars = 0
         self.is_finished = False
@@ -86,6 +92,15 @@ class GrammarState:
         Returns:
             (V,) bool, the caller's own.
         """
+        return self._known().copy()
+
+    def _known(self) -> np.ndarray:
+        if self._mask is None:
+            self._mask = self._next()
+        return self._mask
+
+    def _next(self) -> np.ndarray:
+        """(V,) bool, from the state alone."""
         mask = np.zeros(VOCAB_SIZE, dtype=bool)
         if self._last is None:
             mask[BOS] = mask[CONTINUE] = True
@@ -110,9 +125,10 @@ class GrammarState:
         Raises:
             TokenError: it is not allowed here.
         """
-        if not 0 <= token_id < VOCAB_SIZE or not self.allowed()[token_id]:
+        if not 0 <= token_id < VOCAB_SIZE or not self._known()[token_id]:
             raise self.refusal(token_id)
-        kind, index = Kind(int(KIND_OF[token_id])), int(INDEX_OF[token_id])
+        self._mask = None
+        kind, index = _READ[token_id]
         self.num_tokens += 1
         self._last = kind
         if kind is Kind.BAR:

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from meloformer.generation.cache import DecodeCache, StepLabels
+from meloformer.generation.cache import DecodeCache
 from meloformer.generation.cache_store import bars_within_reach
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import generate
@@ -55,19 +55,15 @@ def step_by_step(
     for t in range(lengths.max()):
         if (lengths[rows] + 3 == t).any():
             kept = np.flatnonzero(lengths[rows] > t)[::-1].copy()
-            cache.keep(torch.from_numpy(kept))
+            cache.keep(kept)
             labeller.keep(kept)
             rows = rows[kept]
         active = lengths[rows] > t
         ids = np.array([pieces[row][t] if t < lengths[row] else 0 for row in rows])
         labels = labeller.advance(ids) if t else labeller.now
         closing = np.flatnonzero(active & (labels[2] == 0) & (labels[0] > 0))
-        cache.close_bar(torch.from_numpy(closing), torch.from_numpy(labels[0][closing] - 1))
-        out = cache.add(
-            torch.from_numpy(ids)[:, None],
-            StepLabels.from_numpy(labels[:, :, None], cache.device),
-            torch.from_numpy(active),
-        )
+        cache.close_bar(closing, labels[0][closing] - 1)
+        out = cache.add(ids[:, None], labels[:, :, None], active)
         for place in np.flatnonzero(active):
             logits[rows[place]].append(out[place])
     return [torch.stack(rows) for rows in logits]
@@ -218,10 +214,8 @@ def test_a_beginning_read_bar_by_bar_equals_the_parallel_pass(rule) -> None:
         for t in range(length, len(piece)):
             labels = labeller.advance(piece[t : t + 1])
             if KIND_OF[piece[t]] == Kind.BAR and labels[0, 0]:
-                cache.close_bar(torch.tensor([0]), torch.from_numpy(labels[0] - 1))
-            ids = torch.from_numpy(piece[t : t + 1])[None]
-            step = StepLabels.from_numpy(labels[:, :, None], cache.device)
-            found.append(cache.add(ids, step, torch.tensor([True])))
+                cache.close_bar(np.array([0]), labels[0] - 1)
+            found.append(cache.add(piece[None, t : t + 1], labels[:, :, None], np.array([True])))
         assert torch.allclose(torch.cat(found), expected[length - 1 :], atol=1e-9, rtol=0)
 
 

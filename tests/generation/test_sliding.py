@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from meloformer.bridge.flow import row_seed
-from meloformer.generation.cache import DecodeCache, StepLabels
+from meloformer.generation.cache import DecodeCache
 from meloformer.generation.cache_store import CacheStore
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import Sample, generate, generate_batch, sample_rows
 from meloformer.generation.labeller import Labeller
+from meloformer.generation.moved_mass import move_mass
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.generation.sliding import Context
 from meloformer.model import attention
@@ -98,7 +99,8 @@ def drawn_again(model: MuseFormer, piece: np.ndarray, sample: Sample) -> tuple[n
             allowed = torch.from_numpy(grammar.allowed())[None]
             uniform = torch.rand((), generator=generator)[None]
             row = logits[len(tail) - (stop - t)][None]
-            found.append(int(sample_tokens(row, allowed, FREELY, uniform)))
+            moved = move_mass(row, allowed)
+            found.append(int(sample_tokens(moved, allowed, FREELY, uniform)))
             grammar.advance(found[-1])
     return np.array(found), len(windows)
 
@@ -136,8 +138,8 @@ def test_a_window_finds_room_where_the_row_has_dropped_what_is_out_of_reach() ->
     assert len(window) > cache.store.num_tokens
     cache.restart(0, window, first)
     fresh.read(window)
-    labels = StepLabels.from_numpy(one_more(window, int(piece[end])), cache.device)
-    ids_11, active_1 = torch.tensor([[int(piece[end])]]), torch.ones(1, dtype=torch.bool)
+    labels = one_more(window, int(piece[end]))
+    ids_11, active_1 = np.array([[int(piece[end])]]), np.ones(1, dtype=bool)
     logits = [one.add(ids_11, labels, active_1) for one in (cache, fresh)]
     assert torch.allclose(*logits, atol=1e-10)
 
@@ -151,10 +153,10 @@ def one_more(ids: np.ndarray, token_id: int) -> np.ndarray:
 def test_summaries_from_elsewhere_go_along_with_the_windows() -> None:
     """As many as bars, and fewer: later windows are written without."""
     model = a_model(open_summary_rate=0.3)
-    controls = wishes(20)
+    controls = wishes(32)
     samples = [
         Sample(controls=controls, injection=lent(model.config.width, num_bars), seed=seed)
-        for seed, num_bars in enumerate((20, 6))
+        for seed, num_bars in enumerate((32, 6))
     ]
     for sample, piece in zip(
         samples, generate_batch(model, samples, FREELY, endless=True), strict=True
@@ -212,9 +214,9 @@ def test_wishes_hold_over_all_windows() -> None:
 
 def test_the_best_of_endless_pieces_is_the_likeliest_as_it_was_read() -> None:
     model, sampling = a_model(), SamplingConfig(top_p=1.0, best_of=3)
-    (best,) = generate(model, wishes(12), sampling, endless=True)
+    (best,) = generate(model, wishes(24), sampling, endless=True)
     candidates = [
-        Sample(controls=wishes(12), seed=row_seed(0, number, 1) if number else 0)
+        Sample(controls=wishes(24), seed=row_seed(0, number, 1) if number else 0)
         for number in range(3)
     ]
     rows = sample_rows(model, candidates, sampling, endless=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from meloformer.errors import CheckpointError, ConfigError, TokenError
-from meloformer.generation.cache import DecodeCache, StepLabels
+from meloformer.generation.cache import DecodeCache
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import generate
 from meloformer.generation.labeller import Labeller
@@ -45,7 +45,7 @@ def test_the_graphs_give_the_logits_of_the_cache_at_every_step(rule) -> None:
         if step.start:
             labels = labeller.advance(ids_T[step])[:, :, None]
             if labels[2, 0, 0] == 0 and labels[0, 0, 0] > 0:
-                cache.close_bar(torch.tensor([0]), torch.from_numpy(labels[0, 0] - 1))
+                cache.close_bar(np.array([0]), labels[0, 0] - 1)
                 with torch.no_grad():
                     state["summaries"], state["own"] = close(
                         *(state[name] for name in CloseBar.inputs)
@@ -55,8 +55,7 @@ def test_the_graphs_give_the_logits_of_the_cache_at_every_step(rule) -> None:
             found, state["past_labels"], state["tokens"] = add(
                 *tensors, state["past_labels"], state["tokens"], state["summaries"]
             )
-        step_labels = StepLabels.from_numpy(labels, cache.device)
-        expected = cache.add(tensors[0], step_labels, torch.ones(1, dtype=torch.bool))
+        expected = cache.add(ids_1N, labels, np.array([True]))
         assert torch.allclose(found, expected, atol=1e-10)
     assert state["own"].shape[4] == 4
 
