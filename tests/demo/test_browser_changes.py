@@ -5,78 +5,29 @@ from pathlib import Path
 
 import pytest
 
-from meloformer.midi.quantise import quantise
-from meloformer.midi.quantised import QuantisedPiece
-from meloformer.midi.read import read_midi
-from tests.demo.browsers import IN_A_BROWSER, SECONDS
+from tests.demo.browsers import (
+    IN_A_BROWSER,
+    KEYBOARD,
+    SECONDS,
+    click_and_wait,
+    download,
+    drag,
+    place,
+    says,
+    touch,
+    upload,
+)
 from tests.demo.pages import Visitor, serving, talkative
 from tests.demo.test_changes import BEFORE, SONG, Patient, notes_where
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs .[browser]: playwright")
 pytestmark = IN_A_BROWSER
 
-# The quarter at which each bar of the song begins, and where the roll shows a quarter.
-QUARTERS = [0, 4, 8, 11, 14, 17]
-KEYBOARD, PER_QUARTER = 46, 44
-
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Visitor]:
     with serving(talkative(0.0)) as visitor:
         yield visitor
-
-
-def upload(tab, song: bytes = SONG) -> None:
-    """Open a song, and leave it at its start."""
-    tab.set_input_files("#file", {"name": "song.mid", "mimeType": "audio/midi", "buffer": song})
-    tab.wait_for_selector("body[data-playing=playing]")
-    tab.click("#play")
-    tab.click("#rewind")
-    tab.wait_for_selector("body[data-state=ready][data-playing=stopped]")
-
-
-def place(tab, bar: int, beats: float = 0.5) -> tuple[float, float]:
-    """Where a bar lies on the screen, some beats after its beginning."""
-    box = tab.locator("#roll").bounding_box()
-    return box["x"] + KEYBOARD + PER_QUARTER * (QUARTERS[bar] + beats), box["y"] + 150
-
-
-def drag(tab, first: int, last: int) -> None:
-    tab.mouse.move(*place(tab, first))
-    tab.mouse.down()
-    tab.mouse.move(*place(tab, last), steps=6)
-    tab.mouse.up()
-
-
-def touch(tab, first: int, last: int) -> None:
-    finger = tab.context.new_cdp_session(tab)
-
-    def send(kind: str, *points: tuple[float, float]) -> None:
-        found = [{"x": x, "y": y} for x, y in points]
-        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": found})
-
-    (start, y), (end, _) = place(tab, first), place(tab, last)
-    send("touchStart", (start, y))
-    for part in range(1, 7):
-        send("touchMove", (start + (end - start) * part / 6, y))
-    send("touchEnd")
-
-
-def download(tab, path: Path) -> QuantisedPiece:
-    with tab.expect_download() as found:
-        tab.click("#download")
-    found.value.save_as(path)
-    return quantise(read_midi(path))
-
-
-def click_and_wait(tab, button: str) -> None:
-    tab.click(button)
-    tab.wait_for_selector("#undo:enabled")
-    tab.wait_for_selector("body[data-state=ready]")
-
-
-def says(tab, where: str, text: str) -> None:
-    playwright.expect(tab.locator(where)).to_have_text(text, timeout=SECONDS)
 
 
 def but(first: int, last: int) -> Callable[[int], bool]:
@@ -86,7 +37,7 @@ def but(first: int, last: int) -> Callable[[int], bool]:
 def test_chosen_bars_of_an_upload_are_rewritten_undone_and_handed_out(open_page, tmp_path) -> None:
     tab = open_page()
     assert tab.is_hidden("#edit")
-    upload(tab)
+    upload(tab, SONG)
     assert tab.is_disabled("#rewrite") and tab.is_disabled("#undo") and tab.is_hidden("#unpick")
     drag(tab, 1, 2)
     says(tab, "#rewrite", "Rewrite bars 2–3")
@@ -120,7 +71,7 @@ def test_chosen_bars_of_an_upload_are_rewritten_undone_and_handed_out(open_page,
 
 def test_keys_choose_bars_and_a_click_beside_them_lets_them_go(open_page) -> None:
     tab = open_page()
-    upload(tab)
+    upload(tab, SONG)
     tab.focus("#roll")
     tab.keyboard.press("ArrowRight")
     tab.keyboard.press("Shift+ArrowRight")
@@ -149,7 +100,7 @@ def test_keys_choose_bars_and_a_click_beside_them_lets_them_go(open_page) -> Non
 
 def test_the_roll_moves_on_under_a_drag_at_its_edge(open_page) -> None:
     tab = open_page()
-    upload(tab)
+    upload(tab, SONG)
     for _ in range(3):
         tab.click("#zoom-in")
     box = tab.locator("#roll").bounding_box()
@@ -165,7 +116,7 @@ def test_the_roll_moves_on_under_a_drag_at_its_edge(open_page) -> None:
 
 def test_a_finger_chooses_bars_in_chinese(open_page) -> None:
     tab = open_page("zh-CN", has_touch=True)
-    upload(tab)
+    upload(tab, SONG)
     touch(tab, 1, 3)
     says(tab, "#rewrite", "重写第 2–4 小节")
     assert "不会读取后面的小节" in tab.inner_text("#edit-note")
@@ -201,7 +152,7 @@ def test_a_change_waits_stops_and_leaves_the_piece_as_it_was(
     open_page, page: Visitor, monkeypatch, tmp_path: Path
 ) -> None:
     tab = open_page()
-    upload(tab)
+    upload(tab, SONG)
     drag(tab, 5, 5)
     assert tab.is_disabled("#rewrite")  # that was a click
     drag(tab, 4, 5)
@@ -226,7 +177,7 @@ def test_a_refused_change_is_said_in_a_line_and_changes_nothing(
     # Its time is over before it begins.
     monkeypatch.setattr(page.studio, "composer", talkative(0.0, max_seconds=-1.0))
     tab = open_page()
-    upload(tab)
+    upload(tab, SONG)
     drag(tab, 0, 1)
     tab.click("#rewrite")
     says(tab, "#error-line", "The bars were not written within -1 seconds; the piece is as it was.")

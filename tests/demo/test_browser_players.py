@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from meloformer.midi.quantised import QuantisedPiece
-from tests.demo.browsers import IN_A_BROWSER
+from tests.demo.browsers import IN_A_BROWSER, click_and_wait, download, drag, says, upload
 from tests.demo.pages import Visitor, serving, talkative
-from tests.demo.test_browser_changes import click_and_wait, download, drag, says, upload
-from tests.demo.test_changes import BASS, BEFORE, VIOLIN, Note, notes_where
+from tests.demo.test_changes import BASS, BEFORE, SONG, VIOLIN, Note, notes_where
 from tests.midi.hand_written import midi_file, note, program
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs .[browser]: playwright")
@@ -38,7 +37,7 @@ def pressed(tab) -> dict[str, str]:
 
 def test_one_instrument_is_written_anew_in_some_bars_by_keys_alone(open_page, tmp_path) -> None:
     tab = open_page()
-    upload(tab)
+    upload(tab, SONG)
     assert pressed(tab) == {"piano": "true", "violin": "true"}
     assert tab.is_disabled("#rewrite")
     tab.focus("#roll")
@@ -67,7 +66,7 @@ def test_one_instrument_is_written_anew_in_some_bars_by_keys_alone(open_page, tm
 
 def test_an_instrument_is_added_to_the_whole_piece_and_taken_back(open_page, tmp_path) -> None:
     tab = open_page()
-    upload(tab)
+    upload(tab, SONG)
     tab.select_option("#add-player", "33")
     bass = tab.locator("#player-chips button", has_text="bass")
     # Who adds one keeps the others; all bars are meant where none are chosen.
@@ -92,7 +91,7 @@ def test_an_instrument_is_added_to_the_whole_piece_and_taken_back(open_page, tmp
 
 def test_keys_go_through_the_list_and_enter_adds_what_it_shows(open_page) -> None:
     tab = open_page()
-    upload(tab)
+    upload(tab, SONG)
     for where in ("#add-player", "#add-instrument"):
         tab.focus(where)
         tab.keyboard.type("flute")
@@ -120,7 +119,7 @@ def test_a_piece_beyond_what_is_written_at_once_wants_bars_to_be_chosen(open_pag
 
 def test_nobody_or_everybody_is_chosen_at_once_and_nobody_cannot_be_written(open_page) -> None:
     tab = open_page("zh-CN")
-    upload(tab)
+    upload(tab, SONG)
     drag(tab, 1, 2)
     says(tab, "#players-all", "全不选")
     tab.click("#players-all")
@@ -140,7 +139,7 @@ def test_a_model_that_cannot_keep_instruments_says_so_and_offers_none(
 ) -> None:
     monkeypatch.setattr(page.studio, "composer", talkative(0.0))
     tab = open_page()
-    upload(tab)
+    upload(tab, SONG)
     assert tab.locator("#player-chips button:disabled").count() == 2
     assert tab.is_hidden("#add-player") and tab.is_hidden("#players-all")
     assert "not trained to keep" in tab.inner_text("#players")
