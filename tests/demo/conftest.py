@@ -9,7 +9,7 @@ import pytest
 from meloformer.demo.composer import Composer, load_composer
 from meloformer.demo.settings import PageConfig
 from tests.demo.browsers import CHROMIUM, FLAGS, SECONDS
-from tests.demo.pages import LIMITS, Visitor, serving, write_random_model
+from tests.demo.pages import LIMITS, Talkative, Visitor, serving, write_random_model
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def composer(run_folder: Path) -> Composer:
-    return load_composer(PageConfig(checkpoint=run_folder, device="cpu", limits=LIMITS))
+    loaded = load_composer(PageConfig(checkpoint=run_folder, device="cpu", limits=LIMITS))
+    loaded.model.__class__ = Talkative  # so that later bars are still to come when one is there
+    return loaded
 
 
 @pytest.fixture(scope="module")
