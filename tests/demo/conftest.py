@@ -9,7 +9,7 @@ import pytest
 from meloformer.demo.composer import Composer, load_composer
 from meloformer.demo.settings import PageConfig
 from tests.demo.browsers import CHROMIUM, FLAGS, SECONDS
-from tests.demo.pages import LIMITS, Talkative, Visitor, serving, write_random_model
+from tests.demo.pages import LIMITS, Talkative, Visitor, serving, wait_until, write_random_model
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,14 @@ def composer(run_folder: Path) -> Composer:
 def page(composer: Composer) -> Iterator[Visitor]:
     with serving(composer) as visitor:
         yield visitor
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_left_from_the_test_before(request: pytest.FixtureRequest) -> None:
+    """An answer may be read before its place in the line is free."""
+    if "page" in request.fixturenames:
+        studio = request.getfixturevalue("page").studio
+        wait_until(lambda: len(studio.line) == 0)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,11 @@ class Visitor:
             return Answer(connection.getresponse())
         finally:
             connection.close()
+
+
+def wait_until(claim: Callable[[], bool]) -> None:
+    """Until it comes true; on a busy machine much later than it should."""
+    end = time.monotonic() + 60
+    while not claim():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)

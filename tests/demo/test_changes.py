@@ -16,8 +16,7 @@ from meloformer.generation.sampling import SamplingConfig
 from meloformer.midi.quantise import quantise
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.midi.read import read_midi
-from tests.demo.pages import SMALL, Visitor, serving, talkative
-from tests.demo.test_server import wait_until
+from tests.demo.pages import SMALL, Visitor, serving, talkative, wait_until
 from tests.midi.hand_written import metre, midi_file, note, program, tempo
 
 # Six bars: 4/4 twice, 3/4 from the third on, faster from the fifth on; a note from bar to bar.
@@ -60,11 +59,6 @@ def filler() -> Iterator[Visitor]:
     """A page whose model says that it has learned to fill."""
     with serving(talkative(0.3)) as visitor:
         yield visitor
-
-
-@pytest.fixture(autouse=True)
-def _nobody_is_left_from_the_test_before(page: Visitor) -> None:
-    wait_until(lambda: len(page.studio.line) == 0)
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 1), (2, 4), (5, 6), (0, 6)])

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import time
 from dataclasses import replace
 
 import pytest
@@ -16,22 +15,10 @@ from meloformer.midi.quantise import quantise
 from meloformer.midi.read import read_midi
 from meloformer.midi.render import to_piece
 from meloformer.tokens.hid import decode
-from tests.demo.pages import LIMITS, LONGER, SMALL, Visitor, serving
+from tests.demo.pages import LIMITS, LONGER, SMALL, Visitor, serving, wait_until
 from tests.midi.hand_written import midi_file, note, program
 
 PLAIN_FILE = midi_file([note(0, 480, 60)], [program(40, 1), note(480, 480, 64, channel=1)])
-
-
-def wait_until(claim) -> None:
-    end = time.monotonic() + 60
-    while not claim():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.02)
-
-
-@pytest.fixture(autouse=True)
-def _nobody_is_left_from_the_test_before(page: Visitor) -> None:
-    wait_until(lambda: len(page.studio.line) == 0)
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/page.css", "/words.json", "/icon.svg", "/no"])
