@@ -134,7 +134,8 @@ def why_not(text: str) -> str | None:
 def every_command() -> dict[str, Command]:
     """Those that are run, once each, by their text."""
     shown = [one for document in DOCUMENTS for one in commands_of(document)]
-    return {one.filled: one for one in reversed(shown) if not why_not(one.filled)}
+    found = {one.filled: one for one in reversed(shown) if not why_not(one.filled)}
+    return dict(sorted(found.items(), key=lambda item: (item[1].document, item[1].line)))
 
 
 def smaller(text: str) -> str:
@@ -182,9 +183,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Makes what a command reads, when the first one asks for it."""
     folder = tmp_path_factory.mktemp("made")
     put_checkout(folder)
+    failed: dict[str, str] = {}
 
     def made_(name: str) -> Path:
         path = folder / name
+        assert name not in failed, failed[name]
         if path.exists():
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +196,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         elif name == "Qwen3-Embedding-0.6B":
             from tests.bridge.text_encoders import write_qwen3
 
-            write_qwen3(path)
+            write_qwen3(path, max_tokens=1024)
         elif name == "bank.sf2":
             path.write_bytes(sine_bank())
         elif name == "texts.txt":
@@ -209,7 +212,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             for other in read_by(MADE[name]):
                 made_(other)
             done = shell(MADE[name], folder)
-            assert done.returncode == 0, (MADE[name], done.stdout[-2000:], done.stderr[-2000:])
+            if done.returncode:
+                failed[name] = f"{MADE[name]}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            assert name not in failed, failed[name]
         return path
 
     return made_
@@ -245,7 +250,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "text", [pytest.param(one, id=f"{c.document}:{c.line}") for one, c in every_command().items()]
+    "text",
+    [
+        pytest.param(text, id=f"{one.document}:{one.line}:{text}")
+        for text, one in every_command().items()
+    ],
 )
 def test_a_command_of_a_document_runs(text: str, made: Callable[[str], Path], folder: Path) -> None:
     for pattern, package in WANTED.items():
