@@ -1,4 +1,7 @@
-"""Every command of the documents is read by the command line that it is typed for, with values."""
+"""Every command of the documents is read by the command line that it is typed for, with values.
+
+Beside it what else asks the command lines of all recipes: their imports take the time.
+"""
 
 import contextlib
 import io
@@ -16,6 +19,7 @@ from meloformer.errors import MeloFormerError
 from tests.documents import (
     DOCUMENTS,
     PLACEHOLDERS,
+    RECIPES,
     ROOT,
     Command,
     Part,
@@ -23,7 +27,24 @@ from tests.documents import (
     commands_in,
     commands_of,
 )
-from tests.recipe_flags import flags_of
+from tests.recipe_flags import flags_of, help_of, run
+
+# The flags of DESIGN's contract, one line a recipe.
+CONTRACT = {
+    "launch/train.py": "config data output model_size batch_size gradient_accumulation_steps "
+    "max_seq_len num_workers epochs max_steps learning_rate warmup_steps seed collate attention "
+    "attention_precision phases save_every validate_every keep_last resume init_from dry_run "
+    "device",
+    "launch/shard_data.py": "midi output num_workers engine",
+    "launch/generate.py": "checkpoint output bars tempo time_signature seed num_samples key "
+    "instruments temperature top_k top_p",
+    "launch/inference_diffusion_bridge.py": "checkpoint text num_chunks output steps solver "
+    "guidance seed weights device",
+    "launch/inject_museformer.py": "checkpoint summaries strategy alpha output bars seed "
+    "num_samples weights tempo time_signature key instruments temperature top_k top_p",
+    "launch/tools/inspect_shards.py": "verify with",
+    "launch/tools/audit.py": "run data plant json",
+}
 
 # Said of a launcher, and no command.
 REFUSED = {"deepspeed --config ds_configs/zero2.json": "the row says that it is refused"}
@@ -205,3 +226,26 @@ def test_the_reader_of_documents_finds_all_kinds_of_code_with_their_lines() -> N
     assert {one.parts[0].program for one in readme} >= {"make", "torchrun", "deepspeed", "pip"}
     (one,) = Command("", 1, "nohup A=1 x/python launch/<name>.py '...' ... > a 2>&1 &").parts
     assert one == Part({"A": "1"}, ["x/python", "launch/name.py", "..."])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_docstrings_of_recipes_show_flags_that_exist(recipe) -> None:
+    docstring = (ROOT / recipe).read_text().split('"""')[1]
+    for _, shown, _ in code_with_lines(docstring, is_all_code=True):
+        for named, flags in re.findall(r"(launch/[\w/]+\.py)([^`]*)", shown):
+            assert named in RECIPES
+            given = re.findall(r"(?<=\s)--[\w-]+", flags)
+            assert [flag for flag in given if flag not in help_of(named)] == []
+
+
+@pytest.mark.parametrize("recipe", CONTRACT)
+def test_a_recipe_takes_every_flag_of_the_contract(recipe) -> None:
+    words = set(re.findall(r"--[\w-]+", help_of(recipe)))
+    assert {f"--{name}" for name in CONTRACT[recipe].split()} <= words
+
+
+@pytest.mark.parametrize("recipe", CONTRACT)
+def test_an_unknown_flag_ends_with_code_2(recipe) -> None:
+    code, _, complaint = run(recipe, "--no_such_flag")
+    assert code == 2
+    assert "no_such_flag" in complaint
