@@ -119,14 +119,14 @@ page: $(BIN)/.ready-play ## ARGS='--checkpoint runs/<name> --bridge runs/<bridge
 
 bench: $(BIN)/.ready-all ## what shards, their stream, attention and a training step cost, on the default corpus or MIDI=<input> and its shards OUT=<folder>
 	$(BIN)/python launch/bench/data.py --midi '$(MIDI)' --num_workers 1,$(WORKERS) --against miditok
-	test -f '$(OUT)/manifest.json' || $(MAKE) shard-data
+	test -f '$(OUT)/manifest.json' || $(MAKE) shard-data ARGS=
 	$(BIN)/python launch/bench/stream.py --data '$(OUT)'
 	$(BIN)/python launch/bench/attention.py --data '$(OUT)'
 	$(BIN)/python launch/bench/train.py --data '$(OUT)'
 
 gpu-report: setup ## attention and training on one GPU against the goals, into reports/ (8 minutes; ARGS='--parts attention')
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-	    test -f '$(OUT)/manifest.json' || $(MAKE) shard-data; fi
+	    test -f '$(OUT)/manifest.json' || $(MAKE) shard-data ARGS=; fi
 	@$(BIN)/python launch/tools/gpu_report.py --data '$(OUT)' $(ARGS)
 
 proof: $(BIN)/.ready-all ## measure what is claimed, into PROOF.md; ALL=1: what takes long too; ONLY=<id>: one row again

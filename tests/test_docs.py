@@ -13,9 +13,8 @@ import pytest
 from meloformer.benchmarks.card_table import card_rows
 from meloformer.benchmarks.workload import Workload
 from meloformer.release.smoke import write_pieces
-from tests.test_readme import DOCUMENTS, code_of
+from tests.documents import DOCUMENTS, ROOT, code_of
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 ENGLISH, CHINESE = (
     (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")
