@@ -1,5 +1,6 @@
 """What a user may ask for: a prefix that the model reads, wishes that the grammar keeps."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -198,7 +199,7 @@ class ControlConfig:
         Returns:
             (T,) uint16.
         """
-        if self.density is not None and self.density < 0:
+        if self.density is not None and not 0 <= self.density < math.inf:
             raise GenerationError(f"--density {self.density:g}: allowed are 0 and above")
         wished = Attributes(
             metre=self.metre_index,
