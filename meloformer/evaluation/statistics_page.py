@@ -111,7 +111,7 @@ def _numbers(findings: StatisticsFindings) -> str:
     beside = ""
     if findings.reference is not None:
         beside = (
-            f" Coloured where it does not meet that of {escape(findings.reference)}; similarity "
+            f" Coloured where it does not meet that of '{escape(findings.reference)}'; similarity "
             "error, where it lies above what a second draw of as many pieces has "
             f"({number(findings.chance.mean, 'bar_similarity_error') if findings.chance else '-'})."
         )

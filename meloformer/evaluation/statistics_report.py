@@ -186,7 +186,8 @@ def print_statistics(findings: StatisticsFindings, console: Console) -> None:
 
 def statistics_table(findings: StatisticsFindings) -> Table:
     """A line a statistic, a column a set; * where its interval does not meet the reference's."""
-    beside = "" if findings.reference is None else f"; * apart from {findings.reference}"
+    # Quoted: a set may be called by any word, such as in or out.
+    beside = "" if findings.reference is None else f"; * apart from '{findings.reference}'"
     found = Table(caption=escape(f"means over pieces ({LEVEL:.0%} interval){beside}"))
     found.add_column("", no_wrap=True)
     for one in findings.sets:

@@ -133,7 +133,7 @@ def test_bad_input_is_refused_in_a_line_and_nothing_is_written(
     base = write_base(tmp_path / "base")
     before = sorted(tmp_path.rglob("*"))
     for flags, message in (
-        ((), "nothing to evaluate"),
+        ((), "nothing to evaluate: found no --midi, --checkpoint or --control"),
         (("--midi", tmp_path / "empty"), "no MIDI in empty"),
         (("--midi", tmp_path / "broken"), "none of its 1 MIDI files can be read (1 "),
         (("--midi", tmp_path / "absent"), "no such file or folder"),
