@@ -91,7 +91,7 @@ def test_names_from_files_are_no_markup(folders, tmp_path, capsys) -> None:
     (tmp_path / "<b>[bold]&/[bold]x.mid").write_bytes(b"MThd")
     output = tmp_path / "out"
     assert evaluate("--midi", name.parent, "--output", output, "--players", "0") == 0
-    assert "<b>[bold]&, 1 pieces" in capsys.readouterr().out
+    assert "<b>[bold]&, 1 piece " in capsys.readouterr().out
     page = (output / "report.html").read_text()
     assert "&lt;script&gt;[red].mid" in page
     check_page(page, players=0)
