@@ -82,7 +82,7 @@ class ControlConfig:
     def __post_init__(self) -> None:
         if self.bars is not None and not 1 <= self.bars <= MAX_BARS:
             raise GenerationError(
-                f"--bars {self.bars}: allowed are 1 to {MAX_BARS}, the longest piece that is written"
+                f"--bars {self.bars}: allowed are 1 to {MAX_BARS}, of the longest piece"
             )
         self.prefix()
         if not self.drums and grid.DRUMS in self.listed_instruments:
