@@ -18,12 +18,14 @@ from meloformer.bridge.base_folder import find_player
 from meloformer.command_line import check_output_file, run_recipe
 from meloformer.evaluation.piece_vectors import (
     check_has_layer,
+    check_overwrites_vectors_alone,
     check_vector_file,
     save_vector,
     vector_of_asked,
 )
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.weights import Weights, load_model, model_fingerprint
+from meloformer.plurals import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,8 @@ class EmbedConfig:
 
     Args:
         midi: the MIDI file.
-        output: a .json or .npy file; the MIDI file's name with .json if not given.
+        output: a .json or .npy file; the MIDI file's name with .json if not given. A vector that is
+            there is written again; any other file is left alone.
         checkpoint: run folder, step folder or model folder; the newest run if not given, and the
             model in the box where there is none.
         weights: those of the last step, or the moving average of a run trained with --ema.
@@ -51,6 +54,7 @@ def main(config: EmbedConfig) -> None:
     output = config.output or config.midi.with_suffix(".json")
     check_vector_file(output)
     check_output_file("--output", output)
+    check_overwrites_vectors_alone(output)
     folder, which = find_player(config.checkpoint, config.weights)
     console = Console(markup=False)
     if which:
@@ -60,8 +64,8 @@ def main(config: EmbedConfig) -> None:
     found = vector_of_asked(model, model_fingerprint(folder), config.midi)
     files = " and ".join(map(str, save_vector(found, output)))
     console.print(
-        f"{files}: {len(found.vector)} numbers, the mean of {found.num_bars} bars after layer "
-        f"{found.layer}"
+        f"{files}: {len(found.vector)} numbers, the mean of {counted(found.num_bars, 'bar')} after "
+        f"layer {found.layer}"
     )
 
 

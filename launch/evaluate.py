@@ -122,7 +122,9 @@ class EvaluateConfig:
         if self.control or self.midi:
             return "control" if self.control else "midi"
         if self.checkpoint is None and self.data is None:
-            raise ConfigError(f"nothing to evaluate: found no --control; {_ALLOWED}")
+            raise ConfigError(
+                f"nothing to evaluate: found no --midi, --checkpoint or --control; {_ALLOWED}"
+            )
         return "model"
 
     @property

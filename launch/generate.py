@@ -35,7 +35,12 @@ from dataclasses import dataclass, field
 from meloformer.command_line import run_recipe
 from meloformer.generation.file_editing import EditConfig, write_edits
 from meloformer.generation.text import TextConfig, orders_of
-from meloformer.generation.writing import WritingConfig, load_writer, write_orders
+from meloformer.generation.writing import (
+    WritingConfig,
+    how_to_get_a_band,
+    load_writer,
+    write_orders,
+)
 from meloformer.model.weights import model_fingerprint
 
 
@@ -67,6 +72,8 @@ def main(config: GenerateConfig) -> None:
     if config.editing.is_given:
         write_edits(writing, config.editing, model)
         return
+    if not config.steering.is_given and (line := how_to_get_a_band(writing, folder)):
+        print(line)
     orders = orders_of(
         config.steering,
         writing.controls,

@@ -24,6 +24,7 @@ from meloformer.evaluation.piece_vectors import check_has_layer, vector_of_asked
 from meloformer.evaluation.similar_pieces import Ranking, midi_files, rank
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.weights import Weights, load_model, model_fingerprint
+from meloformer.plurals import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def main(config: SimilarConfig) -> None:
     for path, reason in ranking.skipped:
         console.print(f"skipped {path}: {reason}", markup=False, soft_wrap=True)
     console.print(
-        f"{len(ranking.files)} files, {len(ranking.skipped)} skipped; cosines to "
+        f"{counted(len(ranking.files), 'file')}, {len(ranking.skipped)} skipped; cosines to "
         f"{config.midi.name}, after the mean over the folder's files was taken from all vectors",
         markup=False,
         soft_wrap=True,

@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,6 +163,27 @@ def ungiven(
     """
     of_device = by_device["cuda" if device_type == "cuda" else "cpu"]
     return {name: value for name, value in of_device.items() if getattr(flags, name) is None}
+
+
+def changed_flags(flags: Any) -> list[str]:
+    """Flags of a dataclass that are not as they are by default, nested ones as well.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Some:
+    ...     drums: bool = True
+    ...     bars: int = 4
+    >>> changed_flags(Some(drums=False)), changed_flags(Some())
+    (['no_drums'], [])
+    """
+    names = []
+    for field in fields(flags):
+        value = getattr(flags, field.name)
+        if is_dataclass(value):
+            names += changed_flags(value)
+        elif value != field.default:
+            names.append(f"no_{field.name}" if field.default is True else field.name)
+    return names
 
 
 def check_output_file(flag: str, path: Path | None) -> None:

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from meloformer.benchmarks.arena import Arena, ArenaConfig
-from meloformer.benchmarks.bench_tables import counted, table_console
+from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.mixed_training import facts_of
 from meloformer.command_line import check_output_file, run_recipe
+from meloformer.plurals import counted
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
-from meloformer.benchmarks.bench_tables import counted, table_console
+from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.compare_rules import DEFAULT_RULE, DENSE_TWIN, CompareRulesConfig, Race
 from meloformer.benchmarks.mixed_training import facts_of
 from meloformer.benchmarks.rule_curves import Comparison, save_chart
 from meloformer.command_line import check_output_file, run_recipe
 from meloformer.model.counts import num_parameters
+from meloformer.plurals import counted
 
 ROOT = Path(__file__).resolve().parents[2]
 

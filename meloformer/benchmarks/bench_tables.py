@@ -48,15 +48,6 @@ def mebibytes(value: float) -> str:
     return f"{value / BYTES_PER_MIB:,.0f}"
 
 
-def counted(number: int | None, noun: str) -> str:
-    """How many there are.
-
-    >>> counted(1, "row"), counted(2, "row")
-    ('1 row', '2 rows')
-    """
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def table_console() -> Console:
     """Standard output as it is now; where that is no terminal, as wide as tables want."""
     return Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)

@@ -26,6 +26,7 @@ from meloformer.bridge.flow import (
     path_at,
     solve,
 )
+from meloformer.bridge.shape import BridgeShape
 from meloformer.bridge.sinusoids import sinusoids
 from meloformer.errors import ConfigError
 
@@ -39,37 +40,19 @@ _TIMES_COUNTED = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionBridgeConfig:
+class DiffusionBridgeConfig(BridgeShape):
     """Everything that decides the function which the weights compute, and its training's odds.
 
     Args:
-        text_width: W of the text encoder.
-        summary_width: D of the base's summaries.
-        num_queries: bars that can be asked for at most.
-        width: E.
-        num_layers: of the transformer.
-        num_heads: of each attention.
-        ffn_width: F.
         condition_drop: share of rows that are trained without their text, for guidance.
         times: law of the times of training.
     """
 
-    text_width: int
-    summary_width: int
-    num_queries: int = 160
-    width: int = 512
-    num_layers: int = 6
-    num_heads: int = 8
-    ffn_width: int = 2048
     condition_drop: float = 0.1
     times: Times = "uniform"
 
     def __post_init__(self) -> None:
-        if self.width % (2 * self.num_heads):
-            raise ConfigError(
-                f"--bridge_width {self.width} with {self.num_heads} heads; allowed: a multiple of "
-                f"{2 * self.num_heads}"
-            )
+        super().__post_init__()
         if not 0 <= self.condition_drop < 1:
             raise ConfigError(f"--condition_drop {self.condition_drop:g}: allowed: 0 up to below 1")
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from meloformer.bridge.bridges import BridgeBatch, Solver
 from meloformer.bridge.projection import build_projection
+from meloformer.bridge.shape import BridgeShape
 from meloformer.bridge.sinusoids import sinusoids
 from meloformer.errors import ConfigError
 
@@ -27,35 +28,17 @@ _FIRST_GAIN = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class QFormerConfig:
-    """Shape of a Q-Former.
+class QFormerConfig(BridgeShape):
+    """Shape of a Q-Former, one query a bar.
 
     Args:
-        text_width: W of the text states.
-        summary_width: D of the base's summaries.
-        num_queries: most bars of an answer.
-        width: of the queries.
-        num_layers: each with self-attention, cross-attention and a feed-forward network.
-        num_heads: of both attentions.
-        ffn_width: of the feed-forward networks.
         dropout: share of each sublayer's output that training leaves out.
     """
 
-    text_width: int
-    summary_width: int
-    num_queries: int = 160
-    width: int = 512
-    num_layers: int = 6
-    num_heads: int = 8
-    ffn_width: int = 2048
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.width % (2 * self.num_heads):
-            raise ConfigError(
-                f"--bridge_width {self.width} with {self.num_heads} heads; allowed: a multiple of "
-                f"{2 * self.num_heads}"
-            )
+        super().__post_init__()
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"--dropout {self.dropout:g}: allowed: 0 up to below 1")
 

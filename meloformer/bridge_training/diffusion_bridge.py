@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from meloformer.bridge.bridges import Bridge
 from meloformer.bridge.diffusion_bridge import DiffusionBridge, DiffusionBridgeConfig
 from meloformer.bridge.flow import Times
-from meloformer.bridge_training.config import BridgeTrainConfig
 from meloformer.bridge_training.objectives import Objective, OwnLoss
 from meloformer.bridge_training.prepare import BridgeKind
-from meloformer.command_line import check_at_least
+from meloformer.bridge_training.shape_flags import ShapedTrainConfig
 from meloformer.training.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionBridgeTrainConfig(BridgeTrainConfig):
+class DiffusionBridgeTrainConfig(ShapedTrainConfig):
     """Flags of launch/train_diffusion_bridge.py.
 
     Args:
@@ -28,28 +27,17 @@ class DiffusionBridgeTrainConfig(BridgeTrainConfig):
     """
 
     ema: float = 0.999
-    bridge_width: int = DiffusionBridgeConfig.width
-    bridge_layers: int = DiffusionBridgeConfig.num_layers
-    bridge_heads: int = DiffusionBridgeConfig.num_heads
-    bridge_ffn_width: int = DiffusionBridgeConfig.ffn_width
     condition_drop: float = DiffusionBridgeConfig.condition_drop
     times: Times = DiffusionBridgeConfig.times
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shape = ("bridge_width", "bridge_layers", "bridge_heads", "bridge_ffn_width")
-        check_at_least(self, dict.fromkeys(shape, 1))
         self.model_config(text_width=1, summary_width=1)
 
     def model_config(self, text_width: int, summary_width: int) -> DiffusionBridgeConfig:
         """Shape of the bridge between two widths."""
         return DiffusionBridgeConfig(
-            text_width=text_width,
-            summary_width=summary_width,
-            width=self.bridge_width,
-            num_layers=self.bridge_layers,
-            num_heads=self.bridge_heads,
-            ffn_width=self.bridge_ffn_width,
+            **self.shape(text_width, summary_width),
             condition_drop=self.condition_drop,
             times=self.times,
         )

@@ -10,7 +10,6 @@ from torch import Tensor
 from meloformer.bridge.bridges import Bridge
 from meloformer.bridge.qformer import QFormer, QFormerConfig
 from meloformer.bridge.targets import SummaryTargets
-from meloformer.bridge_training.config import BridgeTrainConfig
 from meloformer.bridge_training.objectives import (
     ContrastiveConfig,
     Objective,
@@ -19,8 +18,8 @@ from meloformer.bridge_training.objectives import (
     check_weight,
 )
 from meloformer.bridge_training.prepare import BridgeKind, of_targets
+from meloformer.bridge_training.shape_flags import ShapedTrainConfig
 from meloformer.bridge_training.token_loss import TokenLoss
-from meloformer.command_line import check_at_least
 from meloformer.errors import ConfigError
 from meloformer.model.injection import INJECTION_LAYER, Injection
 from meloformer.model.weights import find_model_folder, load_model, load_weights
@@ -28,7 +27,7 @@ from meloformer.training.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
-class QFormerTrainConfig(BridgeTrainConfig):
+class QFormerTrainConfig(ShapedTrainConfig):
     """Flags of launch/train_qformer.py.
 
     Args:
@@ -52,10 +51,6 @@ class QFormerTrainConfig(BridgeTrainConfig):
         contrastive: the term against collapse; it compares answers with the targets too.
     """
 
-    bridge_width: int = QFormerConfig.width
-    bridge_layers: int = QFormerConfig.num_layers
-    bridge_heads: int = QFormerConfig.num_heads
-    bridge_ffn_width: int = QFormerConfig.ffn_width
     dropout: float = QFormerConfig.dropout
     inject_after: int = INJECTION_LAYER
     regression_weight: float | None = None
@@ -66,8 +61,6 @@ class QFormerTrainConfig(BridgeTrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shape = ("bridge_width", "bridge_layers", "bridge_heads", "bridge_ffn_width")
-        check_at_least(self, dict.fromkeys(shape, 1))
         check_weight("regression_weight", self.regression_weight)
         check_weight("token_loss_weight", self.token_loss_weight)
         if not 0 <= self.token_loss_alpha <= 1:
@@ -128,12 +121,7 @@ class QFormerTrainConfig(BridgeTrainConfig):
     def model_config(self, text_width: int, summary_width: int) -> QFormerConfig:
         """Shape of the Q-Former between two widths."""
         return QFormerConfig(
-            text_width=text_width,
-            summary_width=summary_width,
-            width=self.bridge_width,
-            num_layers=self.bridge_layers,
-            num_heads=self.bridge_heads,
-            ffn_width=self.bridge_ffn_width,
+            **self.shape(text_width, summary_width),
             dropout=self.dropout,
         )
 

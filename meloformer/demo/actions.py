@@ -131,8 +131,9 @@ def _prepare_write(studio: Studio, body: bytes) -> Work:
 def _prepare_change(studio: Studio, body: bytes) -> Work:
     limits = studio.limits
     change = read_change(read_json(body), limits.max_bars, limits.max_upload_bytes)
-    # Before the line: nobody waits for a file of another's.
+    # Before the line: nobody waits for a file of another's, or for bars that are not there.
     before = studio.reader.read(change.midi)
+    change.check_bars(before.num_bars)
 
     def work(stream: EventStream) -> None:
         def tell_notice(notice: Notice) -> None:

@@ -114,7 +114,7 @@ class Composer:
 
         Args:
             change: which, and who plays there; from the piece's end on they are new ones.
-            piece: what its file holds.
+            piece: what its file holds; `Change.check_bars` knows its bars.
             say: called with each notice on what the model could not read.
             is_over: asked after each token whether to leave it.
 
@@ -122,13 +122,6 @@ class Composer:
             MeloFormerError: bars that cannot be written, or that were not in time.
         """
         first, last, end = change.first, change.last, piece.num_bars
-        if first > end or first < end < last:
-            raise PageError(
-                "no_such_bars",
-                f"bars {first + 1} to {last}: allowed: some of the piece's {end}, or new ones that "
-                "begin right behind them",
-                most=end,
-            )
         stop = self._end_of(last - first, is_over)
         try:
             if first == end:

@@ -65,6 +65,23 @@ class Change:
     seed: int
     instruments: tuple[int, ...] | None = None
 
+    def check_bars(self, num_bars: int) -> None:
+        """Refuse bars that the piece does not have and that do not go on from its end either.
+
+        Args:
+            num_bars: of the piece.
+
+        Raises:
+            PageError: such bars.
+        """
+        if self.first > num_bars or self.first < num_bars < self.last:
+            raise PageError(
+                "no_such_bars",
+                f"bars {self.first + 1} to {self.last}: allowed: some of the piece's {num_bars}, "
+                "or new ones that begin right behind them",
+                most=num_bars,
+            )
+
 
 class Fields:
     """The fields of an object, each asked for once; what nobody asks for is refused.

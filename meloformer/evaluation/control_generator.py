@@ -31,6 +31,7 @@ from meloformer.model.weights import (
     model_fingerprint,
     model_metadata,
 )
+from meloformer.plurals import counted
 from meloformer.tokens.attributes import Attributes
 from meloformer.tokens.vocabulary import check_fingerprint
 
@@ -145,7 +146,7 @@ class BridgeGenerator:
         """What decides the figures besides the pieces: models, encoder, versions."""
         config = self.model.config
         return {
-            "model": f"{config.num_layers} layers, width {config.width}, "
+            "model": f"{counted(config.num_layers, 'layer')}, width {config.width}, "
             f"{str(self.bridge.base['fingerprint'])[:12]}",
             "open_summary_rate": config.open_summary_rate,
             "bridge": f"{model_type_of(self.bridge.model)}, {self.bridge.weights} weights",

@@ -13,6 +13,7 @@ from meloformer.errors import ConfigError
 from meloformer.evaluation.control_intervals import Interval
 from meloformer.evaluation.control_report import JSON_NAME, PIECES_NAME
 from meloformer.evaluation.control_scores import METRICS
+from meloformer.plurals import counted
 
 NOTHING = Interval(mean=np.nan, low=np.nan, high=np.nan, n=0)
 _ALLOWED = "allowed: a folder that launch/evaluate.py --control has written"
@@ -224,7 +225,7 @@ def check_same_pieces(reports: Sequence[Report], *, allow_other_texts: bool = Fa
             )
         _check_wishes(first, report)
     texts = "" if notes else ", with the same texts"
-    return [f"{len(first.pieces)} pieces, the same in every report{texts}", *notes]
+    return [f"{counted(len(first.pieces), 'piece')}, the same in every report{texts}", *notes]
 
 
 def _check_names(first: Report, report: Report) -> None:

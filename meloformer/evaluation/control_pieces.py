@@ -12,6 +12,7 @@ from meloformer.captions.caption_set import WindowCaptions
 from meloformer.errors import ConfigError
 from meloformer.evaluation.control_rows import JudgedPiece
 from meloformer.evaluation.control_scores import Wanted, wanted_of
+from meloformer.plurals import counted
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.windows import bar_starts, cut_window
 
@@ -76,11 +77,11 @@ def choose_pieces(
         found = sorted(by_split[split], key=lambda one: _draw(seed, "piece", one.key))
         taken = found[: num_pieces - len(pieces)]
         pieces += [_judged(one, shards, held_out, language, seed) for one in taken]
-        notes.append(f"{len(taken)} of {len(found)} pieces of the {split} split")
+        notes.append(f"{len(taken)} of {counted(len(found), 'piece')} of the {split} split")
     if len(pieces) < num_pieces:
         notes.append(
-            f"{len(pieces)} unseen pieces and not the {num_pieces} asked for: the splits hold no "
-            "more with such a sentence"
+            f"{counted(len(pieces), 'unseen piece')} and not the {num_pieces} asked for: the "
+            "splits hold no more with such a sentence"
         )
     if without:
         notes.append(f"{without} unseen pieces have no sentence of held-out wording alone")

@@ -15,6 +15,7 @@ from meloformer.evaluation.control_intervals import (
 )
 from meloformer.evaluation.control_rows import Row
 from meloformer.evaluation.control_scores import MEANING, METRICS
+from meloformer.plurals import counted
 
 # Metrics side by side, as many as a terminal is wide.
 _GROUPS = (METRICS[:5], METRICS[5:])
@@ -122,7 +123,8 @@ def verdict(one: dict[str, Any]) -> str:
     if one["touch"]:
         return "touch"
     if one["num_apart"] < FEWEST_APART:
-        return f"nothing shown, {one['num_apart']} pieces differ"
+        verb = "differs" if one["num_apart"] == 1 else "differ"
+        return f"nothing shown, {counted(one['num_apart'], 'piece')} {verb}"
     return "apart, higher" if one["own"]["mean"] > one["other"]["mean"] else "apart, LOWER"
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from meloformer.midi.quantise import quantise
 from meloformer.midi.read import read_midi
 from meloformer.model.injection import INJECTION_LAYER
 from meloformer.model.museformer import MuseFormer
+from meloformer.plurals import counted
 from meloformer.tokens.hid import encode
 from meloformer.tokens.windows import bar_starts
 
@@ -54,7 +55,7 @@ def check_has_layer(model: MuseFormer) -> None:
     """
     config = model.config
     if not config.summaries or config.num_layers <= INJECTION_LAYER:
-        has = f"{config.num_layers} layers" if config.summaries else "no summaries"
+        has = counted(config.num_layers, "layer") if config.summaries else "no summaries"
         raise ConfigError(
             f"--checkpoint: found a model with {has}; allowed: one with summaries and more than "
             f"{INJECTION_LAYER} layers, after which they are taken"
@@ -131,18 +132,51 @@ def save_vector(found: PieceVector, output: Path) -> list[Path]:
         ConfigError: they cannot be written.
     """
     facts = found.facts()
-    files = [output]
+    files = _files_of(output)
     try:
-        if output.suffix.lower() == ".npy":
+        if len(files) > 1:
             with output.open("wb") as file:  # by its name, numpy would add a second suffix to .NPY
                 np.save(file, found.vector)
-            files.append(output.with_suffix(".json"))
         else:
             facts = {**facts, "vector": found.vector.tolist()}
         files[-1].write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written ({error})") from error
     return files
+
+
+def check_overwrites_vectors_alone(output: Path) -> None:
+    """Refuse names of files that are there and hold no vector: they are somebody's own.
+
+    Args:
+        output: see `check_vector_file`.
+
+    Raises:
+        ConfigError: such a file.
+    """
+    there = [path for path in _files_of(output) if path.exists()]
+    # The facts stand in the last one, also where they are beside the vector.
+    if there and not _holds_facts(facts_file := _files_of(output)[-1]):
+        found = facts_file if facts_file in there else there[0]
+        raise ConfigError(
+            f"--output {output}: found {found.name}, which is no vector of this recipe; nothing "
+            "was written; move it away, or give another --output"
+        )
+
+
+def _holds_facts(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    names = {field.name for field in fields(PieceVector)} - {"vector"}
+    return isinstance(found, dict) and names <= set(found)
+
+
+def _files_of(output: Path) -> list[Path]:
+    """The vector's, and last the one that holds its facts."""
+    is_json = output.suffix.lower() == ".json"
+    return [output] if is_json else [output, output.with_suffix(".json")]
 
 
 def check_vector_file(output: Path) -> None:

@@ -31,6 +31,7 @@ from meloformer.evaluation.statistics_judge import (
 from meloformer.evaluation.statistics_settings import StatisticsConfig
 from meloformer.evaluation.statistics_table import STATISTICS
 from meloformer.midi.harmony import NO_CHORD, NUM_CHORDS
+from meloformer.plurals import counted
 from meloformer.shards.report_charts import Bar, bar_chart, short, tokens_text
 from meloformer.shards.report_parts import card, page, table
 from meloformer.tokens.vocabulary import CHORD_QUALITIES, NUM_KEYS, PITCH_CLASSES
@@ -111,7 +112,7 @@ def _numbers(findings: StatisticsFindings) -> str:
     beside = ""
     if findings.reference is not None:
         beside = (
-            f" Coloured where it does not meet that of {escape(findings.reference)}; similarity "
+            f" Coloured where it does not meet that of '{escape(findings.reference)}'; similarity "
             "error, where it lies above what a second draw of as many pieces has "
             f"({number(findings.chance.mean, 'bar_similarity_error') if findings.chance else '-'})."
         )
@@ -297,7 +298,9 @@ def _unread(findings: StatisticsFindings) -> str:
             drawing = bar_chart(bars, one.pieces.num_files, colour="var(--third)")
             first = one.pieces.unread[0]
             caption = f"such as {first.name}: {first.detail or first.reason}"
-            cards.append(card(f"{one.name}: {len(one.pieces.unread):,} files", drawing, caption))
+            cards.append(
+                card(f"{one.name}: {counted(len(one.pieces.unread), 'file')}", drawing, caption)
+            )
     if not cards:
         return ""
     return f'<h2>Files that could not be read</h2><div class="cards wide">{"".join(cards)}</div>'

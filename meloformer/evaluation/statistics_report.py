@@ -31,6 +31,7 @@ from meloformer.evaluation.statistics_page import (
     statistics_page,
 )
 from meloformer.evaluation.statistics_settings import StatisticsConfig
+from meloformer.plurals import counted
 from meloformer.shards.report_charts import tokens_text
 from meloformer.tokens.vocabulary import CHORD_QUALITIES, NUM_KEYS, key_name
 
@@ -178,7 +179,8 @@ def print_statistics(findings: StatisticsFindings, console: Console) -> None:
         if one.pieces.unread:
             reasons = ", ".join(f"{count} {name}" for name, count in one.pieces.reasons.items())
             console.print(
-                f"{one.name}: {len(one.pieces.unread)} files not read: {reasons}", markup=False
+                f"{one.name}: {counted(len(one.pieces.unread), 'file')} not read: {reasons}",
+                markup=False,
             )
     for note in findings.notes:
         console.print(note, markup=False)
@@ -186,11 +188,14 @@ def print_statistics(findings: StatisticsFindings, console: Console) -> None:
 
 def statistics_table(findings: StatisticsFindings) -> Table:
     """A line a statistic, a column a set; * where its interval does not meet the reference's."""
-    beside = "" if findings.reference is None else f"; * apart from {findings.reference}"
+    # Quoted: a set may be called by any word, such as in or out.
+    beside = "" if findings.reference is None else f"; * apart from '{findings.reference}'"
     found = Table(caption=escape(f"means over pieces ({LEVEL:.0%} interval){beside}"))
     found.add_column("", no_wrap=True)
     for one in findings.sets:
-        found.add_column(f"{escape(one.name)}, {len(one.pieces.pieces):,} pieces", justify="right")
+        found.add_column(
+            f"{escape(one.name)}, {counted(len(one.pieces.pieces), 'piece')}", justify="right"
+        )
     for name in names_of(findings):
         cells = []
         for one in findings.sets:

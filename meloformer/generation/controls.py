@@ -1,5 +1,6 @@
 """What a user may ask for: a prefix that the model reads, wishes that the grammar keeps."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from meloformer.generation.spelling import (
 )
 from meloformer.midi import grid
 from meloformer.midi.general_midi import instrument_in_words
+from meloformer.midi.limits import MAX_BARS
+from meloformer.plurals import counted
 from meloformer.tokens.attributes import Attributes, write_prefix
 from meloformer.tokens.vocabulary import (
     DENSITY_BIN_NOTES_PER_QUARTER,
@@ -29,8 +32,6 @@ DEFAULT_BARS = 16
 NOTHING = Attributes()
 # Steps of the scales above the tonic; the minor one is the natural one.
 _MAJOR, _MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
-# Where a text may yet say how long the piece is.
-_ANY_NUMBER_OF_BARS = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +80,17 @@ class ControlConfig:
     density: float | None = None
 
     def __post_init__(self) -> None:
-        if self.bars is not None and self.bars < 1:
-            raise GenerationError(f"--bars {self.bars}: allowed are 1 and above")
+        if self.bars is not None and not 1 <= self.bars <= MAX_BARS:
+            raise GenerationError(
+                f"--bars {self.bars}: allowed are 1 to {MAX_BARS}, of the longest piece"
+            )
         self.prefix()
         if not self.drums and grid.DRUMS in self.listed_instruments:
             raise GenerationError("--instruments drums with --no_drums: allowed: one of them")
         if self.scale_only and self.key is None:
             raise GenerationError("--scale_only without --key: allowed: a key beside it")
-        self._wishes(self.bars or _ANY_NUMBER_OF_BARS)
+        # Without a number a text may yet say one.
+        self._wishes(self.bars or MAX_BARS)
 
     @property
     def num_bars(self) -> int:
@@ -122,6 +126,21 @@ class ControlConfig:
         if not low <= self.tempo <= high:
             raise GenerationError(f"--tempo {self.tempo:g}: allowed are {low:g} to {high:g}")
         return int(grid.nearest_index(np.array([self.tempo]), grid.TEMPOS_BPM)[0])
+
+    @property
+    def another_tempo(self) -> str | None:
+        """A line to print where the tempo that is taken is not the one that was asked for.
+
+        >>> ControlConfig(tempo=97).another_tempo
+        '--tempo 97: the nearest tempo of the grid is taken, 96.63'
+        >>> ControlConfig(tempo=120).another_tempo
+        """
+        if self.tempo is None or self.tempo_index is None:
+            return None
+        taken = grid.TEMPOS_BPM[self.tempo_index]
+        if taken == self.tempo:
+            return None
+        return f"--tempo {self.tempo:g}: the nearest tempo of the grid is taken, {taken:g}"
 
     @property
     def key_index(self) -> int | None:
@@ -198,7 +217,7 @@ class ControlConfig:
         Returns:
             (T,) uint16.
         """
-        if self.density is not None and self.density < 0:
+        if self.density is not None and not 0 <= self.density < math.inf:
             raise GenerationError(f"--density {self.density:g}: allowed are 0 and above")
         wished = Attributes(
             metre=self.metre_index,
@@ -250,7 +269,7 @@ class ControlConfig:
 
     def describe(self) -> str:
         """The wishes in words, for logs and titles."""
-        words = [f"{self.num_bars} bars"]
+        words = [counted(self.num_bars, "bar")]
         if self.tempo is not None:
             words.append(f"{self.tempo:g} bpm")
         words += [word for word in (self.time_signature, self.key) if word]
@@ -262,7 +281,7 @@ class ControlConfig:
         if not (self.drums or self.instruments):
             words.append("no drums")
         if self.num_instruments is not None:
-            words.append(f"{self.num_instruments} instruments")
+            words.append(counted(self.num_instruments, "instrument"))
         words += [
             f"{instrument_in_words(one)} from bar {bar}" for one, bar in entries_of(self.enter)
         ]

@@ -3,14 +3,14 @@
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from meloformer.bridge.flow import row_seed
+from meloformer.command_line import changed_flags
 from meloformer.errors import ConfigError, GenerationError, MidiError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.editing import continue_piece, rewrite_bars, write_instruments
@@ -27,6 +27,7 @@ from meloformer.midi.quantise import quantise_counted
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.midi.read import read_midi
 from meloformer.model.museformer import MuseFormer
+from meloformer.plurals import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +118,8 @@ class EditConfig:
             return
         flag, _ = self.file
         allowed = ("bars", "instruments") if self.continue_midi else ("instruments",)
-        wished = [name for name in _changed(controls) if name not in allowed]
-        wished += _changed(steering)
+        wished = [name for name in changed_flags(controls) if name not in allowed]
+        wished += changed_flags(steering)
         if wished:
             reason = {
                 "bars": "a piece keeps its bars where it is not continued",
@@ -133,18 +134,6 @@ class EditConfig:
                 "--accompany_midi without --instruments: allowed: those that are to be written, "
                 "such as --instruments 33 drums"
             )
-
-
-def _changed(flags: Any) -> list[str]:
-    """Flags that are not as they are by default, nested ones as well."""
-    names = []
-    usual = vars(type(flags)())
-    for name, value in vars(flags).items():
-        if is_dataclass(value):
-            names += _changed(value)
-        elif value != usual[name]:
-            names.append(f"no_{name}" if usual[name] is True else name)
-    return names
 
 
 def edited(
@@ -212,7 +201,7 @@ def read_to_edit(flag: str, path: Path, say: Callable[[str], None]) -> Quantised
     }
     said = ", ".join(f"{count} {what}" for what, count in lost.items() if count)
     if said:
-        say(f"{path}: {counts.notes} notes put on the grid ({said})")
+        say(f"{path}: {counted(counts.notes, 'note')} put on the grid ({said})")
     return music
 
 
@@ -274,5 +263,8 @@ def write_edits(config: WritingConfig, edits: EditConfig, model: MuseFormer) -> 
         players = ", ".join(
             instrument_in_words(one) for one in sorted(set(music.instrument.tolist()))
         )
-        console.print(f"{files}: {music.num_bars} bars, {music.num_notes} notes ({players})")
+        console.print(
+            f"{files}: {counted(music.num_bars, 'bar')}, "
+            f"{counted(music.num_notes, 'note')} ({players})"
+        )
     console.print(f"{time.perf_counter() - started:.1f} s in all")

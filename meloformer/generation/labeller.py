@@ -3,7 +3,7 @@
 import numpy as np
 
 from meloformer.tokens.labels import HEADER, PREFIX, token_labels
-from meloformer.tokens.vocabulary import EOS, INDEX_OF, KIND_OF, Kind, is_kind
+from meloformer.tokens.vocabulary import INDEX_OF, KIND_OF, Kind, is_kind
 
 
 class Labeller:
@@ -28,7 +28,8 @@ class Labeller:
         bar_B = bar_B + is_bar_B
         index_B = np.where(is_bar_B, 0, index_B + 1)
         is_instrument_B = is_kind(kind_B, Kind.INSTRUMENT) & (bar_B >= 0)
-        is_header_B = is_bar_B | (ids_B == EOS)
+        # Behind the prefix these are EOS and FILL, which no instrument and no onset holds.
+        is_header_B = is_bar_B | is_kind(kind_B, Kind.CONTROL)
         instrument_B = np.where(is_instrument_B, 1 + index_of_B, instrument_B)
         instrument_B = np.where(is_header_B, HEADER, instrument_B)
         instrument_B = np.where(bar_B < 0, PREFIX, instrument_B)

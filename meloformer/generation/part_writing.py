@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from meloformer.generation.cache import DecodeCache
+from meloformer.generation.labeller import Labeller
 from meloformer.generation.moved_mass import move_mass
 from meloformer.generation.sampling import SamplingConfig, sample_tokens
 from meloformer.generation.splicing import notes_of_bar, sounding
@@ -23,7 +24,6 @@ from meloformer.midi.quantised import QuantisedPiece
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.filling_grammar import grammar_of
 from meloformer.tokens.keeper import last_bar_to_enter
-from meloformer.tokens.labels import token_labels
 from meloformer.tokens.vocabulary import EOS, FILL, INDEX_OF, KIND_OF, OFFSET, VOCAB_SIZE, Kind
 
 _IS_BAR = KIND_OF == Kind.BAR
@@ -254,26 +254,30 @@ class _Reader:
     def __init__(self, model: MuseFormer) -> None:
         self.ids: list[int] = []
         self._cache = DecodeCache(model, 1)
+        self._labeller: Labeller | None = None
 
     def read(self, tokens: Sequence[int]) -> Tensor:
         """Take one token or more; logits (V,) of the next one."""
-        start = len(self.ids)
         self.ids += tokens
-        found = token_labels(np.array(self.ids))
-        fields = (found.bar, found.instrument, found.index, found.onset)
-        labels_4T = np.stack(fields).astype(np.int64)
+        new_T = np.array(tokens)
+        labels_4T = self._label(new_T)
         # What goes through the cache at once lies in one bar.
-        bars = start + np.flatnonzero(_IS_BAR[self.ids[start:]])
-        edges = [start, *bars[bars > start].tolist(), len(self.ids)]
+        bars = np.flatnonzero(_IS_BAR[new_T])
+        edges = [0, *bars[bars > 0].tolist(), len(new_T)]
         for first, last in pairwise(edges):
-            if _IS_BAR[self.ids[first]] and labels_4T[0, first] > 0:
+            if _IS_BAR[new_T[first]] and labels_4T[0, first] > 0:
                 self._cache.close_bar(np.array([0]), labels_4T[0, [first]] - 1)
             logits_BV = self._cache.add(
-                np.array([self.ids[first:last]]),
-                labels_4T[:, None, first:last],
-                np.array([True]),
+                new_T[None, first:last], labels_4T[:, None, first:last], np.array([True])
             )
         return logits_BV[0]
+
+    def _label(self, new_T: np.ndarray) -> np.ndarray:
+        """Labels (4, T) of new tokens alone: a sequence is not read again for each of them."""
+        if self._labeller is None:
+            self._labeller = Labeller(new_T[None])
+            return self._labeller.prefix[:, 0]
+        return np.concatenate([self._labeller.advance(id_1) for id_1 in new_T[:, None]], axis=1)
 
 
 def _with_one_end(logits_V: Tensor, allowed_V: np.ndarray) -> tuple[Tensor, np.ndarray]:

@@ -1,5 +1,6 @@
 """From logits to one token a row: temperatures, top-k, top-p, min-p, under a grammar mask."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,15 +54,16 @@ class SamplingConfig:
     best_of: int = 1
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        # Negated, so that nan, which compares as neither too small nor too large, is refused too.
+        if not 0 <= self.temperature < math.inf:
             raise ConfigError(f"--temperature {self.temperature}: allowed are 0 and above")
-        if self.top_k < 0:
+        if not 0 <= self.top_k < math.inf:
             raise ConfigError(f"--top_k {self.top_k}: allowed are 0 (all) and above")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top_p {self.top_p}: allowed is 0 < top_p <= 1")
         if not 0 <= self.min_p <= 1:
             raise ConfigError(f"--min_p {self.min_p}: allowed is 0 <= min_p <= 1")
-        if self.no_repeat_bars < 0:
+        if not 0 <= self.no_repeat_bars < math.inf:
             raise ConfigError(f"--no_repeat_bars {self.no_repeat_bars}: allowed are 0 and above")
         if not 1 <= self.best_of <= _MOST_CANDIDATES:
             raise ConfigError(f"--best_of {self.best_of}: allowed are 1 to {_MOST_CANDIDATES}")
@@ -91,7 +93,7 @@ class SamplingConfig:
                 temperature = float(text)
             except ValueError:
                 temperature = 0.0
-            if kind is None or not 0 < temperature < float("inf"):
+            if kind is None or not 0 < temperature < math.inf:
                 raise ConfigError(
                     f"--kind_temperature {pair}: allowed are a kind and a number above 0, such as "
                     f"pitch:1.1; kinds: {', '.join(_TEMPERED_KINDS)}"

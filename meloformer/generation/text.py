@@ -14,6 +14,7 @@ from meloformer.bridge.flow import row_seed
 from meloformer.bridge.summarising import summaries_of_piece
 from meloformer.bridge.text_encoder import TextEncoder
 from meloformer.bridge.text_to_summaries import FlowConfig, encoder_of, summaries_of_texts
+from meloformer.command_line import changed_flags
 from meloformer.errors import GenerationError, MidiError
 from meloformer.generation.controls import NOTHING, ControlConfig
 from meloformer.generation.injecting import Injecting, InjectingConfig
@@ -33,6 +34,9 @@ from meloformer.model.injection import Injection
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.attributes import Attributes
 from meloformer.tokens.hid import encode
+
+# Flags that nobody reads without a text, beside those of the flow.
+_OF_TEXTS = ("bridge_weights", "text_encoder", "attributes", "crossfade")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,21 @@ class TextConfig:
             )
         if self.crossfade < 0:
             raise GenerationError(f"--crossfade {self.crossfade}: allowed 0 or more bars")
+        self._check_is_read()
+
+    def _check_is_read(self) -> None:
+        """Refuse flags of what steers a piece, where nothing does."""
+        if not self.is_given and (names := changed_flags(self.injecting)):
+            raise GenerationError(
+                f"--{names[0]} with nothing to inject: allowed: beside --text, --prompts, "
+                "--summaries_from or --mix"
+            )
+        names = [name for name in changed_flags(self) if name.removeprefix("no_") in _OF_TEXTS]
+        names += changed_flags(self.flow)
+        if names and not (self.text or self.prompts):
+            raise GenerationError(
+                f"--{names[0]} without a text: allowed: beside --text or --prompts"
+            )
 
     @property
     def is_given(self) -> bool:

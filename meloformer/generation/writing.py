@@ -24,9 +24,11 @@ from meloformer.generation.text import Order
 from meloformer.midi.quantised import QuantisedPiece
 from meloformer.midi.render import to_piece
 from meloformer.midi.write import write_midi
+from meloformer.model.box import is_boxed_model
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.museformer import MuseFormer
 from meloformer.model.weights import Weights, load_model
+from meloformer.plurals import counted
 from meloformer.tokens.hid import decode
 
 _MAX_SEED = 2**63 - 1
@@ -115,6 +117,20 @@ def load_writer(config: WritingConfig) -> tuple[MuseFormer, Path]:
     return model, folder
 
 
+def how_to_get_a_band(config: WritingConfig, folder: Path) -> str | None:
+    """A line to print where the model in the box is asked for nobody in particular.
+
+    Args:
+        config: what is wished for.
+        folder: of the model.
+    """
+    controls = config.controls
+    is_asked = controls.instruments or controls.enter or controls.num_instruments is not None
+    if is_asked or not is_boxed_model(folder) or not share_of_environment().is_first:
+        return None
+    return "a band instead of what the model chooses: --instruments 29 30 33 drums"
+
+
 def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Order]) -> None:
     """Sample and write every piece, and say what was written and how fast.
 
@@ -132,6 +148,8 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
     share = share_of_environment()
     # Words of users and names of files are no markup.
     console = Console(markup=False, quiet=not share.is_first)
+    if taken := config.controls.another_tempo:
+        console.print(taken)
     if sounds_like := config.rendering.sounds_like():
         console.print(sounds_like)
     paths = numbered(config.output, len(orders) * config.num_samples)
@@ -226,7 +244,10 @@ def _write(ids: np.ndarray, one: _Asked, rendering: RenderingConfig, console: Co
     """Write a piece, and say what it is."""
     piece = decode(ids)
     files = write_piece(piece, one.path, rendering, one.title)
-    console.print(f"{files}: {piece.num_bars} bars, {piece.num_notes} notes, {len(ids)} tokens")
+    console.print(
+        f"{files}: {counted(piece.num_bars, 'bar')}, {counted(piece.num_notes, 'note')}, "
+        f"{counted(len(ids), 'token')}"
+    )
 
 
 def write_piece(piece: QuantisedPiece, path: Path, rendering: RenderingConfig, title: str) -> str:

@@ -32,6 +32,11 @@ def boxed_model() -> Path:
     return BOX
 
 
+def is_boxed_model(folder: Path) -> bool:
+    """Whether a model folder is the one inside the package."""
+    return folder.resolve() == BOX.resolve()
+
+
 def describe_boxed_model() -> str:
     """What was taken and where it says what it is, on one line.
 

@@ -1,10 +1,14 @@
 """The Q-Former: what it holds, what its answer depends on, and what its loss sees."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
 from meloformer.bridge.bridges import BridgeBatch
+from meloformer.bridge.diffusion_bridge import DiffusionBridgeConfig
 from meloformer.bridge.qformer import QFormer, QFormerConfig, regression
+from meloformer.bridge.shape import BridgeShape
 from meloformer.bridge.text_encoder import TextStates
 from meloformer.errors import ConfigError
 
@@ -176,6 +180,17 @@ def test_states_of_any_scale_give_finite_summaries_of_the_same_size() -> None:
     model, states = qformer(), text_states([4])
     large = TextStates(states.states_BLW * 1e4, states.mask_BL, states.pooled_BW)
     torch.testing.assert_close(model.sample(large, 5, seed=0), model.sample(states, 5, seed=0))
+
+
+@pytest.mark.parametrize("config", [QFormerConfig, DiffusionBridgeConfig])
+def test_both_bridges_have_one_shape_that_stands_first_in_their_files(config) -> None:
+    saved = asdict(config(text_width=8, summary_width=4))
+    shape = asdict(BridgeShape(text_width=8, summary_width=4))
+    assert list(saved.items())[: len(shape)] == list(shape.items())
+    with pytest.raises(
+        ConfigError, match="--bridge_width 30 with 4 heads; allowed: a multiple of 8"
+    ):
+        config(text_width=8, summary_width=4, width=30, num_heads=4)
 
 
 def test_more_bars_than_queries_and_guidance_are_refused_in_one_line() -> None:

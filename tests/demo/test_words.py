@@ -33,6 +33,18 @@ def test_every_word_stands_there_in_both_languages_with_the_same_blanks() -> Non
         assert not re.search(r"[\u4e00-\u9fff]", texts["en"]), name
 
 
+def test_nouns_that_are_counted_have_a_word_for_one() -> None:
+    counted = 0
+    for name, texts in WORDS.items():
+        unguarded = re.search(r"\{\w+\} (bars|notes|layers)\b", texts["en"])
+        assert unguarded is None, (name, unguarded)
+        for key, one, more in re.findall(r"\{(\w+)\|(\w+)\|(\w+)\}", texts["en"]):
+            assert f"{{{key}}} {{{key}|" in texts["en"] and more == f"{one}s", name
+            counted += 1
+        assert "|" not in texts["zh"], "Chinese nouns have one form"
+    assert counted > 5
+
+
 def test_every_word_that_the_page_names_stands_in_the_table() -> None:
     assert len(named_words()) > 50
     assert named_words() - set(WORDS) == set()

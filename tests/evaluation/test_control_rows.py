@@ -269,6 +269,7 @@ def test_few_pieces_show_nothing_however_far_apart_their_intervals_are(pieces) -
         return Row(source=source, way="summaries", scores=scores, kept=nothing)
 
     for num_pieces, word in (
+        (1, "nothing shown, 1 piece differs"),
         (FEWEST_APART - 1, "nothing shown, 5 pieces differ"),
         (FEWEST_APART, "apart, higher"),
     ):

@@ -153,6 +153,32 @@ def test_embed_writes_what_the_module_finds(checkpoint, model, folder, tmp_path,
     assert json.loads(output.with_suffix(".json").read_text()) == expected.facts()
 
 
+def test_embed_writes_over_its_own_vectors_and_over_nothing_else(
+    checkpoint, folder, tmp_path, capsys
+) -> None:
+    song = tmp_path / "song.mid"
+    song.write_bytes((folder / "1.mid").read_bytes())
+
+    def embed(*flags: object) -> int:
+        return recipe("embed.py", "EmbedConfig", song, "--checkpoint", checkpoint, *flags)
+
+    beside = song.with_suffix(".json")
+    for mine in ('{"title": "mine"}', "no JSON", "[1]"):
+        beside.write_text(mine)
+        for flags in ((), ("--output", tmp_path / "song.npy")):
+            assert embed(*flags) == 2
+            said = capsys.readouterr().err
+            assert "found song.json, which is no vector" in said and "another --output" in said
+        assert beside.read_text() == mine and not (tmp_path / "song.npy").exists()
+    beside.unlink()
+    (tmp_path / "song.npy").write_bytes(b"mine")
+    assert embed("--output", tmp_path / "song.npy") == 2
+    assert "found song.npy" in capsys.readouterr().err and not beside.exists()
+    (tmp_path / "song.npy").unlink()
+    assert embed() == embed() == embed("--output", tmp_path / "song.npy") == 0
+    assert embed("--output", tmp_path / "song.npy") == 0, "its own are written again"
+
+
 def test_similar_shows_a_table_and_counts_what_it_skips(checkpoint, folder, tmp_path, capsys):
     output = tmp_path / "r.json"
     arguments = (folder / "1.mid", folder, "--checkpoint", checkpoint, "--top", 2, "--json", output)

@@ -8,6 +8,7 @@ import pytest
 from meloformer.evaluation.judged_pieces import PieceSet, UnreadFile, judge_piece
 from meloformer.evaluation.statistics_judge import StatisticsFindings, is_apart, judge_sets
 from meloformer.evaluation.statistics_page import _MOST_SOUND_BYTES, statistics_page
+from meloformer.evaluation.statistics_report import statistics_table
 from meloformer.evaluation.statistics_settings import StatisticsConfig
 from tests.evaluation.test_statistics import BAR, note, piece
 
@@ -50,6 +51,14 @@ def test_the_first_set_is_the_reference_and_what_differs_is_apart(findings) -> N
     for name in ("compression", "bar_similarity_error"):
         assert is_apart(findings, loops, name), name
     assert not is_apart(findings, loops, "density")
+
+
+def test_a_reference_of_any_name_reads_as_one() -> None:
+    sets = [some_set("in", 0, repeats=False), some_set("out", 2, repeats=True)]
+    found = judge_sets(sets, CONFIG, seed=0, tell=lambda done, total, part="": None)
+    caption = statistics_table(found).caption
+    assert caption is not None and str(caption).endswith("; * apart from 'in'")
+    assert "does not meet that of 'in';" in statistics_page(found, CONFIG, "two", 0)
 
 
 def test_a_set_alone_has_nothing_to_be_held_against(findings) -> None:

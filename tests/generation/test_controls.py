@@ -131,6 +131,9 @@ def test_drums_that_enter_play_though_a_text_denies_them() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ({"tempo": float("nan")}, "--tempo nan: allowed are"),
+        ({"density": float("nan")}, "--density nan: allowed are"),
+        ({"density": float("inf")}, "--density inf: allowed are"),
         ({"bars": 2, "chords": ("C", "G", "C")}, "3 chords wished for 2 bars"),
         ({"bars": 2, "enter": ("drums:2",)}, "drums from bar 2"),
         ({"enter": ("drums:2",), "drums": False}, "drums shall play and may not"),

@@ -3,16 +3,34 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from meloformer.generation.labeller import Labeller
 from meloformer.generation.part_writing import _Reader
 from meloformer.model.attention import build_plan
 from meloformer.model.masks import RULES, rule_of
 from meloformer.model.museformer import MuseFormer
 from meloformer.tokens.filling import Hole, fill
 from meloformer.tokens.hid import encode
+from meloformer.tokens.labels import token_labels
 from meloformer.tokens.vocabulary import KIND_OF, Kind
 from tests.layouts import layout_of, tiny_config
 from tests.tokens.pieces import random_piece
+from tests.tokens.test_filling import windows_and_holes
+
+
+@given(windows_and_holes(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_labels_of_what_is_new_are_those_of_the_whole_filled_window(asked, data) -> None:
+    window, hole = asked
+    ids = fill(window, hole).astype(np.int64)
+    num_first = data.draw(st.integers(1, len(ids)))
+    labeller = Labeller(ids[None, :num_first])
+    found = [labeller.prefix[:, 0], *(labeller.advance(id_1) for id_1 in ids[num_first:, None])]
+    whole = token_labels(ids)
+    expected = np.stack([whole.bar, whole.instrument, whole.index, whole.onset])
+    assert np.array_equal(np.concatenate(found, axis=1), expected)
 
 
 @pytest.mark.parametrize("rule", RULES)

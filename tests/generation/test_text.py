@@ -14,11 +14,13 @@ from meloformer.bridge.attribute_heads import (
     save_heads,
 )
 from meloformer.bridge.qformer import QFormer, QFormerConfig
+from meloformer.bridge.text_to_summaries import FlowConfig
 from meloformer.errors import CheckpointError, GenerationError
 from meloformer.generation.controls import NOTHING, ControlConfig
 from meloformer.generation.generate import generate
 from meloformer.generation.injecting import InjectingConfig
 from meloformer.generation.sampling import SamplingConfig
+from meloformer.generation.steering import CROSSFADE_BARS
 from meloformer.generation.text import (
     Order,
     TextConfig,
@@ -66,6 +68,20 @@ RUN = Path("runs/bridge")
             "--strict with nothing .* without --no_attributes",
         ),
         ({"crossfade": -1}, "--crossfade -1: allowed 0 or more"),
+        ({"crossfade": 2}, "--crossfade without a text: allowed: beside --text or --prompts"),
+        ({"attributes": False}, "--no_attributes without a text: allowed"),
+        ({"text_encoder": "minilm"}, "--text_encoder without a text: allowed"),
+        ({"bridge_weights": "ema"}, "--bridge_weights without a text: allowed"),
+        ({"flow": FlowConfig(steps=4)}, "--steps without a text: allowed"),
+        (
+            {"summaries_from": Path("a.mid"), "flow": FlowConfig(guidance=2.0)},
+            "--guidance without a text: allowed",
+        ),
+        (
+            {"injecting": InjectingConfig(strategy="replace")},
+            "--strategy with nothing to inject: allowed: beside --text, --prompts, --summ",
+        ),
+        ({"injecting": InjectingConfig(alpha=0.7)}, "--alpha with nothing to inject: allowed"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused_in_one_line(flags, said) -> None:
@@ -87,6 +103,13 @@ def test_an_injection_that_cannot_be_is_refused_in_one_line(flags, said) -> None
     with pytest.raises(GenerationError, match=said) as refusal:
         InjectingConfig(**flags)
     assert "\n" not in str(refusal.value)
+
+
+def test_flags_that_say_what_is_so_anyway_are_no_fault_without_a_text() -> None:
+    same = TextConfig(crossfade=CROSSFADE_BARS, injecting=InjectingConfig(strategy="blend"))
+    assert same == TextConfig()
+    lent = TextConfig(summaries_from=Path("a.mid"), injecting=InjectingConfig(alpha=0.2))
+    assert lent.injecting.alpha == 0.2
 
 
 def test_prompts_are_the_lines_of_a_file_that_say_something(tmp_path) -> None:

@@ -10,9 +10,11 @@ from meloformer.errors import GenerationError
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.rendering import RenderingConfig
 from meloformer.generation.text import Order
-from meloformer.generation.writing import WritingConfig, write_orders
+from meloformer.generation.writing import WritingConfig, how_to_get_a_band, write_orders
+from meloformer.midi.limits import MAX_BARS
 from meloformer.midi.quantise import quantise
 from meloformer.midi.read import read_midi
+from meloformer.model import box
 from meloformer.model.injection import Injection
 from tests.generation.steered_models import BASE_WIDTH
 
@@ -105,3 +107,56 @@ def test_a_file_that_cannot_be_written_is_named(base, tmp_path: Path) -> None:
     (tmp_path / "a.mid").mkdir()  # after the flags were checked
     with pytest.raises(GenerationError, match=r"a\.mid: cannot be written"):
         write_orders(config, base, [ONE_PLAYER])
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(97.0, "96.63"), (96.63, None), (None, None)])
+def test_a_tempo_that_is_not_of_the_grid_is_said_once_and_what_is_taken(
+    base, tmp_path: Path, capsys, asked: float | None, taken: str | None
+) -> None:
+    controls = ControlConfig(bars=1, tempo=asked, instruments=("0",))
+    config = WritingConfig(output=tmp_path / "a.mid", rendering=NO_PICTURE, controls=controls)
+    orders = [Order(title="", controls=controls)] * 2
+    write_orders(config, base, orders)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "--tempo" in line]
+    line = f"--tempo 97: the nearest tempo of the grid is taken, {taken}"
+    assert lines == ([line] if taken else [])
+
+
+def test_more_bars_than_can_be_written_are_refused_before_the_first() -> None:
+    assert ControlConfig(bars=MAX_BARS).num_bars == MAX_BARS
+    for bars in (MAX_BARS + 1, 10**8):
+        with pytest.raises(GenerationError, match=f"--bars {bars}: allowed are 1 to {MAX_BARS}"):
+            ControlConfig(bars=bars)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "is_told"),
+    [
+        ({}, True),
+        ({"bars": 4, "tempo": 120.0}, True),
+        ({"drums": False}, True),
+        ({"instruments": ("0",)}, False),
+        ({"num_instruments": 3}, False),
+        ({"enter": ("drums:2",)}, False),
+    ],
+)
+def test_only_who_asks_the_boxed_model_for_nobody_is_told_how_to_get_a_band(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wishes: dict, is_told: bool
+) -> None:
+    config = WritingConfig(controls=ControlConfig(**wishes))
+    monkeypatch.setattr(box, "BOX", tmp_path / "box")
+    line = how_to_get_a_band(config, tmp_path / "box")
+    assert (line is not None) == is_told
+    assert how_to_get_a_band(config, tmp_path / "run") is None
+    if line:
+        *_, flags = line.partition(": ")
+        asked = ControlConfig(instruments=tuple(flags.split()[1:]))
+        assert flags.startswith("--instruments ") and len(asked.playing) == 4
+
+
+def test_one_of_something_is_said_as_one(base, tmp_path: Path, capsys) -> None:
+    controls = ControlConfig(bars=1, instruments=("0",), notes_per_bar="1-1")
+    config = WritingConfig(output=tmp_path / "a.mid", rendering=NO_PICTURE)
+    write_orders(config, base, [Order(title="", controls=controls)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert ": 1 bar, Acoustic" in said and "a.mid: 1 bar, 1 note, " in said

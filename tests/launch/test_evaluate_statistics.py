@@ -91,7 +91,7 @@ def test_names_from_files_are_no_markup(folders, tmp_path, capsys) -> None:
     (tmp_path / "<b>[bold]&/[bold]x.mid").write_bytes(b"MThd")
     output = tmp_path / "out"
     assert evaluate("--midi", name.parent, "--output", output, "--players", "0") == 0
-    assert "<b>[bold]&, 1 pieces" in capsys.readouterr().out
+    assert "<b>[bold]&, 1 piece " in capsys.readouterr().out
     page = (output / "report.html").read_text()
     assert "&lt;script&gt;[red].mid" in page
     check_page(page, players=0)
@@ -133,7 +133,7 @@ def test_bad_input_is_refused_in_a_line_and_nothing_is_written(
     base = write_base(tmp_path / "base")
     before = sorted(tmp_path.rglob("*"))
     for flags, message in (
-        ((), "nothing to evaluate"),
+        ((), "nothing to evaluate: found no --midi, --checkpoint or --control"),
         (("--midi", tmp_path / "empty"), "no MIDI in empty"),
         (("--midi", tmp_path / "broken"), "none of its 1 MIDI files can be read (1 "),
         (("--midi", tmp_path / "absent"), "no such file or folder"),

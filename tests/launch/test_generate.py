@@ -61,6 +61,7 @@ def test_without_a_run_the_model_in_the_box_writes_midi_sound_and_picture(
     said = capsys.readouterr().out
     assert "no --checkpoint and no model in runs/: the model in the box" in said
     assert "out.mid and .png and .wav" in said
+    assert "a band instead of what the model chooses: --instruments 29 30 33 drums\n" in said
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,9 @@ def test_bad_wishes_end_in_one_line_and_code_2(
         (["--checkpoint", other], "another vocabulary"),
         ([], "no run with a model"),
         (["--checkpoint", checkpoint, "--fill_midi", "song.mid"], "--fill_midi alone"),
+        (["--checkpoint", checkpoint, "--alpha", 0.4], "--alpha with nothing to inject"),
+        (["--checkpoint", checkpoint, "--crossfade", 2], "--crossfade without a text"),
+        (["--checkpoint", checkpoint, "--bars", 10**8], "--bars 100000000: allowed"),
         (
             ["--checkpoint", checkpoint, "--continue_midi", "song.mid", "--tempo", 90],
             "--tempo with",

@@ -150,4 +150,4 @@ def test_a_file_name_that_looks_like_markup_or_a_formula_is_taken_as_it_is(
     given = ("--checkpoint", checkpoint, "--output", tmp_path / "a.mid", "--bars", 1, *ONE_PLAYER)
     code, said, complaint = inject(*given, "--summaries", odd)
     assert code == 0, complaint
-    assert "on [b] $x^$.pt: 1 bars" in said
+    assert "on [b] $x^$.pt: 1 bar," in said

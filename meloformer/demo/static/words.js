@@ -15,10 +15,11 @@ function kept() {
 
 export const current = () => language;
 
-/** A word, with what stands in braces filled in. */
+/** A word, with what stands in braces filled in: {bars} a value, {bars|bar|bars} a noun for one or for more. */
 export function word(name, values = {}) {
   const text = WORDS[name]?.[language] ?? name;
-  return text.replace(/\{(\w+)\}/g, (_, key) => String(values[key] ?? ""));
+  return text.replace(/\{(\w+)(?:\|(\w+)\|(\w+))?\}/g, (_, key, one, more) =>
+    one === undefined ? String(values[key] ?? "") : values[key] === 1 ? one : more);
 }
 
 export const hasWord = (name) => name in WORDS;
