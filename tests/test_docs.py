@@ -197,3 +197,33 @@ def test_pip_is_told_of_no_index_but_the_users() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert "--isolated" not in makefile and "unexport" not in makefile
     assert "index-url" not in code_of(ENGLISH)
+
+
+def figure(number: float, digits: int = 2, sign: str = "") -> str:
+    return re.sub(r"^([+-]?)0\.", r"\1.", f"{number:{sign}.{digits}f}")
+
+
+def interval(found: dict, sign: str = "") -> str:
+    mean, low, high = (figure(found[key], sign=sign) for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+@pytest.mark.parametrize("readme", [ENGLISH, CHINESE], ids=["English", "Chinese"])
+def test_the_arena_of_the_readmes_is_that_of_its_report(readme: str) -> None:
+    report = json.loads((ROOT / "reports" / "arena-multi-notes.json").read_text())
+    rows = re.findall(r"^\| `(\w+)` \| ([^`]*) \|$", readme, re.MULTILINE)
+    told = {name: row.split(" | ") for name, row in rows if name in report["systems"]}
+    assert list(told) == list(report["systems"])
+    for name, system in report["systems"].items():
+        seconds = [seed["seconds"] for seed in system["seeds"]]
+        assert told[name] == [
+            f"{system['num_parameters']:,}",
+            f"{sum(seconds) / len(seconds):.0f}",
+            interval(system["nats_per_note"]),
+            "-" if name == "museformer" else interval(system["less_the_first"], "+"),
+            figure(system["seconds_per_generated_minute"], 1),
+            f"{100 * system['decodes']['mean']:.0f} %",
+            interval(system["similarity_error"]),
+        ]
+    for part in ("train", "held_out", "settings"):
+        assert f"{report[part]['notes']:,}" in readme
