@@ -8,7 +8,8 @@ All run in turns on the same weights and shapes. A piece that reaches --max_toke
 without a checkpoint the weights are random, and pieces are as long as they may be. The columns:
 tokens and notes of all pieces by the median of the timed calls, the way from the fastest to the
 slowest call as a share of it, and, for as many tokens, the time by that of the products of the
-saved weights in the same round. On a CPU weights of int8 take part; they write other pieces.
+saved weights in the same round. On a CPU weights of int8 take part; they write other pieces. With
+--compile generation through compiled graphs takes part; they are made before the clock runs.
 """
 
 import json
@@ -50,6 +51,8 @@ class BenchGenerateConfig:
     """Timed calls of each candidate."""
     device: DeviceName = "auto"
     """Where to compute."""
+    compile: bool = False
+    """Time compiled generation too."""
     json: Path | None = None
     """File for the figures."""
 
@@ -82,6 +85,7 @@ def bench_generate(config: BenchGenerateConfig) -> None:
         max_tokens=config.max_tokens,
         rounds=config.rounds,
         device=torch.device(kind),
+        compiles=config.compile,
     )
     rows = measure(bench)
     title = (

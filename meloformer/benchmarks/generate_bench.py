@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from meloformer.benchmarks.alternation import Candidate, Timing, time_in_turns
 from meloformer.benchmarks.bench_tables import percent, plain, rounded, table_of
 from meloformer.generation.controls import ControlConfig
+from meloformer.generation.decode_graphs import DecodeGraphs
 from meloformer.generation.generate import generate
 from meloformer.generation.int8 import use_int8_weights
 from meloformer.generation.sampling import SamplingConfig
@@ -28,6 +29,7 @@ from meloformer.tokens.vocabulary import KIND_OF, Kind
 
 Product = Callable[[], object]
 GENERATION = "generation"
+COMPILED = "generation, compiled"
 PRODUCTS = "its matrix products alone"
 # Two minutes of eight tracks: 60 bars of 4/4 at 120 with the 170 tokens that such a bar holds.
 _PIECE_TOKENS = 60 * 170
@@ -87,6 +89,7 @@ class GenerateBench:
         max_tokens: of a piece, after which it is cut short.
         rounds: timed calls of each candidate.
         device: where the model is.
+        compiles: whether compiled generation takes part.
     """
 
     model: MuseFormer
@@ -95,6 +98,7 @@ class GenerateBench:
     max_tokens: int
     rounds: int
     device: torch.device
+    compiles: bool = False
 
 
 def measure(bench: GenerateBench) -> list[dict[str, Any]]:
@@ -120,6 +124,10 @@ def _measure_batch(bench: GenerateBench, batch_size: int) -> list[dict[str, Any]
         use_int8_weights(rounded_model)
         writers["generation, int8 weights"] = writer = _Writer(bench, rounded_model, batch_size)
         calls["generation, int8 weights"] = Candidate(writer)
+    if bench.compiles:
+        graphs = DecodeGraphs(bench.model)
+        writers[COMPILED] = writer = _Writer(bench, bench.model, batch_size, graphs)
+        calls[COMPILED] = Candidate(writer)
     timings = time_in_turns(calls, bench.device, bench.rounds)
     products = timings[PRODUCTS]
     rows = []
@@ -160,8 +168,15 @@ def claimed(rows: Sequence[dict[str, Any]], device: torch.device) -> dict[str, f
 class _Writer:
     """Writes the same pieces at each call, and knows how much they hold."""
 
-    def __init__(self, bench: GenerateBench, model: MuseFormer, batch_size: int) -> None:
+    def __init__(
+        self,
+        bench: GenerateBench,
+        model: MuseFormer,
+        batch_size: int,
+        graphs: DecodeGraphs | None = None,
+    ) -> None:
         self._bench, self._model, self._batch_size = bench, model, batch_size
+        self._graphs = graphs
         self.num_tokens = self.num_notes = 0
 
     def __call__(self) -> None:
@@ -170,6 +185,7 @@ class _Writer:
             self._bench.controls,
             SamplingConfig(),
             num_samples=self._batch_size,
+            graphs=self._graphs,
             stop=self._stop,
         )
         self.num_notes = sum(int((KIND_OF[ids] == Kind.PITCH).sum()) for ids in pieces)

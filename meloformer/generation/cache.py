@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meloformer.generation.cache_store import CacheStore
+from meloformer.generation.cache_store import LEAST_SLOTS, CacheStore, doubled
+from meloformer.generation.decode_graphs import DecodeGraphs, GraphDecoder
 from meloformer.generation.decode_layer import DecodeLayer, decode_layers, turn_of
 from meloformer.model import masks
 from meloformer.model.attention import AttentionPlan, CallPlan
@@ -35,6 +36,8 @@ class DecodeCache:
         num_rows: B.
         injection: summaries of B rows, slot i for bar i; bars behind the last have none.
         layers: of the model, where another cache has them already.
+        graphs: of the model, through which single tokens go; else each is computed call by call.
+        num_bars: that the longest row will have, where there are graphs; more are no error.
     """
 
     def __init__(
@@ -43,14 +46,20 @@ class DecodeCache:
         num_rows: int,
         injection: Injection | None = None,
         layers: Sequence[DecodeLayer] = (),
+        graphs: DecodeGraphs | None = None,
+        num_bars: int = 0,
     ) -> None:
         self.model = model
+        if graphs is not None:
+            layers = graphs.layers
+            injection = None if injection is None else _with_room(injection)
         with torch.no_grad():
             self._layers = layers or decode_layers(model)
         config = model.config
         weight = model.token_embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self.store = CacheStore(config, num_rows, weight)
+        room = None if graphs is None else graphs.room(num_bars)
+        self.store = CacheStore(config, num_rows, weight, room)
         self._groups = list(
             zip(
                 masks.rule_of(config.rule),
@@ -65,6 +74,9 @@ class DecodeCache:
             injection.check_width(config.width)
             assert len(injection.summaries_BSD) == num_rows, "one row of summaries a sequence"
             self._open(injection)
+        self._decoder: GraphDecoder | None = None
+        if graphs is not None:
+            self._decoder = GraphDecoder(graphs, self.store, self._open_BI, self._num_closed_layers)
 
     @torch.no_grad()
     def add(self, ids_BN: np.ndarray, labels_4BN: np.ndarray, active_B: np.ndarray) -> Tensor:
@@ -83,6 +95,8 @@ class DecodeCache:
         piece = np.broadcast_to(np.where(active_B, 0, -1)[:, None], bar.shape)
         store = self.store
         places = store.append(np.stack([piece, bar, instrument, index]))
+        if self._decoder is not None and num_new == 1:
+            return self._decoder.add(ids_BN[:, 0], labels_4BN[:, :, 0], piece[:, 0])
 
         time_N = np.arange(store.num_tokens - num_new, store.num_tokens)
         piece, bar, instrument, index = (x[:, :, None] for x in (piece, bar, instrument, index))
@@ -144,6 +158,8 @@ class DecodeCache:
         num_open = own._open_BI.shape[1]
         self._open_BI[row, :num_open] = own._open_BI[0]
         self._open_BI[row, num_open:] = False
+        if self._decoder is not None:
+            self._decoder.open(self._open_BI)
         if self.injection is not None and own.injection is not None:
             summaries_BSD = self.injection.summaries_BSD.clone()
             summaries_BSD[row, :num_open] = own.injection.summaries_BSD[0]
@@ -154,6 +170,8 @@ class DecodeCache:
         """Go on with some of the rows, in this order."""
         self.store.keep(rows_R)
         self._open_BI = self._open_BI[rows_R]
+        if self._decoder is not None:
+            self._decoder.open(self._open_BI)
         if self.injection is not None:
             given = self.injection
             kept_R = torch.from_numpy(rows_R).to(given.mask_BS.device)
@@ -185,6 +203,8 @@ class DecodeCache:
         bias_R11N = self._bias(is_read_R1N[:, None, :, is_copied_N])
         places_P = self._tensor(np.flatnonzero(is_copied_N)[num_slots:] + store.num_open)
         rows_R, bar_R = self._tensor(rows), self._tensor(bars)
+        if self._decoder is not None:
+            self._decoder.close(rows_R, bar_R)
         turn = turn_of(
             self.model.angles(bar_R[:, None], torch.zeros_like(bar_R)[:, None]), self.dtype
         )
@@ -230,7 +250,9 @@ class DecodeCache:
             for layer, cache in layers[injection.layer :]:
                 assert isinstance(layer, Layer)
                 o_BID = layer.open_summarize(o_BID, angles, plan)
-                cache.read = torch.stack(layer.coarse_keys_values(o_BID, angles))
+                cache.read[:, :, :, : self.store.num_open] = torch.stack(
+                    layer.coarse_keys_values(o_BID, angles)
+                )
                 if not layer.is_last:
                     o_BID = layer.add_ffn(o_BID)
 
@@ -271,6 +293,17 @@ class DecodeCache:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
+
+
+def _with_room(injection: Injection) -> Injection:
+    """The same, with room for so many bars that there are few sizes of it."""
+    num_bars = injection.mask_BS.shape[1]
+    extra = doubled(LEAST_SLOTS, num_bars) - num_bars
+    return replace(
+        injection,
+        summaries_BSD=F.pad(injection.summaries_BSD, (0, 0, 0, extra)),
+        mask_BS=F.pad(injection.mask_BS, (0, extra)),
+    )
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

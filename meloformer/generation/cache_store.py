@@ -10,7 +10,7 @@ from torch import Tensor
 from meloformer.model.config import MuseFormerConfig
 from meloformer.model.masks import Label, Rule, rule_of
 
-_LEAST_TOKENS, _LEAST_SLOTS = 256, 32
+_LEAST_TOKENS, LEAST_SLOTS = 256, 32
 
 
 @dataclass
@@ -52,18 +52,36 @@ class CacheStore:
         config: of the model.
         num_rows: B.
         weight: any parameter; keys and values take its device and precision.
+        room: tokens and slots to begin with, which double when they are used up: few shapes in
+            all. If not given, room is made as it is needed.
+
+    Attributes:
+        num_changes: how often labels changed otherwise than by one more token or summary.
     """
 
-    def __init__(self, config: MuseFormerConfig, num_rows: int, weight: Tensor) -> None:
-        self.num_tokens = self.num_open = 0
+    def __init__(
+        self,
+        config: MuseFormerConfig,
+        num_rows: int,
+        weight: Tensor,
+        room: tuple[int, int] | None = None,
+    ) -> None:
+        self.num_tokens = self.num_open = self.num_changes = 0
+        self._doubles = room is not None
+        tokens, slots = room or (0, 0)
         self._device = weight.device
         self._reach = bars_within_reach(rule_of(config.rule))
-        empty = (2, num_rows, config.num_kv_heads, 0, config.head_width)
-        none = weight.new_zeros(empty)
-        self.layers = [LayerCache(none, none) for _ in range(config.num_layers)]
+
+        def empty(length: int) -> Tensor:
+            shape = (2, num_rows, config.num_kv_heads, length, config.head_width)
+            return weight.new_zeros(shape)
+
+        self.layers = [
+            LayerCache(empty(slots + tokens), empty(slots)) for _ in range(config.num_layers)
+        ]
         # Rows: piece, bar, instrument, index; absent tokens and summaries are padding (-1).
-        self.labels_4BT = np.full((4, num_rows, 0), -1, dtype=np.int32)
-        self.slot_piece_BS = np.full((num_rows, 0), -1, dtype=np.int32)
+        self.labels_4BT = np.full((4, num_rows, tokens), -1, dtype=np.int32)
+        self.slot_piece_BS = np.full((num_rows, slots), -1, dtype=np.int32)
 
     @property
     def first_token(self) -> int:
@@ -105,10 +123,12 @@ class CacheStore:
         start, stop = self.num_tokens, self.num_tokens + num_new
         self.labels_4BT[:, :, start:stop] = labels_4BN
         self.num_tokens = stop
+        self.num_changes += num_new > 1
         return slice(self.first_token + start, self.first_token + stop)
 
     def keep(self, rows_R: np.ndarray) -> None:
         """Go on with some of the rows, in this order."""
+        self.num_changes += 1
         kept_R = torch.from_numpy(rows_R).to(self._device)
         for layer in self.layers:
             layer.read, layer.summary = layer.read[:, kept_R], layer.summary[:, kept_R]
@@ -120,6 +140,7 @@ class CacheStore:
 
         Of what both have read, either may have dropped more, each at its own time.
         """
+        self.num_changes += 1
         num_new, num_slots = other.num_tokens, int((other.slot_piece_BS[0] >= 0).sum())
         assert num_slots <= self.slot_piece_BS.shape[1]
         # Making room may drop some more of what is out of reach.
@@ -150,7 +171,11 @@ class CacheStore:
         slots = self.slot_piece_BS.shape[1]
         if num_slots <= slots:
             return
-        extra, first = max(num_slots, 2 * slots, _LEAST_SLOTS) - slots, self.first_token
+        self.num_changes += 1
+        longer = max(num_slots, 2 * slots, LEAST_SLOTS)
+        if self._doubles:
+            longer = doubled(slots, num_slots)
+        extra, first = longer - slots, self.first_token
         for layer in self.layers:
             summaries = F.pad(layer.read[:, :, :, :first], (0, 0, 0, extra))
             layer.read = torch.cat([summaries, layer.read[:, :, :, first:]], dim=3)
@@ -166,12 +191,15 @@ class CacheStore:
         room = self.labels_4BT.shape[2]
         if self.num_tokens + num_new <= room:
             return
+        self.num_changes += 1
         is_read_BT = self._is_read()
         num_read = int(is_read_BT.sum(axis=1).max())
         if 4 * (num_read + num_new) <= 3 * room:
             self._drop(is_read_BT, num_read)
             return
         extra = max(self.num_tokens + num_new - room, room // 2, _LEAST_TOKENS)
+        if self._doubles:
+            extra = doubled(room, self.num_tokens + num_new) - room
         for layer in self.layers:
             layer.read = F.pad(layer.read, (0, 0, 0, extra))
         self.labels_4BT = _longer(self.labels_4BT, extra)
@@ -198,6 +226,17 @@ class CacheStore:
             index = order[None, :, None, :, None].expand(*tokens.shape[:3], -1, tokens.shape[4])
             layer.read[:, :, :, first : first + length] = tokens.gather(3, index)
         self.num_tokens = length
+
+
+def doubled(room: int, needed: int) -> int:
+    """Room that is enough, by doubling alone.
+
+    >>> doubled(32, 20), doubled(32, 65)
+    (32, 128)
+    """
+    while room < needed:
+        room *= 2
+    return room
 
 
 def _longer(labels: np.ndarray, extra: int) -> np.ndarray:

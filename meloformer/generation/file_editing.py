@@ -227,13 +227,15 @@ def write_edits(config: WritingConfig, edits: EditConfig, model: MuseFormer) -> 
     found = {
         "--endless": config.endless,
         "--skip_existing": config.skip_existing,
+        "--compile": config.compile,
         f"{num_processes} processes": num_processes > 1,
     }
     flag, path = edits.file
     for name, is_found in found.items():
         if is_found:
             raise ConfigError(
-                f"{name} with {flag}: allowed is one process without --endless and --skip_existing"
+                f"{name} with {flag}: allowed is one process without --endless, --skip_existing "
+                "and --compile"
             )
     # Names of files are no markup.
     console = Console(markup=False)

@@ -11,6 +11,7 @@ from meloformer.bridge.flow import row_seed
 from meloformer.errors import ConfigError
 from meloformer.generation.cache import DecodeCache
 from meloformer.generation.controls import NOTHING, ControlConfig
+from meloformer.generation.decode_graphs import DecodeGraphs
 from meloformer.generation.labeller import Labeller
 from meloformer.generation.moved_mass import move_mass
 from meloformer.generation.piece_mask import PieceMask
@@ -69,6 +70,7 @@ def generate(
     injection: Injection | None = None,
     told: Attributes = NOTHING,
     endless: bool = False,
+    graphs: DecodeGraphs | None = None,
     on_token: Callable[[int], None] | None = None,
     stop: Callable[[int], bool] | None = None,
 ) -> list[np.ndarray]:
@@ -84,6 +86,7 @@ def generate(
         injection: summaries of each piece, or of one row that all pieces share.
         told: see `Sample`.
         endless: see `generate_batch`.
+        graphs: see `generate_batch`.
         on_token: see `generate_batch`.
         stop: see `generate_batch`.
 
@@ -91,7 +94,9 @@ def generate(
         See `generate_batch`.
     """
     samples = samples_of(controls, told, injection, num_samples=num_samples, seed=seed)
-    return generate_batch(model, samples, sampling, endless=endless, on_token=on_token, stop=stop)
+    return generate_batch(
+        model, samples, sampling, endless=endless, graphs=graphs, on_token=on_token, stop=stop
+    )
 
 
 def samples_of(
@@ -122,6 +127,7 @@ def generate_batch(
     sampling: SamplingConfig,
     *,
     endless: bool = False,
+    graphs: DecodeGraphs | None = None,
     on_token: Callable[[int], None] | None = None,
     on_step: Callable[[Sequence[Sequence[int]]], None] | None = None,
     stop: Callable[[int], bool] | None = None,
@@ -134,6 +140,8 @@ def generate_batch(
         sampling: temperature and cut-offs.
         endless: a row that has read as much as a row of training holds goes on from a window of
             it, see generation/sliding.py; else it reads on, beyond what the model was trained on.
+        graphs: of the model, from one batch to the next, to decode compiled: the same pieces, but
+            for rounding.
         on_token: called after each step with the number of tokens sampled so far, all rows.
         on_step: called after each step with the ids of each piece so far, to be read at once.
         stop: asked after each step, with the same number, whether to end here.
@@ -151,6 +159,7 @@ def generate_batch(
             samples,
             sampling,
             endless=endless,
+            graphs=graphs,
             on_token=on_token,
             on_step=on_step,
             stop=stop,
@@ -167,7 +176,9 @@ def generate_batch(
         for sample in samples
         for number in range(sampling.best_of)
     ]
-    rows = sample_rows(model, candidates, sampling, endless=endless, on_token=on_token)
+    rows = sample_rows(
+        model, candidates, sampling, endless=endless, graphs=graphs, on_token=on_token
+    )
     groups = [rows[k : k + sampling.best_of] for k in range(0, len(rows), sampling.best_of)]
     return [min(group, key=Row.nats_per_note).piece() for group in groups]
 
@@ -178,6 +189,7 @@ def sample_rows(
     sampling: SamplingConfig,
     *,
     endless: bool = False,
+    graphs: DecodeGraphs | None = None,
     on_token: Callable[[int], None] | None = None,
     on_step: Callable[[Sequence[Sequence[int]]], None] | None = None,
     stop: Callable[[int], bool] | None = None,
@@ -189,6 +201,7 @@ def sample_rows(
         samples: each by itself, whatever `sampling.best_of` is.
         sampling: temperature and cut-offs.
         endless: whether rows slide.
+        graphs: to decode compiled.
         on_token: called after each step.
         on_step: called after each step.
         stop: asked after each step.
@@ -200,7 +213,11 @@ def sample_rows(
     shared_BN = np.stack([row.prefix[:num_shared] for row in rows])
     for row in rows:
         row.ids.extend(row.prefix[:num_shared].tolist())
-    cache = DecodeCache(model, len(samples), _side_by_side(samples))
+    num_bars = max(sample.controls.num_bars for sample in samples)
+    if endless:
+        num_bars = min(num_bars, num_summaries(max_tokens))
+    injection = _side_by_side(samples)
+    cache = DecodeCache(model, len(samples), injection, graphs=graphs, num_bars=num_bars)
     labeller = Labeller(shared_BN)
     active_B = np.ones(len(samples), dtype=bool)
     logits_BV = cache.add(shared_BN, labeller.prefix, active_B)
@@ -230,7 +247,8 @@ def sample_rows(
                 cache.restart(number, window.ids, window.num_skipped)
                 labeller.restart(number, window.ids)
         labels_4B = labeller.advance(ids_B)
-        if active_B.mean() < _LEAST_ACTIVE_SHARE:
+        # Fewer rows would be other graphs, and a graph takes about as long for any number of them.
+        if graphs is None and active_B.mean() < _LEAST_ACTIVE_SHARE:
             kept = np.flatnonzero(active_B)
             cache.keep(kept)
             labels_4B = labeller.keep(kept)

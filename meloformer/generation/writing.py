@@ -15,6 +15,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from meloformer.bridge.base_folder import find_player
 from meloformer.errors import GenerationError
 from meloformer.generation.controls import ControlConfig
+from meloformer.generation.decode_graphs import DecodeGraphs
 from meloformer.generation.generate import Sample, beyond_training, generate_batch, samples_of
 from meloformer.generation.int8 import use_int8_weights
 from meloformer.generation.rendering import RenderingConfig
@@ -63,6 +64,8 @@ class WritingConfig:
         device: where the model runs.
         weights_dtype: as they were saved, or rounded to int8: on a CPU faster, and other pieces
             (docs/speed.md).
+        compile: decode single tokens by compiled programs, on a GPU as the replay of a graph; it
+            pays for many or long pieces, since compiling takes time. See docs/speed.md.
         controls: wishes for the piece.
         sampling: how bold the choice of a token is.
         rendering: what is written beside the MIDI file.
@@ -78,6 +81,7 @@ class WritingConfig:
     seed: int = 0
     device: DeviceName = "auto"
     weights_dtype: Literal["saved", "int8"] = "saved"
+    compile: bool = False
     controls: ControlConfig = field(default_factory=ControlConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
@@ -89,6 +93,11 @@ class WritingConfig:
             raise GenerationError(f"--batch_size {self.batch_size}: allowed are 1 and above")
         if not 0 <= self.seed <= _MAX_SEED:
             raise GenerationError(f"--seed {self.seed}: allowed are 0 to {_MAX_SEED}")
+        if self.compile and self.weights_dtype == "int8":
+            raise GenerationError(
+                "--compile with --weights_dtype int8: torch compiles no products of 8 bits here; "
+                "allowed: one of the two"
+            )
         if self.output.is_dir():
             raise GenerationError(f"--output {self.output}: found a folder, allowed a file name")
         if self.output.suffix.lower() not in (".mid", ".midi"):
@@ -170,6 +179,7 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
     batches = [asked[first : first + at_once] for first in range(0, len(asked), at_once)]
     if share.num_processes > 1:
         console.print(share.describe(len(batches)))
+    graphs = DecodeGraphs(model) if config.compile else None
     started, num_tokens, sampling_seconds = time.perf_counter(), 0, 0.0
     columns = (TextColumn("{task.description} {task.completed} tokens"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -191,7 +201,12 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
                 before = time.perf_counter()
                 samples = [one.sample for one in batch]
                 pieces_ids = generate_batch(
-                    model, samples, config.sampling, endless=config.endless, on_token=tell
+                    model,
+                    samples,
+                    config.sampling,
+                    endless=config.endless,
+                    graphs=graphs,
+                    on_token=tell,
                 )
                 sampling_seconds += time.perf_counter() - before
                 num_tokens += sum(map(len, pieces_ids))
@@ -201,7 +216,8 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
     seconds = time.perf_counter() - started
     # A process without a batch has sampled for no time.
     rate = num_tokens / sampling_seconds if num_tokens else 0
-    console.print(f"{share.name}{rate:.0f} tokens/s, {seconds:.1f} s in all")
+    compiled = f", {graphs.num_compiled} graphs compiled" if graphs is not None else ""
+    console.print(f"{share.name}{rate:.0f} tokens/s, {seconds:.1f} s in all{compiled}")
 
 
 def make_folder(output: Path) -> None:

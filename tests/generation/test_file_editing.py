@@ -152,7 +152,7 @@ def test_what_is_no_way_to_change_a_file_is_refused_before_anything_is_written(
     with pytest.raises(GenerationError, match=r"--output .*/file/out\.mid: cannot be written"):
         write_edits(WritingConfig(output=tmp_path / "file" / "out.mid"), song, nobody)
     aside = tmp_path / "new" / "out.mid"
-    for flag in ("endless", "skip_existing"):
+    for flag in ("endless", "skip_existing", "compile"):
         with pytest.raises(ConfigError, match=f"^--{flag} with --continue_midi: allowed is one"):
             write_edits(WritingConfig(output=aside, **{flag: True}), song, nobody)
     with pytest.raises(GenerationError, match="missing"):
