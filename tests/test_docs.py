@@ -227,3 +227,6 @@ def test_the_arena_of_the_readmes_is_that_of_its_report(readme: str) -> None:
         ]
     for part in ("train", "held_out", "settings"):
         assert f"{report[part]['notes']:,}" in readme
+    in_time = json.loads((ROOT / "reports" / "arena-multi-minutes.json").read_text())
+    for system in in_time["systems"].values():
+        assert figure(system["nats_per_note"]["mean"]) in readme
