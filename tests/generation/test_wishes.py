@@ -68,12 +68,12 @@ def test_pieces_lend_their_summaries_to_python_as_to_the_recipe(run, tmp_path) -
 
 def test_wishes_find_their_fields_and_unknown_ones_are_named() -> None:
     controls, sampling, steering = split_wishes(
-        {"bars": 3, "temperature": 0.5, "steps": 4, "mix": ["a.mid", "b.mid"], "at": "0:0"},
+        {"bars": 3, "temperature": 0.5, "alpha": 0.4, "mix": ["a.mid", "b.mid"], "at": "0:0"},
         ControlConfig,
         SamplingConfig,
         TextConfig,
     )
-    assert (controls.bars, sampling.temperature, steering.flow.steps) == (3, 0.5, 4)
+    assert (controls.bars, sampling.temperature, steering.injecting.alpha) == (3, 0.5, 0.4)
     assert steering.mix == (Path("a.mid"), Path("b.mid"))
     with pytest.raises(GenerationError, match=r"found colour, mood; allowed: .*tempo"):
         split_wishes({"colour": 1, "bars": 2, "mood": 2}, ControlConfig)

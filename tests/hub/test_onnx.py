@@ -100,7 +100,7 @@ def test_whole_pieces_through_onnxruntime_have_the_tokens_of_torch(exported, tem
     model, sampling = load_model(exported), SamplingConfig(temperature=temperature, top_p=1.0)
     num_tokens = 0
     for seed, instruments in enumerate((("0", "drums"), ("40", "41", "42"), ("0", "73"))):
-        controls = ControlConfig(bars=6, tempo=120.0, instruments=instruments)
+        controls = ControlConfig(bars=12, tempo=120.0, instruments=instruments)
         found = generate_onnx(exported / FOLDER_NAME, controls, sampling, seed=seed)
         (expected,) = generate(model, controls, sampling, seed=seed)
         assert np.array_equal(found, expected)

@@ -26,7 +26,8 @@ from meloformer.release.source import (
 from meloformer.tokens.vocabulary import fingerprint
 from tests.bridge.text_encoders import write_qwen3
 from tests.layouts import tiny_config
-from tests.test_readme import RECIPES, help_of
+from tests.recipe_flags import help_of
+from tests.test_readme import RECIPES
 
 ROOT = Path(__file__).parents[2]
 
