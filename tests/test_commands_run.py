@@ -49,8 +49,9 @@ ROWS = (
     "--model_size tiny --max_seq_len 1024 --batch_size 1 --gradient_accumulation_steps 1 "
     "--num_workers 0 --max_steps 2 --warmup_steps 1 --validation_rows 2 --samples 0"
 )
-# Numbers that are smaller here.
+# What is smaller here; and who adds files adds others.
 SMALLER = (
+    (r"--midi my_midi (.*--append)", r"--midi more_midi \1"),
     (r"--nproc_per_node 8", "--nproc_per_node 2"),
     (r"--num_gpus 8", "--num_gpus 2 --master_port 29733"),
     (r"GPUS=8", "GPUS=2"),
@@ -191,8 +192,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if path.exists():
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        if name == "my_midi":
-            write_pieces(path, count=40)
+        if name in ("my_midi", "more_midi"):
+            write_pieces(path, count=40 if name == "my_midi" else 44)
         elif name == "Qwen3-Embedding-0.6B":
             from tests.bridge.text_encoders import write_qwen3
 
@@ -223,7 +224,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def read_by(text: str) -> list[str]:
     """Names of MADE, COPIES and the like that a command reads."""
     text = text if "--append" in text else re.sub(r"(--output|OUT=) ?\S+", "", text)
-    known = {*MADE, *COPIES, "my_midi", "my_rule.json", "texts.txt", "bank.sf2"}
+    known = {*MADE, *COPIES, "my_midi", "more_midi", "my_rule.json", "texts.txt", "bank.sf2"}
     named = [word.strip("'\"/") for word in re.split(r"[\s=]", text)]
     return [word for word in dict.fromkeys(named) if word in known] + [
         name for pattern, name in UNNAMED if re.search(pattern, text)
