@@ -76,6 +76,7 @@ BRIDGE = (
 )
 # Flags that are added, by a pattern, but for those that the command gives.
 ADDED = (
+    (r"--append", "--valid_share 0.15 --test_share 0.1"),
     (r"launch/train\.py", ROWS),
     (r"launch/train_(qformer|diffusion_bridge)\.py", BRIDGE),
     (r"launch/train_adapter\.py", "--batch_size 2 --max_steps 2"),
