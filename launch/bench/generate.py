@@ -31,6 +31,7 @@ from meloformer.model.weights import load_model
 from meloformer.training.config import ModelSize
 
 ROOT = Path(__file__).resolve().parents[2]
+RANDOM_NOTES_PER_BAR = "40-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,10 @@ def bench_generate(config: BenchGenerateConfig) -> None:
         name = f"{name}, random weights"
     bench = GenerateBench(
         model=model,
-        controls=ControlConfig(bars=config.bars),
+        # Random weights would end their bars at once; music of several instruments does not.
+        controls=ControlConfig(
+            bars=config.bars, notes_per_bar=None if config.checkpoint else RANDOM_NOTES_PER_BAR
+        ),
         batch_sizes=config.batch_sizes,
         max_tokens=config.max_tokens,
         rounds=config.rounds,
