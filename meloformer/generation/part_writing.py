@@ -293,6 +293,7 @@ def _with_one_end(logits_V: Tensor, allowed_V: np.ndarray) -> tuple[Tensor, np.n
     places = torch.from_numpy(ends).to(logits_V.device)
     together = logits_V[places].logsumexp(0)
     logits_V[places] = -torch.inf
-    logits_V[ends[0]] = together
-    allowed_V[ends[0]] = True
+    # The last is a bar token wherever one is allowed: to it goes what forbidden players had.
+    logits_V[ends[-1]] = together
+    allowed_V[ends[-1]] = True
     return logits_V, allowed_V

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from meloformer.generation.moved_mass import move_mass
+from meloformer.generation.part_writing import _with_one_end
 from meloformer.tokens.grammar import GrammarState
-from meloformer.tokens.vocabulary import BOS, EOS, KIND_OF, VOCAB_SIZE, Kind
+from meloformer.tokens.vocabulary import BOS, EOS, FILL, KIND_OF, VOCAB_SIZE, Kind
 from meloformer.tokens.wishes import Wishes
 from tests.tokens.pieces import ids_of
 
@@ -88,3 +89,18 @@ def test_logits_and_impossible_tokens_stay_as_they_are() -> None:
     moved_BV = move_mass(logits_BV, allowed_BV)
     assert torch.equal(logits_BV, before_BV)
     assert not moved_BV.isnan().any() and moved_BV[1, EOS] == -torch.inf
+
+
+def test_where_a_part_is_written_forbidden_players_leave_their_share_to_the_bars_end_too() -> None:
+    """At the start of a bar of a window whose last instruments are written."""
+    is_bar, is_player = KIND_OF == Kind.BAR, KIND_OF == Kind.INSTRUMENT
+    allowed_V = is_bar.copy()
+    allowed_V[FILL] = True
+    player = np.flatnonzero(is_player)[40]
+    allowed_V[player] = True
+    logits_V = torch.full((VOCAB_SIZE,), -30.0)
+    logits_V[FILL], logits_V[player] = math.log(0.3), math.log(0.1)
+    logits_V[np.flatnonzero(is_player)[7]] = math.log(0.6)  # may not play
+    found = probabilities(*_with_one_end(logits_V, allowed_V))
+    assert found[player] == pytest.approx(0.25, abs=1e-4)
+    assert found[is_bar].sum() + found[FILL] == pytest.approx(0.75, abs=1e-4)
