@@ -23,13 +23,13 @@ come back, and how different two pieces of one text are; nats per note; the righ
 Writes control.md, control.json and pieces.jsonl. Captions: launch/caption.py writes them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from meloformer.bridge.bridges import BridgeWeights
 from meloformer.bridge.text_to_summaries import FlowConfig
-from meloformer.command_line import run_recipe
+from meloformer.command_line import changed_flags, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.evaluation.control_recipe import judge_bridge
 from meloformer.evaluation.control_settings import ControlJudgeConfig
@@ -42,16 +42,31 @@ from meloformer.model.weights import Weights
 
 Mode = Literal["control", "midi", "model"]
 
-# Flags that a mode cannot do without, and those of other modes, with what they belong to.
+
+def _names(*config_classes: type[Any]) -> set[str]:
+    return {field.name for one in config_classes for field in fields(one)}
+
+
+# Flags that a mode cannot do without.
 _NEEDED: dict[Mode, tuple[str, ...]] = {
     "control": ("checkpoint", "bridge", "data"),
     "midi": (),
     "model": ("checkpoint", "data"),
 }
-_FOREIGN: dict[Mode, dict[str, str]] = {
-    "control": {"against": "--midi"},
-    "midi": {"checkpoint": "no --midi", "bridge": "--control", "data": "--checkpoint"},
-    "model": {"bridge": "--control", "against": "--midi"},
+# Flags that a mode reads besides those of all; any other would do nothing.
+_OF_ALL = {"output", "seed", "device"}
+_OF_MODELS = {"checkpoint", "weights", "data"}
+_READ: dict[Mode, set[str]] = {
+    "control": {"control", "bridge", "bridge_weights", "text_encoder"}
+    | _OF_MODELS
+    | _names(ControlJudgeConfig, InjectingConfig, FlowConfig, SamplingConfig),
+    "midi": {"midi", "against", "n"} | _names(StatisticsConfig),
+    "model": {"n", "bars"} | _OF_MODELS | _names(StatisticsConfig, SamplingConfig),
+}
+_CALLED: dict[Mode, str] = {
+    "control": "--control",
+    "midi": "--midi",
+    "model": "a model alone",
 }
 _ALLOWED = "allowed: --midi, or --checkpoint and --data, or --control with its flags"
 
@@ -104,10 +119,12 @@ class EvaluateConfig:
         for flag in _NEEDED[self.mode]:
             if getattr(self, flag) is None:
                 raise ConfigError(f"{self._named} without --{flag}: found none; {_ALLOWED}")
-        for flag, place in _FOREIGN[self.mode].items():
-            if getattr(self, flag) is not None:
+        for flag in changed_flags(self):
+            if flag not in _READ[self.mode] | _OF_ALL:
+                readers = [_CALLED[mode] for mode in _CALLED if flag in _READ[mode]]
                 raise ConfigError(
-                    f"{self._named} with --{flag}, which goes with {place}; {_ALLOWED}"
+                    f"{self._named} with --{flag}, which goes with {' or '.join(readers)}; "
+                    f"{_ALLOWED}"
                 )
 
     @property

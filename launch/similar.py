@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from meloformer.bridge.base_folder import find_player
-from meloformer.command_line import check_at_least, check_output_file, run_recipe
+from meloformer.command_line import check_at_least, check_json_file, run_recipe
 from meloformer.evaluation.piece_vectors import check_has_layer, vector_of_asked, vector_of_file
 from meloformer.evaluation.similar_pieces import Ranking, midi_files, rank
 from meloformer.model.device import DeviceName, choose_device
@@ -54,7 +54,7 @@ class SimilarConfig:
 def main(config: SimilarConfig) -> None:
     """Load, summarise every file, rank, show."""
     check_at_least(config, {"top": 1})
-    check_output_file("--json", config.json)
+    check_json_file(config.json)
     files = midi_files(config.folder, besides=config.midi)
     place, which = find_player(config.checkpoint, config.weights)
     if which:

@@ -2,11 +2,12 @@
 
 import contextlib
 import io
+import json
 import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,10 +180,13 @@ def changed_flags(flags: Any) -> list[str]:
     names = []
     for field in fields(flags):
         value = getattr(flags, field.name)
+        default = field.default
+        if field.default_factory is not MISSING:
+            default = field.default_factory()
         if is_dataclass(value):
             names += changed_flags(value)
-        elif value != field.default:
-            names.append(f"no_{field.name}" if field.default is True else field.name)
+        elif value != default:
+            names.append(f"no_{field.name}" if default is True else field.name)
     return names
 
 
@@ -204,6 +208,27 @@ def check_output_file(flag: str, path: Path | None) -> None:
         )
     if path.is_dir():
         raise ConfigError(f"{flag} {path}: found a folder; allowed: a file")
+
+
+def check_json_file(path: Path | None) -> None:
+    """Refuse a --json file that cannot be written at the end, or that is somebody's own.
+
+    Args:
+        path: see `check_output_file`; what holds JSON already is written anew.
+
+    Raises:
+        ConfigError: also where the file is there and holds something else.
+    """
+    check_output_file("--json", path)
+    if path is None or not path.is_file() or not (found := path.read_bytes()):
+        return
+    try:
+        json.loads(found)
+    except ValueError:
+        raise ConfigError(
+            f"--json {path}: found a file that holds no JSON; nothing was written; allowed: a new "
+            "file, or one of JSON, which is written anew"
+        ) from None
 
 
 def run_recipe(

@@ -1,13 +1,16 @@
 import math
 from argparse import Namespace
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from meloformer.command_line import (
+    changed_flags,
     check_above_zero,
     check_at_least,
+    check_json_file,
     parse_flags,
     run_recipe,
     ungiven,
@@ -80,6 +83,30 @@ def test_numbers_that_are_not_above_zero_are_refused_and_none_that_was_not_given
     check_above_zero(Namespace(hours=0.1, minutes=None), "hours", "minutes")
     with pytest.raises(ConfigError, match=f"--minutes {minutes:g}: allowed: above 0"):
         check_above_zero(Namespace(hours=0.1, minutes=minutes), "hours", "minutes")
+
+
+@pytest.mark.parametrize(
+    ("found", "is_taken"), [(None, 1), (b"", 1), (b'{"a": 1}', 1), (b"MThd", 0)]
+)
+def test_a_json_file_is_written_anew_and_no_other_file_is(
+    found: bytes | None, is_taken: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    if found is not None:
+        path.write_bytes(found)
+    if is_taken:
+        check_json_file(path)
+        return
+    with pytest.raises(ConfigError, match="found a file that holds no JSON"):
+        check_json_file(path)
+
+
+def test_flags_are_changed_that_differ_from_what_makes_their_default() -> None:
+    assert changed_flags(Flags()) == []
+    assert changed_flags(Flags(output="x", inner=Inner(learning_rate=1))) == [
+        "output",
+        "learning_rate",
+    ]
 
 
 def test_what_was_given_stays_and_the_rest_follows_the_device() -> None:

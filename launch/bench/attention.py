@@ -31,7 +31,7 @@ from meloformer.benchmarks.bench_models import sized_config
 from meloformer.benchmarks.bench_rows import RowKind, find_rows
 from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.circumstances import circumstances
-from meloformer.command_line import check_output_file, run_recipe
+from meloformer.command_line import check_json_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.masks import Order, rule_of
@@ -82,7 +82,7 @@ class BenchAttentionConfig:
     """File for the figures."""
 
     def __post_init__(self) -> None:
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
         for name in ("batch_size", "rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: allowed 1 or more")

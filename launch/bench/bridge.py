@@ -30,7 +30,7 @@ from meloformer.benchmarks.circumstances import circumstances
 from meloformer.bridge.bridges import LoadedBridge, load_bridge
 from meloformer.bridge.text_encoder import TextEncoder
 from meloformer.bridge.text_to_summaries import encoder_of
-from meloformer.command_line import check_output_file, run_recipe
+from meloformer.command_line import check_json_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.model.device import DeviceName, choose_device
 
@@ -70,7 +70,7 @@ class BenchBridgeConfig:
     """File for the figures."""
 
     def __post_init__(self) -> None:
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
         for name in ("num_bars", "summary_width", "heun_steps", "rounds"):
             value = getattr(self, name)
             if value is not None and value < 1:

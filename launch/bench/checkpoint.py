@@ -21,7 +21,7 @@ from meloformer.benchmarks.checkpoint_bench import measure_saving, saving_table
 from meloformer.benchmarks.circumstances import circumstances
 from meloformer.benchmarks.stepper import Stepper, Trainee
 from meloformer.benchmarks.train_bench import settle
-from meloformer.command_line import check_output_file, run_recipe
+from meloformer.command_line import check_json_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.model.device import DeviceName
 from meloformer.training.config import UNGIVEN, ModelSize, TrainConfig
@@ -57,7 +57,7 @@ class BenchCheckpointConfig:
     """File for the figures."""
 
     def __post_init__(self) -> None:
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
         for name in ("batch_size", "steps", "turns"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: allowed 1 or more")

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from meloformer.benchmarks.peak_memory import peak_bytes
-from meloformer.command_line import check_output_file, run_recipe
+from meloformer.command_line import check_json_file, run_recipe
 from meloformer.errors import ConfigError, MidiError
 from meloformer.shards.build import build_shards
 from meloformer.shards.chunks import Chunk
@@ -61,7 +61,7 @@ class BenchDataConfig:
     """Write the figures to this file too."""
 
     def __post_init__(self) -> None:
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
         if self.midi is None and self.simulate is None:
             raise ConfigError("nothing to measure: give --midi, --simulate or both")
         if self.passes < 1:

@@ -23,7 +23,7 @@ from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.circumstances import circumstances
 from meloformer.benchmarks.generate_bench import GenerateBench, claimed, generate_table, measure
 from meloformer.bridge.base_folder import find_base
-from meloformer.command_line import check_at_least, check_output_file, run_recipe
+from meloformer.command_line import check_at_least, check_json_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.generation.controls import ControlConfig
 from meloformer.model.device import DeviceName, choose_device
@@ -58,7 +58,7 @@ class BenchGenerateConfig:
     """File for the figures."""
 
     def __post_init__(self) -> None:
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
         check_at_least(self, {"bars": 1, "max_tokens": 1, "rounds": 1})
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             sizes = " ".join(map(str, self.batch_sizes))

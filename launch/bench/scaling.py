@@ -36,7 +36,7 @@ from meloformer.benchmarks.scaling_runs import (
     measured_table,
     rank_counts,
 )
-from meloformer.command_line import check_above_zero, check_at_least, check_output_file, run_recipe
+from meloformer.command_line import check_above_zero, check_at_least, check_json_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.training.cards import find_card
@@ -103,7 +103,7 @@ class BenchScalingConfig:
     """File for the figures."""
 
     def __post_init__(self) -> None:
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
         lowest = {"batch_size": 1, "gradient_accumulation_steps": 1, "seq_len": 16}
         lowest |= {"max_seq_len": 16, "steps": 2}
         check_at_least(self, lowest)

@@ -38,7 +38,7 @@ from meloformer.batches.simulated import SimulatedSplit
 from meloformer.batches.stream import TrainStream
 from meloformer.batches.windows import Windows
 from meloformer.benchmarks.peak_memory import peak_bytes
-from meloformer.command_line import check_output_file, run_recipe
+from meloformer.command_line import check_json_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.model.masks import rule_of
 from meloformer.shards.reader import ShardFolder
@@ -75,7 +75,7 @@ class BenchStreamConfig:
     """File for the figures."""
 
     def __post_init__(self) -> None:
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
         if not self.data and not self.simulate:
             raise ConfigError("found neither --data nor --simulate; allowed: one of them, or both")
         for name in ("batch_size", "global_batch", "num_batches", "seq_len"):

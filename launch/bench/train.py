@@ -29,7 +29,7 @@ from meloformer.benchmarks.train_bench import (
     trainees_of,
 )
 from meloformer.benchmarks.workload import Workload
-from meloformer.command_line import check_output_file, run_recipe
+from meloformer.command_line import check_json_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.model.config import Checkpointing
 from meloformer.model.device import DeviceName
@@ -83,7 +83,7 @@ class BenchTrainConfig:
     """File for the figures."""
 
     def __post_init__(self) -> None:
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
         lowest = {"num_workers": 0, "max_seq_len": 16}
         for name in (
             *("batch_size", "gradient_accumulation_steps", "num_slices", "steps_per_slice"),

@@ -19,7 +19,7 @@ import torch
 from meloformer.benchmarks.arena import Arena, ArenaConfig
 from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.mixed_training import facts_of
-from meloformer.command_line import check_output_file, run_recipe
+from meloformer.command_line import check_json_file, run_recipe
 from meloformer.plurals import counted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ class Flags:
     arena: ArenaConfig = field(default_factory=ArenaConfig)
 
     def __post_init__(self) -> None:
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
 
 
 def arena(flags: Flags) -> None:

@@ -20,7 +20,7 @@ from meloformer.benchmarks.bench_tables import table_console
 from meloformer.benchmarks.compare_rules import DEFAULT_RULE, DENSE_TWIN, CompareRulesConfig, Race
 from meloformer.benchmarks.mixed_training import facts_of
 from meloformer.benchmarks.rule_curves import Comparison, save_chart
-from meloformer.command_line import check_output_file, run_recipe
+from meloformer.command_line import check_json_file, run_recipe
 from meloformer.model.counts import num_parameters
 from meloformer.plurals import counted
 
@@ -40,7 +40,7 @@ class Flags:
     compare: CompareRulesConfig = field(default_factory=CompareRulesConfig)
 
     def __post_init__(self) -> None:
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
 
 
 def compare_rules(flags: Flags) -> None:

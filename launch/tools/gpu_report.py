@@ -44,7 +44,7 @@ from meloformer.benchmarks.gpu_report import (
     with_figures,
     write_report,
 )
-from meloformer.command_line import check_above_zero, check_output_file, run_recipe
+from meloformer.command_line import check_above_zero, check_json_file, run_recipe
 from meloformer.errors import ConfigError
 from meloformer.shards.reader import ShardFolder
 from meloformer.training.config import newest_shards
@@ -68,7 +68,7 @@ class GpuReportConfig:
     """Another file for the same figures."""
 
     def __post_init__(self) -> None:
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
         if self.output.exists() and not self.output.is_dir():
             raise ConfigError(f"--output {self.output}: found a file; allowed: a folder")
         check_above_zero(self, "minutes")

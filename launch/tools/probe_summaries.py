@@ -26,7 +26,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from meloformer.bridge.base_and_shards import SummarisingConfig
-from meloformer.command_line import check_output_file, run_recipe
+from meloformer.command_line import check_json_file, run_recipe
 from meloformer.evaluation.bar_facts import QUESTIONS
 from meloformer.evaluation.probe_scores import Score
 from meloformer.evaluation.probes import ProbeSettings, ProbeTable, num_pieces, probe
@@ -50,7 +50,7 @@ class ProbeConfig(SummarisingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
 
 
 def main(config: ProbeConfig) -> None:

@@ -16,7 +16,7 @@ import torch
 import tyro
 from rich.table import Table
 
-from meloformer.command_line import check_at_least, check_output_file
+from meloformer.command_line import check_at_least, check_json_file
 from meloformer.errors import CheckpointError, ConfigError
 from meloformer.model.device import DeviceName, choose_device
 from meloformer.model.museformer import MuseFormer
@@ -92,7 +92,7 @@ class AuditConfig:
         for said in self.licence:
             if not all(said.partition("=")):
                 raise ConfigError(f"--licence {said}: allowed: name=licence, as corpus=CC0")
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
         if self.scratch is not None and not os.access(self.scratch, os.W_OK | os.X_OK):
             raise ConfigError(
                 f"--scratch {self.scratch}: found no folder that can be written; allowed: one with "

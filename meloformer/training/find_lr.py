@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from meloformer.batches.plan import Collate
-from meloformer.command_line import check_output_file
+from meloformer.command_line import check_json_file
 from meloformer.errors import ConfigError
 from meloformer.model.config import Checkpointing
 from meloformer.model.device import DeviceName
@@ -93,7 +93,7 @@ class FindLRConfig:
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
 
     def __post_init__(self) -> None:
-        check_output_file("--json", self.json)
+        check_json_file(self.json)
         if not 0 < self.lowest < self.highest < math.inf:
             raise ConfigError(
                 f"--lowest {self.lowest:g} --highest {self.highest:g}: allowed: above 0, and the "

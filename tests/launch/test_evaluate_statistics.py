@@ -145,9 +145,12 @@ def test_bad_input_is_refused_in_a_line_and_nothing_is_written(
         (("--midi", real, "--checkpoint", base), "--midi with --checkpoint"),
         (("--midi", real, "--data", chorale_shards), "--midi with --data"),
         (("--midi", real, "--bridge", base), "--midi with --bridge"),
+        (("--midi", real, "--alpha", ".3"), "--midi with --alpha, which goes with --control;"),
+        (("--midi", real, "--top_p", ".5"), "with --top_p, which goes with --control or a model"),
         (("--midi", real, "--first_bars", "0"), "--first_bars 0"),
         (("--midi", real, "--player_seconds", "0"), "--player_seconds 0"),
         (("--checkpoint", base), "--checkpoint without --data"),
+        (("--checkpoint", base, "--data", "d", "--steps", "2"), "--checkpoint with --steps"),
         (
             ("--checkpoint", base, "--data", chorale_shards, "--first_bars", "4"),
             "--first_bars with --checkpoint",
