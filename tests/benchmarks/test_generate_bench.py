@@ -5,7 +5,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from meloformer.benchmarks.generate_bench import GenerateBench, ProductList, measure
+from meloformer.benchmarks.generate_bench import (
+    COMPILED,
+    GENERATION,
+    PRODUCTS,
+    GenerateBench,
+    ProductList,
+    claimed,
+    measure,
+)
 from meloformer.generation.controls import ControlConfig
 from meloformer.generation.generate import generate
 from meloformer.generation.sampling import SamplingConfig
@@ -69,3 +77,23 @@ def test_figures_are_of_the_pieces_that_were_written() -> None:
     if all(len(ids) <= 40 for ids in pieces):
         assert rows[3]["notes_per_second"] * seconds == pytest.approx(num_notes)
     assert rows[1]["times_the_products"] == 1
+
+
+def test_claims_are_of_one_piece_at_a_time_and_of_their_device() -> None:
+    rows = [
+        {
+            "candidate": name,
+            "batch_size": batch_size,
+            "times_the_products": 1.5,
+            "tokens_per_second": speed * batch_size,
+        }
+        for name, speed in ((GENERATION, 102.0), (PRODUCTS, 10.0), (COMPILED, 1020.0))
+        for batch_size in (1, 64)
+    ]
+    assert claimed(rows, torch.device("cpu")) == {"generate_cpu": 1.5}
+    # 60 bars of 170 tokens.
+    assert claimed(rows, torch.device("cuda")) == {
+        "generate_gpu": 100.0,
+        "generate_gpu_compiled": 10.0,
+    }
+    assert claimed(rows[:2], torch.device("cuda")) == {"generate_gpu": 100.0}
