@@ -4,6 +4,7 @@ What a table here makes smaller is a number; what cannot run here is listed with
 command in a document fails until it runs or is listed.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from meloformer.release.smoke import write_pieces
 from tests.documents import DOCUMENTS, ROOT, Command, commands_of
@@ -85,6 +87,7 @@ ADDED = (
     (r"find_lr\.py", ROWS.partition(" --max_steps")[0]),
     (r"audit\.py", "--only split future neighbour --num_windows 2"),
     (r"bench/generate\.py", "--bars 2 --max_tokens 100"),
+    (r"max_seqlen\.py", "--device cpu --memory_gib 8"),
     (r"scaling\.py", "--ranks 1 2 --steps 2 --max_seq_len 512"),
 )
 
@@ -93,7 +96,7 @@ MADE = {
     "data_shards/name": "python launch/shard_data.py --midi my_midi --output data_shards/name "
     "--valid_share 0.15 --test_share 0.1 --num_workers 1",
     "runs/base": "python launch/train.py --data data_shards/name --output runs/base --ema 0.9 "
-    + ROWS,
+    f"--fill_rate 0.25 {ROWS}",
     "captions.jsonl": "python launch/caption.py --data data_shards/name --output captions.jsonl",
     "targets": "python launch/extract_summaries.py --checkpoint runs/base --data data_shards/name "
     "--output targets",
@@ -182,9 +185,14 @@ def put_checkout(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Makes what a command reads, when the first one asks for it."""
-    folder = tmp_path_factory.mktemp("made")
-    put_checkout(folder)
+    """Makes what a command reads, when the first one asks for it; once for all processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made"
+    lock = FileLock(folder.with_suffix(".lock"))
+    with lock:
+        if not folder.exists():
+            folder.mkdir()
+            put_checkout(folder)
     failed: dict[str, str] = {}
 
     def made_(name: str) -> Path:
@@ -219,7 +227,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             assert name not in failed, failed[name]
         return path
 
-    return made_
+    def made_by_one(name: str) -> Path:
+        with lock:
+            return made_(name)
+
+    return made_by_one
 
 
 def read_by(text: str) -> list[str]:
@@ -237,9 +249,13 @@ def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
     else:
-        for one in source.parent.glob(f"{source.stem}.*"):  # captions have facts beside them
-            if not one.is_dir():
-                shutil.copy(one, target.with_name(one.name.replace(source.stem, target.stem, 1)))
+        for one in source.parent.glob(f"{source.stem}*"):
+            # Captions have facts beside them, and what an encoder and its heads made of them.
+            beside = target.with_name(one.name.replace(source.stem, target.stem, 1))
+            if one.is_dir() and one.name.startswith(f"{source.stem}-"):
+                shutil.copytree(one, beside, copy_function=os.link, dirs_exist_ok=True)
+            elif one.is_file() and one.stem == source.stem:
+                shutil.copy(one, beside)
 
 
 @pytest.fixture
