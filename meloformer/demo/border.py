@@ -107,7 +107,7 @@ def check_sender(headers: Message, host: str, *, changes: bool) -> None:
         )
     origin = headers.get("Origin")
     site = headers.get("Sec-Fetch-Site", "same-origin")
-    is_foreign = origin is not None and urlsplit(origin).netloc.lower() != named[0].strip().lower()
+    is_foreign = origin is not None and _netloc(origin) != named[0].strip().lower()
     if changes and (is_foreign or site not in ("same-origin", "none")):
         raise PageError(
             "foreign_site",
@@ -131,6 +131,18 @@ def _host_name(value: str) -> str | None:
     """
     match = _HOST.fullmatch(value.strip())
     return (match[1] or match[2]).lower() if match else None
+
+
+def _netloc(origin: str) -> str | None:
+    """Host and port of an origin; None where it is none.
+
+    >>> _netloc("http://LocalHost:7860"), _netloc("http://[")
+    ('localhost:7860', None)
+    """
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _is_ours(name: str, host: str) -> bool:

@@ -106,7 +106,12 @@ class PageServer(ThreadingHTTPServer):
                 )
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            # No thread could be started, and none will make room.
+            self._free.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve it, and make room."""
@@ -132,6 +137,9 @@ class PageHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """A file of the page, or what the page must know."""
+        # A body is not read: what is left of it would be taken for the next request.
+        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            self.close_connection = True
         try:
             check_sender(self.headers, self.server.host, changes=False)
             if self.path == "/api/facts":
@@ -168,6 +176,8 @@ class PageHandler(BaseHTTPRequestHandler):
             self._refuse(as_page_error(error))
         except (VisitorGoneError, TimeoutError, ConnectionError):
             self.close_connection = True
+        except Exception:
+            self._refuse(_fault())
 
     def _act(self, action: Action, body: bytes) -> None:
         """Prepare, wait for one's turn, work; refusals before the waiting are the answer."""
@@ -175,9 +185,14 @@ class PageHandler(BaseHTTPRequestHandler):
         work = action.prepare(studio, body)
         with ExitStack() as stack:
             place = stack.enter_context(studio.line.join()) if action.writes else None
-            stream = EventStream(cast(Any, self.wfile), self.connection)
+            # Who speaks the older HTTP, as many a proxy does, takes chunks for the answer's text.
+            is_chunked = self.request_version != "HTTP/1.0"
+            stream = EventStream(cast(Any, self.wfile), self.connection, is_chunked=is_chunked)
             self._begin(HTTPStatus.OK, CONTENT_TYPE)
-            self.send_header("Transfer-Encoding", "chunked")
+            if is_chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+            else:
+                self.send_header("Connection", "close")
             self.end_headers()
             try:
                 if place is not None:
@@ -191,11 +206,7 @@ class PageHandler(BaseHTTPRequestHandler):
             except MeloFormerError as error:
                 stream.send(as_page_error(error).record())
             except Exception:
-                # A fault of ours, or a device out of memory: this visitor hears of it in a line,
-                # the terminal in full, and the next one is served.
-                _LOG.exception("a request failed")
-                line = "the server has failed at this; its terminal says why"
-                stream.send(PageError("fault", line).record())
+                stream.send(_fault().record())
             stream.end()
 
     def _refuse(self, error: PageError) -> None:
@@ -235,8 +246,22 @@ class PageHandler(BaseHTTPRequestHandler):
         """What the library refuses by itself: the same shape, and nothing of the request in it."""
         status = HTTPStatus(code)
         self.command = getattr(self, "command", None) or "GET"
-        self.request_version = getattr(self, "request_version", "") or "HTTP/1.1"
+        # A line that is no request counts as one of the first HTTP, whose answers have no head.
+        self.request_version = "HTTP/1.1"
         self._refuse(PageError("bad_request", f"the request: {status.phrase.lower()}", status))
 
     def log_message(self, format: str, *args: Any) -> None:
         """No word of who asked for what."""
+
+
+def _fault() -> PageError:
+    """What a visitor hears of a fault of ours, or of a device out of memory: a line.
+
+    The terminal has it in full, and the next visitor is served.
+    """
+    _LOG.exception("a request failed")
+    return PageError(
+        "fault",
+        "the server has failed at this; its terminal says why",
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+    )

@@ -2,11 +2,10 @@
 
 import base64
 import binascii
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from meloformer.demo.border import PageError
 from meloformer.errors import GenerationError
@@ -123,9 +122,9 @@ class Fields:
         """Any number."""
 
         def read(value: Any) -> float | None:
-            if type(value) not in (int, float) or not math.isfinite(value):
-                return None
-            return float(value) if least <= value <= most else None
+            # Compared before it is made a float, which the largest whole numbers cannot be.
+            is_number = type(value) in (int, float) and least <= value <= most
+            return float(value) if is_number else None
 
         return self.take(name, f"a number from {least:g} to {most:g}", read)
 
@@ -134,7 +133,7 @@ class Fields:
         return self.take(
             name,
             f"up to {longest} characters",
-            lambda value: value if isinstance(value, str) and len(value) <= longest else None,
+            lambda value: value if _is_text(value) and len(value) <= longest else None,
         )
 
     def yes_or_no(self, name: str) -> bool | None:
@@ -245,6 +244,11 @@ def read_change(found: Mapping[str, Any], max_bars: int, max_bytes: int) -> Chan
     )
     fields.end()
     return change
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    """Whether it is a string, and no half of a character is in it, as JSON may have them."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _short_names(value: Any, most: int) -> tuple[str, ...] | None:

@@ -1,6 +1,7 @@
 """What a user may ask for: a prefix that the model reads, wishes that the grammar keeps."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,9 +107,9 @@ class ControlConfig:
         """
         if self.time_signature is None:
             return None
-        numerator, _, denominator = self.time_signature.partition("/")
-        if numerator.isdigit() and denominator.isdigit():
-            index = grid.METRE_INDEX.get((int(numerator), int(denominator)))
+        # Not `isdigit`, which takes ² for a digit; nor so many that `int` refuses them.
+        if match := re.fullmatch(r"(\d{1,4})/(\d{1,4})", self.time_signature):
+            index = grid.METRE_INDEX.get((int(match[1]), int(match[2])))
             if index is not None:
                 return index
         raise GenerationError(

@@ -17,6 +17,8 @@ from meloformer.model.rules import parse_rule, rule_to_json
 
 _SETTINGS = tuple(field.name for field in fields(model_config.MuseFormerConfig))
 _OF_TRANSFORMERS = {field.name for field in fields(PreTrainedConfig)}
+# Options of `from_pretrained` that transformers hands to settings without a field of that name.
+_UNDECLARED = ("torch_dtype", "attn_implementation")
 
 
 class MuseFormerConfig(PreTrainedConfig):
@@ -95,7 +97,7 @@ class MuseFormerConfig(PreTrainedConfig):
 
 
 def _is_foreign(name: str) -> bool:
-    return name in _OF_TRANSFORMERS or hasattr(PreTrainedConfig, name) or name == "torch_dtype"
+    return name in _OF_TRANSFORMERS or hasattr(PreTrainedConfig, name) or name in _UNDECLARED
 
 
 def _plain(settings: model_config.MuseFormerConfig) -> dict[str, Any]:

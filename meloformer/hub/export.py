@@ -18,7 +18,7 @@ from meloformer.hub.probe import probe_ids
 from meloformer.hub.run_facts import RunFacts, run_facts
 from meloformer.hub.tokenizer import HIDTokenizer
 from meloformer.model.weights import WEIGHTS_NAME, load_model, model_fingerprint
-from meloformer.training.checkpoint import MANIFEST_NAME, put_in_place
+from meloformer.training.checkpoint import MANIFEST_NAME, rename_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,8 @@ def export_folder(
     model = MuseFormerForCausalLM.of_folder(source)
     facts = run_facts(source)
     model.card = model_card(name or output.name, model.settings, facts, licence=licence)
-    aside = output.with_name(f".{output.name}")
+    # No name that a folder of the user's may have, such as .ssh beside ssh: it is emptied first.
+    aside = output.with_name(f".{output.name}.unfinished")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -92,7 +93,8 @@ def export_folder(
         difference = None
         if onnx:
             difference = write_onnx(load_model(aside).float(), aside / FOLDER_NAME)
-        put_in_place(aside)
+        check_output_folder(output)
+        rename_whole(aside, output)
     except OSError as error:
         raise ConfigError(
             f"--output {output}: cannot be written ({error}); allowed: a disk with room"

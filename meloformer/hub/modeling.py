@@ -11,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import cached_file
 
 from meloformer.batches.batch import IGNORE_INDEX
-from meloformer.errors import CheckpointError, GenerationError
+from meloformer.errors import CheckpointError, GenerationError, TokenError
 from meloformer.generation.wishes import sample_pieces
 from meloformer.hub.config import MuseFormerConfig
 from meloformer.hub.inputs import batch_of, targets_of
@@ -107,7 +107,8 @@ class MuseFormerForCausalLM(PreTrainedModel):
             )
         model.facts = facts
         card = cached_file(path, CARD_NAME, _raise_exceptions_for_missing_entries=False, **places)
-        model.card = Path(card).read_text(encoding="utf-8") if card else ""
+        # Words beside the weights, of whatever making, are no reason to refuse them.
+        model.card = Path(card).read_text(encoding="utf-8", errors="replace") if card else ""
         return (model, info) if wants_info else model
 
     def save_pretrained(  # type: ignore[override]
@@ -184,9 +185,14 @@ class MuseFormerForCausalLM(PreTrainedModel):
             `loss` where there are labels, and `logits` (B, T, V).
 
         Raises:
-            TokenError: ids that are no rows of tokens.
+            TokenError: ids that are no rows of tokens, or labels of another shape.
         """
         batch = batch_of(input_ids, attention_mask)
+        if labels is not None and labels.shape != input_ids.shape:
+            raise TokenError(
+                f"labels of shape {tuple(labels.shape)}; allowed: that of input_ids, "
+                f"{tuple(input_ids.shape)}"
+            )
         device = self.museformer.token_embedding.weight.device
         moved = batch.to(device)
         plan_layout = moved.layout

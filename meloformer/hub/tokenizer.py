@@ -81,6 +81,7 @@ class HIDTokenizer:
             MidiError: a file that cannot be read.
             TokenError: a piece without notes, or longer than `max_length`.
         """
+        padding = False if padding == "do_not_pad" else padding
         if not isinstance(music, Sequence) or isinstance(music, str | bytes):
             ids = self.encode(music, max_length=max_length)
             if return_tensors is None and not padding:
@@ -146,7 +147,8 @@ class HIDTokenizer:
         if not isinstance(encoded_inputs, list | tuple):
             encoded_inputs = [{"input_ids": ids} for ids in encoded_inputs["input_ids"]]
         rows = [np.asarray(one["input_ids"]).tolist() for one in encoded_inputs]
-        length = max_length or max(map(len, rows))
+        padding = False if padding == "do_not_pad" else padding
+        length = max_length or max(map(len, rows), default=0)
         if pad_to_multiple_of:
             length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
         missing = [length - len(ids) if padding else 0 for ids in rows]

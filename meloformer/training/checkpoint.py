@@ -174,12 +174,17 @@ def is_good(folder: Path) -> bool:
 
 
 def put_in_place(folder: Path) -> Path:
-    """Sync a folder whose name starts with a dot, then take the dot away: whole or absent."""
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)
+    """Take the dot away from a folder's name, in the place of an older one: whole or absent."""
     final = folder.with_name(folder.name.removeprefix("."))
     if final.exists():
         shutil.rmtree(final)
+    return rename_whole(folder, final)
+
+
+def rename_whole(folder: Path, final: Path) -> Path:
+    """Sync a folder, then give it another name, which nothing has yet: whole or absent."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
     folder.rename(final)
     _sync(final.parent)
     return final

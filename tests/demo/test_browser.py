@@ -1,10 +1,14 @@
 """The page in a real browser, from the first click and from an upload to the download."""
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from meloformer.demo import actions
 from meloformer.demo.composer import Composer
+from meloformer.demo.score import piece_record
 from meloformer.midi.quantise import quantise
 from meloformer.midi.read import read_midi
 from tests.demo.browsers import IN_A_BROWSER, SECONDS
@@ -154,3 +158,31 @@ def test_who_waits_sees_the_place_and_a_closed_page_frees_it(open_page, page: Vi
         tab.wait_for_selector("body[data-state=idle]")
         tab.wait_for_timeout(600)
         assert len(page.studio.line) == 1
+
+
+def test_a_piece_that_ends_while_it_is_stopped_is_kept(open_page, page: Visitor, monkeypatch):
+    is_written, is_asked_for = threading.Event(), threading.Event()
+
+    def held_back(*arguments: Any) -> dict[str, Any]:
+        is_written.set()
+        assert is_asked_for.wait(SECONDS / 1000)
+        return piece_record(*arguments)
+
+    def answer(route: Any) -> None:
+        said = route.fetch()
+        assert "nothing_to_stop" in said.text()
+        # The browser complains of other statuses by itself.
+        route.fulfill(status=200, body=said.text() + "\n")
+
+    monkeypatch.setattr(actions, "piece_record", held_back)
+    tab = open_page()
+    tab.route("**/api/stop", answer)
+    wish(tab, bars=2)
+    tab.click("#write")
+    assert is_written.wait(SECONDS / 1000)
+    with tab.expect_response("**/api/stop"):
+        tab.click("#write")
+    tab.wait_for_timeout(200)
+    is_asked_for.set()
+    tab.wait_for_selector("body[data-state=ready]")
+    assert tab.locator("#takes button").count() == 1 and tab.is_enabled("#download")

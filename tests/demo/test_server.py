@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -96,6 +97,7 @@ def test_a_page_for_others_takes_addresses_and_the_name_it_was_given(composer: C
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
         {"Origin": "http://localhost:1"},
+        {"Origin": "http://["},
         {"Sec_Fetch_Site": "cross-site"},
         {"Sec_Fetch_Site": "same-site"},
     ],
@@ -155,10 +157,13 @@ def test_a_body_without_one_honest_length_is_refused(page: Visitor, lengths: str
         ({"bars": 2.5}, "bars: found 2.5"),
         ({"bars": "x" * 9999}, "bars: found xxx"),
         (b'{"tempo": NaN}', "tempo: found nan"),
+        (b'{"tempo": 1' + b"0" * 400 + b"}", "tempo: found 1000"),
+        (b'{"temperature": -1' + b"0" * 400 + b"}", "temperature: found -1000"),
         ({"tempo": 5}, "tempo 5: allowed are"),
         ({"temperature": -1}, "temperature: found -1"),
         (b'{"temperature": 1e999}', "temperature: found inf"),
         ({"time_signature": "4/7"}, "time_signature 4/7: allowed are"),
+        ({"time_signature": "²/4"}, "time_signature ²/4: allowed are"),
         ({"key": "H major"}, "key 'H major': allowed are"),
         ({"instruments": ["128"]}, "instruments 128: allowed are"),
         ({"instruments": "40"}, "instruments: found 40"),
@@ -166,6 +171,7 @@ def test_a_body_without_one_honest_length_is_refused(page: Visitor, lengths: str
         ({"seed": 2**60}, "seed: found"),
         ({"text": ["a"]}, "text: found"),
         ({"text": "a" * 2001}, "text: found aaa"),
+        (b'{"text": "half a \\ud83c"}', "text: found half a"),
         ({"checkpoint": "/etc/passwd"}, "checkpoint: found an unknown field"),
     ],
 )
@@ -173,6 +179,46 @@ def test_a_wish_that_is_none_is_refused_in_a_line(page: Visitor, body, said: str
     answer = page.post("/api/write", body)
     assert answer.status == 400
     assert said in answer.refusal["line"] and len(answer.refusal["line"]) < 400
+
+
+def test_a_fault_before_the_waiting_is_told_in_a_line(page: Visitor, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no memory in /home/somebody")
+
+    monkeypatch.setattr(page.studio.reader, "read", broken)
+    change = {"midi": base64.b64encode(PLAIN_FILE).decode(), "first": 0, "last": 1}
+    answer = page.post("/api/change", change)
+    assert answer.status == 500 and answer.refusal["code"] == "fault"
+    assert "somebody" not in answer.refusal["line"]
+
+
+@pytest.mark.parametrize("line", ["NO REQUEST AT ALL", "NONE", "GET / HTTP/2.0", "GET / HTTP/x"])
+def test_what_is_no_request_has_an_answer_with_a_head(page: Visitor, line: str) -> None:
+    said = page.raw(f"{line}\r\nHost: localhost\r\n\r\n".encode())
+    assert said.startswith(b"HTTP/1.1 ") and b"X-Content-Type-Options: nosniff" in said
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_body_where_none_belongs_is_never_taken_for_a_request(page: Visitor, method) -> None:
+    hidden = b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for how in (f"Content-Length: {len(hidden)}", "Transfer-Encoding: chunked"):
+        asked = f"{method} /icon.svg HTTP/1.1\r\nHost: localhost\r\n{how}\r\n\r\n"
+        said = page.raw(asked.encode() + hidden)
+        assert said.count(b"HTTP/1.1 ") == 1 and b"Connection: close" in said
+
+
+def test_who_speaks_the_older_http_gets_events_without_chunks(page: Visitor) -> None:
+    data = json.dumps(SMALL).encode()
+    with page.connect() as connection:
+        connection.sendall(
+            b"POST /api/write HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data)
+        )
+        said = b"".join(iter(lambda: connection.recv(65_536), b""))
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert b"Transfer-Encoding" not in head and b"Connection: close" in head
+    events = [json.loads(line)["event"] for line in body.splitlines()]
+    assert events == ["begin", "bar", "bar", "piece"]
 
 
 def test_a_text_without_a_bridge_is_refused_in_a_line(page: Visitor) -> None:
@@ -270,4 +316,17 @@ def test_more_connections_than_there_is_room_for_are_turned_away(composer: Compo
             first.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert first.recv(12) == b"HTTP/1.1 200"
             assert page.get("/").status == 503
+        wait_until(lambda: page.get("/").status == 200)
+
+
+def test_a_connection_for_which_there_is_no_thread_leaves_its_room(
+    composer: Composer, monkeypatch
+) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with serving(composer, replace(LIMITS, connections=1)) as page:
+        with monkeypatch.context() as changed:
+            changed.setattr(threading.Thread, "start", none_left)
+            assert page.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") == b""
         wait_until(lambda: page.get("/").status == 200)

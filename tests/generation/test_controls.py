@@ -38,6 +38,12 @@ def test_drums_that_are_listed_and_forbidden_are_refused_in_one_line() -> None:
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("metre", ["²/4", "4/" + "4" * 5000, "4", "4/4/4", "-4/4", "4/ 4", ""])
+def test_a_time_signature_that_is_none_is_refused(metre: str) -> None:
+    with pytest.raises(GenerationError, match="allowed are N/D"):
+        ControlConfig(bars=1, time_signature=metre)
+
+
 @pytest.fixture(scope="module")
 def model() -> MuseFormer:
     """Its taste is by chance, and far from what anybody wishes for."""

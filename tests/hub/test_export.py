@@ -119,6 +119,15 @@ def test_nothing_is_written_over_and_refusals_are_one_line(run, tmp_path, capsys
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
 
 
+def test_a_hidden_folder_of_the_same_name_is_left_alone(run, tmp_path) -> None:
+    own = tmp_path / ".mine" / "key"
+    own.parent.mkdir()
+    own.write_text("keep")
+    export_folder(run / "model", tmp_path / "mine")
+    assert own.read_text() == "keep"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "mine"]
+
+
 def test_a_damaged_checkpoint_is_no_export(run, tmp_path) -> None:
     step = tmp_path / "step-5"
     write_model(step / "model", a_model(seed=2), step=5)

@@ -1,5 +1,6 @@
 """The classes that transformers knows, against MuseFormer itself."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,22 @@ def test_ids_that_are_no_rows_are_refused_by_row_and_place(model) -> None:
     ):
         with pytest.raises(TokenError, match=message):
             model(wrong)
+
+
+def test_labels_of_another_shape_are_refused(model) -> None:
+    ids = padded(some_ids(3))
+    for labels in (ids[:, :5], torch.cat([ids, ids]), ids[0], torch.cat([ids, ids], dim=1)):
+        with pytest.raises(TokenError, match=r"labels of shape"):
+            model(ids, labels=labels)
+    with pytest.raises(TokenError, match=r"labels of shape"):
+        model(torch.cat([ids, ids]), labels=ids)
+
+
+def test_a_card_that_is_no_text_and_a_choice_of_attention_are_no_trouble(folder, tmp_path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_bytes(b"caf\xe9")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
+    assert found.card.startswith("caf")
 
 
 @pytest.mark.parametrize(

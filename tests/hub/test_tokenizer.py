@@ -52,6 +52,15 @@ def test_rows_are_padded_behind_and_read_back_without_it() -> None:
     assert several["input_ids"].shape[1] % 64 == 0
 
 
+def test_rows_stay_as_they_are_where_padding_is_declined_by_name() -> None:
+    tokenizer = HIDTokenizer()
+    pieces = [a_piece(2), a_piece(3)]
+    plain = tokenizer(pieces)
+    assert tokenizer(pieces, padding="do_not_pad") == plain
+    assert tokenizer.pad(plain, padding="do_not_pad") == plain
+    assert tokenizer([])["input_ids"] == []
+
+
 def test_what_is_no_music_and_what_does_not_fit_is_refused(tmp_path) -> None:
     tokenizer = HIDTokenizer()
     with pytest.raises(MidiError, match="unreadable"):

@@ -293,12 +293,14 @@ async function openFile(file) {
 }
 
 async function stop() {
-  if (asking) asking.isStopped = true;
-  if (!asking?.name) return asking?.controller.abort();
+  const stopped = asking; // another one may have begun when the server answers
+  if (stopped) stopped.isStopped = true;
+  if (!stopped?.name) return stopped?.controller.abort();
   try {
-    for await (const _ of events("api/stop", asked({ name: asking.name }))); // the piece ends with its last bar
-  } catch {
-    asking?.controller.abort();
+    for await (const _ of events("api/stop", asked({ name: stopped.name }))); // the piece ends with its last bar
+  } catch (error) {
+    // It has ended by itself: the piece is on its way.
+    if (error.code !== "nothing_to_stop") stopped.controller.abort();
   }
 }
 
