@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,15 @@ class Visitor:
 
     def raw(self, request: bytes) -> bytes:
         """Everything that comes back for some bytes."""
-        with self.connect() as connection:
+        received = []
+        # A server that hangs up may do so before all is sent.
+        with self.connect() as connection, suppress(ConnectionError):
             connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
-            return b"".join(iter(lambda: connection.recv(65_536), b""))
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
+            while part := connection.recv(65_536):
+                received.append(part)
+        return b"".join(received)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
