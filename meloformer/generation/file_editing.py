@@ -82,6 +82,11 @@ class EditConfig:
         return next((flag, path) for flag, path in self._files.items() if path is not None)
 
     @property
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """Files that are read, by flag."""
+        return {flag: (path,) for flag, path in self._files.items() if path is not None}
+
+    @property
     def bars_to_fill(self) -> tuple[int, int]:
         """First bar and one past the last of --fill_bars; none without it.
 

@@ -133,6 +133,12 @@ class TextConfig:
         """Whether anything steers the piece."""
         return bool(self.text or self.prompts or self.summaries_from or self.mix)
 
+    @property
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """MIDI files that are read, by flag."""
+        lender = () if self.summaries_from is None else (self.summaries_from,)
+        return {"--summaries_from": lender, "--mix": self.mix}
+
     def texts(self) -> tuple[str, ...]:
         """Those of the flags, or the lines of the file.
 

@@ -3,7 +3,7 @@
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -102,6 +102,23 @@ class WritingConfig:
             raise GenerationError(f"--output {self.output}: found a folder, allowed a file name")
         if self.output.suffix.lower() not in (".mid", ".midi"):
             raise GenerationError(f"--output {self.output}: allowed are names that end in .mid")
+
+    def check_spares(self, read: Mapping[str, Sequence[Path]]) -> None:
+        """Refuse to write over a file that is read: nobody could have it back.
+
+        Args:
+            read: files of each flag that names some.
+
+        Raises:
+            GenerationError: names the first.
+        """
+        for flag, file in [(flag, file) for flag, files in read.items() for file in files]:
+            written = numbered(self.output, self.num_samples)
+            if file.exists() and any(path.exists() and file.samefile(path) for path in written):
+                raise GenerationError(
+                    f"--output {self.output} with {flag} {file}: would write over what is read; "
+                    "allowed: another name"
+                )
 
 
 def load_writer(config: WritingConfig) -> tuple[MuseFormer, Path]:
