@@ -136,7 +136,7 @@ def load_writer(config: WritingConfig) -> tuple[MuseFormer, Path]:
     folder, which = find_player(config.checkpoint, config.weights)
     share = share_of_environment()
     if which and share.is_first:
-        Console(markup=False).print(which, soft_wrap=True)
+        Console(markup=False, soft_wrap=True).print(which)
     model = load_model(folder, share.device(choose_device(config.device)))
     if config.weights_dtype == "int8":
         use_int8_weights(model)
@@ -172,8 +172,8 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
     """
     make_folder(config.output)
     share = share_of_environment()
-    # Words of users and names of files are no markup.
-    console = Console(markup=False, quiet=not share.is_first)
+    # Words of users and names of files are no markup, and a line is whole however long they are.
+    console = Console(markup=False, soft_wrap=True, quiet=not share.is_first)
     if taken := config.controls.another_tempo:
         console.print(taken)
     if sounds_like := config.rendering.sounds_like():
