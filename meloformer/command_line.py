@@ -280,8 +280,9 @@ def run_recipe(
 
     Raises:
         SystemExit: always, unless the recipe raises something that is not a MeloFormerError. A
-            MeloFormerError becomes one line on stderr and code 2, Ctrl-C one line and code 130,
-            SIGTERM likewise and 143 if the recipe has called `interrupts.end_at_signals`.
+            MeloFormerError becomes one line on stderr and code 2, so does a place that the user has
+            no right to; Ctrl-C one line and code 130, SIGTERM likewise and 143 if the recipe has
+            called `interrupts.end_at_signals`.
     """
     try:
         raise_at_signals()
@@ -289,6 +290,14 @@ def run_recipe(
         status = function(parse_flags(config_class, arguments, description=description))
     except MeloFormerError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(EXIT_REFUSED)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(
+            f"error: {error.filename}: {error.strerror}; allowed: what this user may read and, "
+            "where something is written, write\n"
+        )
         sys.exit(EXIT_REFUSED)
     except TerminatedError:
         sys.stderr.write(f"stopped by SIGTERM; {after_a_stop}\n")

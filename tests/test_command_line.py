@@ -1,3 +1,4 @@
+import errno
 import math
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -194,3 +195,16 @@ def test_ctrl_c_is_one_line_and_exit_code_130(capsys: pytest.CaptureFixture[str]
         run_recipe(interrupted, Flags, [])
     assert ended.value.code == 130
     assert capsys.readouterr().err.startswith("stopped by Ctrl-C")
+
+
+def test_a_place_without_permission_is_named_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(flags: Flags) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "locked/out.mid")
+
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(refuse, Flags, [])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: locked/out.mid: Permission denied; allowed: what this user may")
