@@ -56,9 +56,9 @@ def main(config: EmbedConfig) -> None:
     check_output_file("--output", output)
     check_overwrites_vectors_alone(output)
     folder, which = find_player(config.checkpoint, config.weights)
-    console = Console(markup=False)
+    console = Console(markup=False, soft_wrap=True)
     if which:
-        console.print(which, soft_wrap=True)
+        console.print(which)
     model = load_model(folder, choose_device(config.device))
     check_has_layer(model)
     found = vector_of_asked(model, model_fingerprint(folder), config.midi)

@@ -58,7 +58,7 @@ def main(config: ExportConfig) -> None:
     done = export_folder(
         source, config.output, name=config.name, licence=config.licence, onnx=config.onnx
     )
-    console = Console(markup=False)
+    console = Console(markup=False, soft_wrap=True)
     for path in sorted(path for path in done.folder.rglob("*") if path.is_file()):
         console.print(f"{path}: {path.stat().st_size:,} bytes")
     console.print(f"from {source}; loaded again, {done.num_probed:,} logits equal to the last bit")

@@ -54,7 +54,8 @@ class GenerateConfig:
         editing: a piece that is continued, filled or accompanied instead.
 
     Raises:
-        GenerationError: wishes that do not go together.
+        GenerationError: wishes that do not go together, or a file that would be written over
+            itself.
     """
 
     writing: WritingConfig = field(default_factory=WritingConfig)
@@ -63,6 +64,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         self.editing.check_wishes(self.writing.controls, self.steering)
+        self.writing.check_spares(self.editing.files | self.steering.files)
 
 
 def main(config: GenerateConfig) -> None:

@@ -113,7 +113,11 @@ def shard_data(config: ShardDataConfig) -> None:
         console.print(reasons_table(error.rejections))
         raise
     if manifest is None:
-        console.print(f"report: {config.report}/report.html and pieces.parquet; nothing was built")
+        console.print(
+            f"report: {config.report}/report.html and pieces.parquet; nothing was built",
+            markup=False,
+            soft_wrap=True,
+        )
     else:
         print_result(console, config, manifest)
     console.print(pace(config, num_done[CONVERTING], time.perf_counter() - start))
@@ -153,7 +157,11 @@ def print_result(console: Console, config: ShardDataConfig, manifest: Manifest) 
     """What the folder holds now."""
     console.print(summary_table(manifest, title=str(config.output)))
     if manifest.num_rejected:
-        console.print(f"each rejected file and its reason: {config.output / REJECTED_NAME}")
+        console.print(
+            f"each rejected file and its reason: {config.output / REJECTED_NAME}",
+            markup=False,
+            soft_wrap=True,
+        )
     for line in manifest.inputs[-1].columns:
         console.print(f"columns of {line}", markup=False)
 

@@ -95,9 +95,24 @@ def _without_frame(text: str) -> str:
     return said
 
 
+def _choices(match: re.Match[str]) -> str:
+    found, flag, allowed = match.groups()
+    # In an order that changes from call to call; None is what holds where nothing is given.
+    names = sorted(set(re.findall(r"'([^']*)'", allowed)) - {"None"})
+    return f"{flag}: found {found}, allowed: {', '.join(names)}"
+
+
+def _near_flags(match: re.Match[str]) -> str:
+    found, near = match.groups()
+    # A flag is followed by what it takes, and its name inside a help text by other words.
+    names = dict.fromkeys(re.findall(r"--\w+(?= [\[{A-Z]|, --no_)", near or ""))
+    return f"found {found}, which is no flag" + (f"; near it: {', '.join(names)}" if names else "")
+
+
 # What tyro says of a flag, and the same as a user says it.
-_PLAINLY = (
+_PLAINLY: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^(?:Value|Parsing) error: (?:Error parsing )?", ""),
+    (r"no type matching .*Got errors: .*- <class '\w+'>: ", ""),
     (
         r"invalid literal for int\(\) with base 10: (.*?)(?= Argument helptext|$)",
         r"found \1, allowed a whole number",
@@ -108,10 +123,26 @@ _PLAINLY = (
     ),
     (r" Argument helptext: .*?(?= For full helptext|$)", ""),
     (
-        r"^Unrecognized options: (?!-)(.*?)(?= For full helptext|$)",
-        r"found \1, which follows no flag: each flag takes one value; quote what has spaces",
+        r"^Invalid choice: invalid choice (.*?) for argument '(.*?)'\. Expected one of \((.*?)\)",
+        _choices,
     ),
-    (r"[ .]* For full helptext, (?:run|see) (.*)$", r"; all flags: \1"),
+    (
+        r"^Missing argument: Missing value for argument '(.*?)'\. Expected (\d+) values",
+        r"\1: found too few values behind it, allowed: \2",
+    ),
+    (r"^Required options: Missing from .*?: ", "missing: "),
+    (r"\.? \(required\)(?= For full helptext|$)", ""),
+    (r"\.? \(required\) ", "; "),
+    (
+        r"^Unrecognized options: (-.*?)(?: Perhaps you meant: (.*?))?(?= For full helptext|$)",
+        _near_flags,
+    ),
+    (
+        r"^Unrecognized options: (?!-)(.*?)(?= For full helptext|$)",
+        r"found \1, which follows no flag: most flags take one value, and switches take none; "
+        "quote what has spaces",
+    ),
+    (r"[ .]* For full helptext, (?:run:?|see) (.*)$", r"; all flags: \1"),
 )
 
 
@@ -249,8 +280,9 @@ def run_recipe(
 
     Raises:
         SystemExit: always, unless the recipe raises something that is not a MeloFormerError. A
-            MeloFormerError becomes one line on stderr and code 2, Ctrl-C one line and code 130,
-            SIGTERM likewise and 143 if the recipe has called `interrupts.end_at_signals`.
+            MeloFormerError becomes one line on stderr and code 2, so does a place that the user has
+            no right to; Ctrl-C one line and code 130, SIGTERM likewise and 143 if the recipe has
+            called `interrupts.end_at_signals`.
     """
     try:
         raise_at_signals()
@@ -258,6 +290,14 @@ def run_recipe(
         status = function(parse_flags(config_class, arguments, description=description))
     except MeloFormerError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(EXIT_REFUSED)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(
+            f"error: {error.filename}: {error.strerror}; allowed: what this user may read and, "
+            "where something is written, write\n"
+        )
         sys.exit(EXIT_REFUSED)
     except TerminatedError:
         sys.stderr.write(f"stopped by SIGTERM; {after_a_stop}\n")

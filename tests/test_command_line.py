@@ -1,3 +1,4 @@
+import errno
 import math
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -5,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import tyro
 
 from meloformer.command_line import (
     changed_flags,
@@ -55,19 +57,61 @@ def test_an_unknown_flag_or_value_ends_in_one_line_and_exit_code_2(
     assert not set(line) & set("╭╮╰╯│─")
 
 
+@dataclass(frozen=True)
+class MoreFlags(Flags):
+    """Values that may be left out.
+
+    Args:
+        output: where to; --bars says how much of it, and --tempo how fast.
+    """
+
+    tempo: float | None = None
+    bars: int | None = None
+    size: Literal["tiny", "base", "large"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """What is needed.
+
+    Args:
+        midi: the MIDI file.
+        data: shards.
+    """
+
+    midi: tyro.conf.Positional[Path]
+    data: str
+
+
+def test_what_is_missing_is_said_with_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, said in (
+        ([], "error: missing: PATH the MIDI file; --data STR shards; all flags: "),
+        (["a.mid"], "error: missing: --data STR shards; all flags: "),
+    ):
+        with pytest.raises(SystemExit):
+            parse_flags(Needed, arguments)
+        assert capsys.readouterr().err.startswith(said)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--learning_rate", "abc"], "error: --learning_rate: found 'abc', allowed a number; all"),
         (["--learning_rate", "nan"], "error: --learning_rate: found nan, allowed a number"),
-        (["--output", "a", "b"], "error: found b, which follows no flag: each flag takes one val"),
+        (["--output", "a", "b"], "error: found b, which follows no flag: most flags take one val"),
+        (["--tempo", "90bpm"], "error: --tempo: found '90bpm', allowed a number; all flags: "),
+        (["--bars", "1.5"], "error: --bars: found '1.5', allowed a whole number; all flags: "),
+        (["--size", "giant"], "error: --size: found 'giant', allowed: base, large, tiny; all fla"),
+        (["--bars"], "error: --bars: found too few values behind it, allowed: 1; all flags: "),
+        (["--outputs", "3"], "error: found --outputs, 3, which is no flag; near it: --output; all"),
+        (["--zzz"], "error: found --zzz, which is no flag; all flags: "),
     ],
 )
 def test_a_wrong_value_is_said_with_what_is_allowed(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        parse_flags(Flags, arguments)
+        parse_flags(MoreFlags, arguments)
     assert capsys.readouterr().err.startswith(said)
 
 
@@ -151,3 +195,16 @@ def test_ctrl_c_is_one_line_and_exit_code_130(capsys: pytest.CaptureFixture[str]
         run_recipe(interrupted, Flags, [])
     assert ended.value.code == 130
     assert capsys.readouterr().err.startswith("stopped by Ctrl-C")
+
+
+def test_a_place_without_permission_is_named_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(flags: Flags) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "locked/out.mid")
+
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(refuse, Flags, [])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: locked/out.mid: Permission denied; allowed: what this user may")

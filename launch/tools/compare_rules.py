@@ -65,7 +65,9 @@ def compare_rules(flags: Flags) -> None:
         soft_wrap=True,
     )
     if flags.json:
-        console.print(f"{flags.json} and {flags.json.with_suffix('.png').name}", highlight=False)
+        console.print(
+            f"{flags.json} and {flags.json.with_suffix('.png').name}", highlight=False, markup=False
+        )
 
 
 def describe(race: Race) -> list[str]:

@@ -54,7 +54,9 @@ def main(flags: FindLRConfig) -> int:
     )
     if flags.json:
         save(flags.json, session, curve, title)
-        console.print(f"{flags.json} and {flags.json.with_suffix('.png').name}", highlight=False)
+        console.print(
+            f"{flags.json} and {flags.json.with_suffix('.png').name}", highlight=False, markup=False
+        )
     return 0 if found else 1
 
 

@@ -61,7 +61,7 @@ def main(config: ListenConfig) -> None:
         *(("--instruments", *config.instruments) if config.instruments else ()),
     )
     files = [config.output, *map(config.output.with_suffix, (".wav", ".png"))]
-    console.print(f"to hear and to see: {', '.join(map(str, files))}")
+    console.print(f"to hear and to see: {', '.join(map(str, files))}", markup=False)
     if config.setup_seconds is not None:
         console.print(f"set-up, downloads included: {config.setup_seconds} s")
     console.print(f"the piece, its sound and its picture: {time.monotonic() - began:.0f} s")

@@ -52,7 +52,7 @@ class ControlConfig:
         chords: of the bars, such as "C Am F G7", one a bar and then from the front again; roots
             with nothing, m, dim, aug, maj7, m7 or 7, N for none, C*4 for four bars. Each bar says
             its chord to the model; whether the notes follow is up to the model.
-        instruments: those that play, each in the first quarter already, and no others: programs
+        instruments: those that play, each from early on, and no others: programs
             0..127, `drums`, or names such as violin; with --num_instruments, those that it may
             choose from.
         num_instruments: so many different ones play over the piece, drums being one.
@@ -289,6 +289,8 @@ class ControlConfig:
         words += [f"pitches {text}" for text in self.pitch_range]
         if self.notes_per_bar is not None:
             words.append(f"{self.notes_per_bar} notes a bar")
+        if self.density is not None:
+            words.append(f"{self.density:g} notes per quarter")
         return ", ".join(words)
 
 

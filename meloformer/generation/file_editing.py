@@ -41,7 +41,8 @@ class EditConfig:
             If not given, its end.
         fill_midi: MIDI file, some bars of which are written anew; with --instruments only what
             these play there.
-        fill_bars: which: first and last bar, from 0, such as 4-7, or one bar.
+        fill_bars: which: first and last bar, from 0 (a picture counts from 1), such as 4-7, or one
+            bar.
         accompany_midi: MIDI file, for which --instruments are written, or replaced where it has
             them.
     """
@@ -80,6 +81,11 @@ class EditConfig:
     def file(self) -> tuple[str, Path]:
         """The flag and the file that is to be changed."""
         return next((flag, path) for flag, path in self._files.items() if path is not None)
+
+    @property
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """Files that are read, by flag."""
+        return {flag: (path,) for flag, path in self._files.items() if path is not None}
 
     @property
     def bars_to_fill(self) -> tuple[int, int]:
@@ -237,8 +243,8 @@ def write_edits(config: WritingConfig, edits: EditConfig, model: MuseFormer) -> 
                 f"{name} with {flag}: allowed is one process without --endless, --skip_existing "
                 "and --compile"
             )
-    # Names of files are no markup.
-    console = Console(markup=False)
+    # Names of files are no markup, and are not broken where they are long.
+    console = Console(markup=False, soft_wrap=True)
 
     def tell(notice: Notice) -> None:
         console.print(notice.line)

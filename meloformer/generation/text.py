@@ -32,6 +32,7 @@ from meloformer.midi.quantise import quantise
 from meloformer.midi.read import read_midi
 from meloformer.model.injection import Injection
 from meloformer.model.museformer import MuseFormer
+from meloformer.plurals import counted
 from meloformer.tokens.attributes import Attributes
 from meloformer.tokens.hid import encode
 
@@ -102,9 +103,10 @@ class TextConfig:
         if any(not text.strip() for text in self.text):
             raise GenerationError("--text '': found an empty text; allowed: a few words or more")
         if self.mix and (len(self.mix) != 2 or self.at is None):
+            where = "no --at" if self.at is None else f"--at {self.at}"
             raise GenerationError(
-                f"--mix with {len(self.mix)} files and --at {self.at}: allowed: two MIDI files and "
-                "where the piece goes from one to the other, such as --at 0:0,64:1"
+                f"--mix with {counted(len(self.mix), 'file')} and {where}: allowed: two MIDI files "
+                "and where the piece goes from one to the other, such as --at 0:0,64:1"
             )
         if self.at is not None and not self.mix:
             raise GenerationError(
@@ -132,6 +134,12 @@ class TextConfig:
     def is_given(self) -> bool:
         """Whether anything steers the piece."""
         return bool(self.text or self.prompts or self.summaries_from or self.mix)
+
+    @property
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """MIDI files that are read, by flag."""
+        lender = () if self.summaries_from is None else (self.summaries_from,)
+        return {"--summaries_from": lender, "--mix": self.mix}
 
     def texts(self) -> tuple[str, ...]:
         """Those of the flags, or the lines of the file.

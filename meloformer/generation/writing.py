@@ -3,7 +3,7 @@
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -103,6 +103,23 @@ class WritingConfig:
         if self.output.suffix.lower() not in (".mid", ".midi"):
             raise GenerationError(f"--output {self.output}: allowed are names that end in .mid")
 
+    def check_spares(self, read: Mapping[str, Sequence[Path]]) -> None:
+        """Refuse to write over a file that is read: nobody could have it back.
+
+        Args:
+            read: files of each flag that names some.
+
+        Raises:
+            GenerationError: names the first.
+        """
+        for flag, file in [(flag, file) for flag, files in read.items() for file in files]:
+            written = numbered(self.output, self.num_samples)
+            if file.exists() and any(path.exists() and file.samefile(path) for path in written):
+                raise GenerationError(
+                    f"--output {self.output} with {flag} {file}: would write over what is read; "
+                    "allowed: another name"
+                )
+
 
 def load_writer(config: WritingConfig) -> tuple[MuseFormer, Path]:
     """The model in evaluation mode on its device, and the folder that it comes from.
@@ -119,7 +136,7 @@ def load_writer(config: WritingConfig) -> tuple[MuseFormer, Path]:
     folder, which = find_player(config.checkpoint, config.weights)
     share = share_of_environment()
     if which and share.is_first:
-        Console(markup=False).print(which, soft_wrap=True)
+        Console(markup=False, soft_wrap=True).print(which)
     model = load_model(folder, share.device(choose_device(config.device)))
     if config.weights_dtype == "int8":
         use_int8_weights(model)
@@ -155,8 +172,8 @@ def write_orders(config: WritingConfig, model: MuseFormer, orders: Sequence[Orde
     """
     make_folder(config.output)
     share = share_of_environment()
-    # Words of users and names of files are no markup.
-    console = Console(markup=False, quiet=not share.is_first)
+    # Words of users and names of files are no markup, and a line is whole however long they are.
+    console = Console(markup=False, soft_wrap=True, quiet=not share.is_first)
     if taken := config.controls.another_tempo:
         console.print(taken)
     if sounds_like := config.rendering.sounds_like():

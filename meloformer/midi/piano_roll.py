@@ -7,6 +7,7 @@ into a bar token and play another.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ _MAX_LINES = 16
 _INCHES_PER_BAR = 0.7
 _MIN_WIDTH_INCHES, _MAX_WIDTH_INCHES = 8.0, 14.0
 _LEFT_INCHES, _LEGEND_INCHES, _TITLE_INCHES, _BOTTOM_INCHES = 0.75, 2.2, 0.4, 0.15
-_MAX_TITLE = 110  # letters; the flags of a piece may be longer than the picture is wide
+_TITLE_MARGIN_INCHES = 0.2
 # One line of a short piece is taller than each of many.
 _ONLY_LINE_INCHES, _LINE_INCHES = 3.6, 2.3
 _INCHES_PER_DRUM, _MAX_DRUM_INCHES = 0.13, 2.2
@@ -154,18 +155,32 @@ class _Picture:
                 one.set_xticks([])
             self._number_bars(axes[-1], first)
             self._write_chords(axes[0], first)
-        if len(title) > _MAX_TITLE:
-            title = title[: _MAX_TITLE - 1] + "…"
+        self._entitle(figure, title)
+        self._explain(figure)
+
+    def _entitle(self, figure: Figure, title: str) -> None:
+        """The title, above all: as much of it as the picture is wide."""
+        width, height = self.size_inches
         title, fonts = drawable(title)
-        figure.text(
+        line = figure.text(
             _LEFT_INCHES / width,
             1 - 0.1 / height,
-            title.replace("$", r"\$"),  # words of users are no formulas
+            "",
             va="top",
             fontsize="large",
             fontfamily=fonts,
         )
-        self._explain(figure)
+
+        def fits(num_letters: int) -> bool:
+            shown = title if num_letters == len(title) else title[:num_letters].rstrip(" ,") + "…"
+            line.set_text(shown.replace("$", r"\$"))  # words of users are no formulas
+            inches = line.get_window_extent().width / figure.dpi
+            return bool(inches <= width - _LEFT_INCHES - _TITLE_MARGIN_INCHES)
+
+        if not fits(len(title)):
+            # What fits is followed by what does not.
+            num_letters = bisect_left(range(1, len(title)), True, key=lambda num: not fits(num))
+            fits(num_letters)
 
     def _explain(self, figure: Figure) -> None:
         """The legend, right of the first line."""

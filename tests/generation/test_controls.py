@@ -170,9 +170,9 @@ def test_a_piece_whose_text_says_its_length_is_refused_once_that_is_known() -> N
 def test_wishes_are_said_in_words() -> None:
     controls = ControlConfig(
         bars=4, key="C major", scale_only=True, chords=("C", "G"), num_instruments=2,
-        enter=("drums:2",), pitch_range=("33:28-52",), notes_per_bar="2-12",
+        enter=("drums:2",), pitch_range=("33:28-52",), notes_per_bar="2-12", density=4.0,
     )  # fmt: skip
     assert controls.describe() == (
         "4 bars, C major, its scale only, chords C G, 2 instruments, drums from bar 2, "
-        "pitches 33:28-52, 2-12 notes a bar"
+        "pitches 33:28-52, 2-12 notes a bar, 4 notes per quarter"
     )

@@ -160,3 +160,9 @@ def test_one_of_something_is_said_as_one(base, tmp_path: Path, capsys) -> None:
     write_orders(config, base, [Order(title="", controls=controls)])
     said = " ".join(capsys.readouterr().out.split())
     assert ": 1 bar, Acoustic" in said and "a.mid: 1 bar, 1 note, " in said
+
+
+def test_what_is_written_is_one_line_however_long_its_name(base, tmp_path: Path, capsys) -> None:
+    output = tmp_path / ("a long name " * 9) / "out.mid"
+    write_orders(WritingConfig(output=output, rendering=NO_PICTURE), base, [ONE_PLAYER])
+    assert f"\n{output}: 2 bars, " in capsys.readouterr().out

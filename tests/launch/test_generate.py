@@ -114,3 +114,31 @@ def test_bad_wishes_end_in_one_line_and_code_2(
         assert message in said
         assert len(said.strip().splitlines()) == 1
         assert not list(tmp_path.glob("*.mid"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--continue_midi song.mid --output song.mid",
+        "--fill_midi out.mid --fill_bars 1",  # the name that is written where none is given
+        "--accompany_midi song-1.mid --instruments 33 --output song.mid --num_samples 2",
+        "--summaries_from again.mid --output song.mid",
+        "--mix out.mid song.mid --at 0:0,1:1 --output song.mid",
+    ],
+)
+def test_a_file_that_is_read_is_never_written_over(
+    recipe, tmp_path, monkeypatch, capsys, flags: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("song.mid", "song-1.mid", "out.mid"):
+        Path(name).write_bytes(name.encode())
+    Path("again.mid").symlink_to("song.mid")
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(recipe.main, recipe.GenerateConfig, flags.split())
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "would write over what is read; allowed: another name" in said
+    assert len(said.splitlines()) == 1
+    assert (
+        all(path.read_bytes() for path in tmp_path.iterdir()) and len(list(tmp_path.iterdir())) == 4
+    )

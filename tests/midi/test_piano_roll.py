@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
@@ -94,3 +95,24 @@ def test_of_two_instruments_in_unison_both_are_seen(tmp_path: Path) -> None:
         seen.append({tuple(value) for value in values[is_colour].tolist()})
     assert len(seen[0]) == len(seen[1]) == 1
     assert seen[2] == seen[0] | seen[1]
+
+
+@pytest.mark.parametrize("title", ["W" * 300, "8 bars, $97 bpm, " * 9])
+def test_a_title_ends_inside_the_picture_whatever_its_letters(tmp_path: Path, title: str) -> None:
+    piece = canonical_piece([3], [40], [(0, 1, 0, 60, 24, 66)])
+    save_piano_roll(piece, tmp_path / "roll.png", title=title)
+    band = imread(tmp_path / "roll.png")[:40, :, 0]
+    inked = np.flatnonzero(band.min(0) < 0.5)
+    assert 0.8 * band.shape[1] < inked[-1] < band.shape[1] - 6
+
+
+def test_a_title_that_finds_room_is_whole_and_a_longer_one_says_that_it_goes_on() -> None:
+    notes = [(0, 1, 0, 60, 24, 66)]
+    shown = []
+    for title in ("a title, $5", "Violin (40), " * 30):
+        figure = Figure()
+        FigureCanvasAgg(figure)
+        _Picture(canonical_piece([3], [40], notes)).draw(figure, title)
+        shown.append(figure.texts[0].get_text())
+    assert shown[0] == r"a title, \$5"
+    assert shown[1].endswith("…") and ("Violin (40), " * 30).startswith(shown[1][:-1])

@@ -110,3 +110,12 @@ def test_the_pace_is_that_of_this_try(midi_folder: Path, tmp_path: Path) -> None
     went_on = shard_data(*made, *flags, cwd=tmp_path)
     assert went_on.returncode == 0, went_on.stderr
     assert went_on.stdout.splitlines()[-1].endswith("s; all files had been converted before")
+
+
+def test_a_folder_is_named_as_it_is_whatever_stands_in_its_name(
+    midi_folder: Path, tmp_path: Path
+) -> None:
+    name = "my [best] pieces " + "of all " * 9
+    made = shard_data("--midi", midi_folder, "--report", name, "--num_workers", 1, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert f"report: {name}/report.html and" in made.stdout
