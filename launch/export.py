@@ -64,7 +64,9 @@ def main(config: ExportConfig) -> None:
     console.print(f"from {source}; loaded again, {done.num_probed:,} logits equal to the last bit")
     if done.onnx_difference is not None:
         console.print(f"ONNX: logits of every step within {done.onnx_difference:.1g} of torch's")
-    if config.licence is None:
+    if done.keeps_card:
+        console.print("the card is that which the folder has; a new one: --name or --licence")
+    elif config.licence is None:
         console.print("the card says that nobody has told the licence of the weights: --licence")
 
 

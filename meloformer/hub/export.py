@@ -18,6 +18,7 @@ from meloformer.hub.probe import probe_ids
 from meloformer.hub.run_facts import RunFacts, run_facts
 from meloformer.hub.tokenizer import HIDTokenizer
 from meloformer.model.weights import WEIGHTS_NAME, load_model, model_fingerprint
+from meloformer.shards.manifest import CARD_NAME
 from meloformer.training.checkpoint import MANIFEST_NAME, rename_whole
 
 
@@ -30,6 +31,7 @@ class Exported:
         source: the model folder that it is of.
         facts: of its run.
         num_probed: logits that were compared, each equal to the last bit.
+        keeps_card: the card is that of the source, word for word.
         onnx_difference: the largest between logits of the graphs and the model's; None without.
     """
 
@@ -37,6 +39,7 @@ class Exported:
     source: Path
     facts: RunFacts
     num_probed: int
+    keeps_card: bool
     onnx_difference: float | None = None
 
 
@@ -67,7 +70,8 @@ def export_folder(
         source: a model folder, as `bridge.base_folder.find_base` finds it.
         output: folder to be made.
         name: of the model, for its card; that of the folder if not given.
-        licence: of the weights; see `model_card`.
+        licence: of the weights; see `model_card`. A folder without a run that has a card keeps it
+            where neither is given.
         onnx: write the decoding step as graphs too; see `onnx_files.write_onnx`.
 
     Raises:
@@ -81,7 +85,13 @@ def export_folder(
     _check_sealed(source)
     model = MuseFormerForCausalLM.of_folder(source)
     facts = run_facts(source)
-    model.card = model_card(name or output.name, model.settings, facts, licence=licence)
+    card = source / CARD_NAME
+    if facts.run is None and card.is_file() and not (name or licence):
+        # The model in the box, or what was exported before: no run is near that knows more.
+        model.card, keeps_card = card.read_text(encoding="utf-8", errors="replace"), True
+    else:
+        model.card = model_card(name or output.name, model.settings, facts, licence=licence)
+        keeps_card = False
     # No name that a folder of the user's may have, such as .ssh beside ssh: it is emptied first.
     aside = output.with_name(f".{output.name}.unfinished")
     try:
@@ -102,7 +112,12 @@ def export_folder(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return Exported(
-        folder=output, source=source, facts=facts, num_probed=num_probed, onnx_difference=difference
+        folder=output,
+        source=source,
+        facts=facts,
+        num_probed=num_probed,
+        keeps_card=keeps_card,
+        onnx_difference=difference,
     )
 
 

@@ -16,6 +16,7 @@ from meloformer.hub.card import model_card
 from meloformer.hub.export import check_same, export_folder
 from meloformer.hub.probe import probe_ids
 from meloformer.hub.run_facts import RunFacts, run_facts
+from meloformer.model.box import BOX, CARD_NAME
 from meloformer.model.weights import load_weights
 from meloformer.shards.reader import ShardFolder
 from meloformer.tokens.vocabulary import KIND_OF, Kind
@@ -126,6 +127,20 @@ def test_a_hidden_folder_of_the_same_name_is_left_alone(run, tmp_path) -> None:
     export_folder(run / "model", tmp_path / "mine")
     assert own.read_text() == "keep"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "mine"]
+
+
+def test_a_folder_without_a_run_keeps_its_card_unless_another_is_asked_for(
+    tmp_path, capsys
+) -> None:
+    assert recipe("--checkpoint", BOX, "--output", tmp_path / "box") == 0
+    assert "the card is that which the folder has" in capsys.readouterr().out
+    own = (BOX / CARD_NAME).read_text()
+    assert (tmp_path / "box" / CARD_NAME).read_text() == own
+    assert recipe("--checkpoint", tmp_path / "box", "--output", tmp_path / "again") == 0
+    assert (tmp_path / "again" / CARD_NAME).read_text() == own
+    asked = ("--licence", "cc-by-4.0")
+    assert recipe("--checkpoint", BOX, "--output", tmp_path / "new", *asked) == 0
+    assert ModelCard.load(tmp_path / "new" / CARD_NAME).data.license == "cc-by-4.0"
 
 
 def test_a_damaged_checkpoint_is_no_export(run, tmp_path) -> None:
