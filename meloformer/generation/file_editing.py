@@ -268,11 +268,20 @@ def write_edits(config: WritingConfig, edits: EditConfig, model: MuseFormer) -> 
         )
         title = f"{output.stem}, after {path.name}"
         files = write_piece(music, output, config.rendering, title)
-        players = ", ".join(
-            instrument_in_words(one) for one in sorted(set(music.instrument.tolist()))
-        )
         console.print(
             f"{files}: {counted(music.num_bars, 'bar')}, "
-            f"{counted(music.num_notes, 'note')} ({players})"
+            f"{counted(music.num_notes, 'note')} ({_bars_of_players(music)})"
         )
     console.print(f"{time.perf_counter() - started:.1f} s in all")
+
+
+def _bars_of_players(music: QuantisedPiece) -> str:
+    """Who plays in how many bars, so that nobody has to listen for an accompaniment of one bar."""
+    num_bars = {
+        one: len(np.unique(music.bar[music.instrument == one]))
+        for one in np.unique(music.instrument).tolist()
+    }
+    return ", ".join(
+        f"{instrument_in_words(one)} in {counted(number, 'bar')}"
+        for one, number in num_bars.items()
+    )

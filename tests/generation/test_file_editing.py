@@ -98,13 +98,18 @@ def test_each_version_of_a_filled_file_keeps_what_is_around(model, tmp_path: Pat
     assert notes_of(tmp_path / "one.mid") == versions[0]
 
 
-def test_an_accompanied_file_keeps_all_other_instruments(model, tmp_path: Path) -> None:
+def test_an_accompanied_file_keeps_all_other_instruments(model, tmp_path: Path, capsys) -> None:
     song, output = write_song(tmp_path / "song.mid"), tmp_path / "out.mid"
     edits = EditConfig(accompany_midi=song)
     change(model, edits, output, instruments=("33", "drums"))
     found = notes_of(output)
     assert {note for note in found if note[0] == 0} == {n for n in notes_of(song) if n[0] == 0}
     assert {note[0] for note in found} <= {0, 33, -1}
+    # Who plays in how many bars is said.
+    said = capsys.readouterr().out
+    for program, name in ((-1, "drums"), (33, "Fingered Electric Bass (33)")):
+        num_bars = len({note[1] for note in found if note[0] == program})
+        assert f"{name} in {num_bars} bar" in said, said
     change(model, EditConfig(fill_midi=song, fill_bars="5"), output, instruments=("33",))
     kept = {note for note in notes_of(song) if note[0] == 0 or note[1] != 5}
     assert kept <= notes_of(output)
