@@ -72,9 +72,11 @@ class Road:
     """The table at the end, as it grows.
 
     Args:
+        folder: of all that is made.
         num_parts: of the demo.
     """
 
+    folder: Path
     num_parts: int
     rows: list[tuple[str, str, bool | None]] = field(default_factory=list)
     _part: int = 0
@@ -89,9 +91,10 @@ class Road:
         yield
         console.print(f"{(time.monotonic() - began) / 60:.1f} minutes")
 
-    def add(self, what: str, found: str, is_right: bool | None = None) -> None:
+    def add(self, what: Path, found: str, is_right: bool | None = None) -> None:
         """A row; None is told and not judged."""
-        self.rows.append((what, found, is_right))
+        # The folder is named below the table, where it costs no column.
+        self.rows.append((str(what.relative_to(self.folder)), found, is_right))
 
     def table(self) -> Table:
         """All rows."""
@@ -108,7 +111,7 @@ def main(config: TextDemoConfig) -> int:
     folder = config.output or Path("runs") / time.strftime("text-%Y%m%d-%H%M%S", time.gmtime())
     captions, targets = folder / "captions.jsonl", folder / "targets"
     has_data = (config.data / "manifest.json").is_file()
-    road = Road(6 + (not has_data) + (config.base is None) + bool(config.judged))
+    road = Road(folder, 6 + (not has_data) + (config.base is None) + bool(config.judged))
     if not has_data:
         with road.part("pieces as shards"):
             run("shard_data.py", "--midi", "chorales", "--output", config.data)
@@ -180,7 +183,7 @@ def add_bridge(road: Road, output: Path) -> None:
     """How far the answers of a bridge are from the summaries of unseen pieces."""
     *_, last = (output / "validation.jsonl").read_text().splitlines()
     scores = json.loads(last)
-    road.add(f"{output}/model", f"validation loss {scores['loss']:.3f}")
+    road.add(output / "model", f"validation loss {scores['loss']:.3f}")
 
 
 def write(road: Road, base: Path, bridge: Path) -> None:
@@ -191,7 +194,7 @@ def write(road: Road, base: Path, bridge: Path) -> None:
     for number, text in enumerate(TEXTS):
         written = path.with_stem(f"{path.stem}-{number}")
         notes = sum(len(track.notes) for track in read_midi(written).tracks)
-        road.add(str(written), f"{notes} notes for {text!r}", notes > 0)
+        road.add(written, f"{notes} notes for {text!r}", notes > 0)
 
 
 def foretell(road: Road, bridge: Path, path: Path) -> None:
@@ -201,7 +204,7 @@ def foretell(road: Road, bridge: Path, path: Path) -> None:
         *("--num_chunks", 160, "--output", path),
     )
     found = torch.load(path, weights_only=True)
-    road.add(str(path), f"{found.shape[0]} summaries, {found.shape[1]} wide", found.shape[0] == 160)
+    road.add(path, f"{found.shape[0]} summaries, {found.shape[1]} wide", found.shape[0] == 160)
 
 
 def judge(road: Road, config: TextDemoConfig, base: Path, folder: Path, captions: Path) -> None:
@@ -226,7 +229,7 @@ def judge(road: Road, config: TextDemoConfig, base: Path, folder: Path, captions
         and one["own"]["mean"] > one["other"]["mean"]
     ]
     road.add(
-        f"{output}/control.md",
+        output / "control.md",
         f"{found['n']} pieces; of {len(found['comparisons'])} comparisons with another's text or "
         f"none, the own text is ahead, with intervals apart, in {len(higher)}",
     )
